@@ -1,0 +1,102 @@
+"""A LIBERO task, compiled once: everything that running it needs, and nothing that needs LIBERO or robosuite.
+
+Invariant: a `Scene` is immutable and shared by all slots of its task, in any number of threads.
+"""
+
+from dataclasses import dataclass, field
+
+import mujoco
+import numpy as np
+
+from vla_envs.libero.goals import Goal
+
+
+@dataclass(frozen=True, kw_only=True)
+class OscConstants:
+    """Constants of robosuite's OSC_POSE controller and the Panda gripper, by index into the scene's model.
+
+    Units: metres, radians, seconds, newton metres. Order of the arm's joints: from base to flange.
+    """
+
+    arm_qpos: np.ndarray
+    """(7,) int32: addresses of the arm joints in qpos."""
+    arm_dofs: np.ndarray
+    """(7,) int32: addresses of the arm joints in qvel."""
+    arm_actuators: np.ndarray
+    """(7,) int32: torque actuators of the arm."""
+    gripper_actuators: np.ndarray
+    """(2,) int32: position actuators of the fingers."""
+    gripper_qpos: np.ndarray
+    """(2,) int32: addresses of the finger joints in qpos."""
+    grip_site: int
+    """Site that the controller moves (`gripper0_grip_site`)."""
+    eef_body: int
+    """Body whose orientation robosuite reports as the end-effector quaternion (`robot0_right_hand`)."""
+    initial_joints: np.ndarray
+    """(7,) float64: joint posture that the null-space term pulls towards."""
+    kp: np.ndarray
+    """(6,) float64."""
+    kd: np.ndarray
+    """(6,) float64."""
+    input_min: np.ndarray
+    """(6,) float64: actions are clipped to [input_min, input_max]."""
+    input_max: np.ndarray
+    output_min: np.ndarray
+    """(6,) float64: ... and scaled linearly to [output_min, output_max] (m, rad)."""
+    output_max: np.ndarray
+    torque_min: np.ndarray
+    """(7,) float64: torques are clipped to [torque_min, torque_max]."""
+    torque_max: np.ndarray
+    gripper_speed: float
+    """How far the gripper's command in [-1, 1] moves per substep towards the action's sign."""
+    gripper_bias: np.ndarray
+    """(2,) float64: command in [-1, 1] per finger maps to bias + weight * command."""
+    gripper_weight: np.ndarray
+    """(2,) float64."""
+    substeps: int = 25
+    """Physics steps per control step (500 Hz / 20 Hz)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where one movable object starts: a rectangle on a surface, and how it may be turned."""
+
+    object_name: str
+    qpos_address: int
+    """Address of the object's free joint in qpos (7 numbers: position in m, quaternion w x y z)."""
+    reference: str
+    """Name of the object, fixture or site it stands on; "" for the arena's own surface."""
+    ranges: np.ndarray
+    """(R, 4) float64: x_min, y_min, x_max, y_max in metres, in the frame of `reference`; one rectangle is drawn."""
+    yaw_range: tuple[float, float]
+    """Rotation about `rotation_axis`, radians, drawn uniformly."""
+    rotation_axis: str
+    base_height: float
+    """z of the surface in metres (world frame for the arena's surface, else above `reference`)."""
+    bottom_offset: float
+    """Distance in metres from the object's origin down to its lowest point."""
+    horizontal_radius: float
+    """Radius in metres used to keep objects apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One compiled task."""
+
+    suite: str
+    task_id: int
+    name: str
+    """LIBERO's task name, as in its file names."""
+    instruction: str
+    max_episode_steps: int
+    """The suite's time limit in control steps, settling not counted."""
+    detail: str
+    """"full" (LIBERO's own meshes and textures) or "fast" (simplified)."""
+    model: mujoco.MjModel
+    init_states: np.ndarray
+    """(I, 1 + nq + nv) float64: [time, qpos, qvel], the benchmark's own."""
+    goal: Goal
+    osc: OscConstants
+    placements: tuple[Placement, ...]
+    cameras: dict[str, int] = field(default_factory=dict)
+    """Public camera name ("agentview", "wrist", ...) -> camera id of the model."""

@@ -1,0 +1,32 @@
+"""Gymnasium ids of this package; the classes behind them are imported when an env is made."""
+
+from gymnasium.envs.registration import register, registry
+
+_LIBERO_SUITES = {
+    "Libero-v0": "libero_spatial",
+    "Libero-Spatial-v0": "libero_spatial",
+    "Libero-Object-v0": "libero_object",
+    "Libero-Goal-v0": "libero_goal",
+    "Libero-10-v0": "libero_10",
+    "Libero-90-v0": "libero_90",
+}
+
+
+def register_envs() -> None:
+    """Add the ids to Gymnasium's registry; ids that are there already are left alone."""
+    for env_id, suite in _LIBERO_SUITES.items():
+        if env_id not in registry:
+            register(
+                id=env_id,
+                entry_point="vla_envs.libero.env:make_libero_env",
+                vector_entry_point="vla_envs.libero.env:LiberoEnv",
+                kwargs={"suite": suite},
+                disable_env_checker=False,
+            )
+    if "Isaac-v0" not in registry:
+        register(
+            id="Isaac-v0",
+            entry_point="vla_envs.isaac.env:make_isaac_env",
+            vector_entry_point="vla_envs.isaac.env:IsaacEnv",
+            kwargs={"suite": "libero_spatial", "task_id": 0},
+        )

@@ -1,0 +1,1 @@
+"""GRPO training of vision-language-action policies on any Gymnasium vector environment."""
