@@ -4,14 +4,33 @@ A config that cannot work is refused when it is built, before anything starts. T
 classes: the text under each field is its `--help`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeVar
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+_Config = TypeVar("_Config")
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _parse_pairs(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        _require("=" in pair, f"expected KEY=VALUE, got {pair!r}")
+    return {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
+
+
+_KEY_VALUE_PAIRS = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="KEY=VALUE",
+    instance_from_str=_parse_pairs,
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +39,9 @@ class EnvConfig:
 
     id: str = "Libero-v0"
     """Gymnasium id; any env with continuous actions works."""
-    kwargs: dict[str, str] = field(default_factory=dict)
-    """Arguments of gym.make_vec, each value as JSON or a plain string, for example suite libero_10."""
+    kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
+    """Arguments of gym.make_vec as KEY=VALUE, each value JSON or a plain string, for example suite=libero_10 task_ids=[0,3].
+    Given, they replace all of the recipe's; another env.id starts with none."""
     num_groups: int = 2
     """Env groups that take turns with the policy: 2 or more overlap simulation and generation."""
     envs_per_group: int = 4
@@ -108,7 +128,9 @@ class RolloutConfig:
     """1 lets the next rollout overlap the update, with weights one version old; 0 never does."""
 
     def __post_init__(self) -> None:
-        _require(self.groups_per_iteration >= 1, f"rollout.groups_per_iteration must be at least 1, got {self.groups_per_iteration}")
+        _require(
+            self.groups_per_iteration >= 1, f"rollout.groups_per_iteration must be at least 1, got {self.groups_per_iteration}"
+        )
         _require(
             self.group_size >= 2,
             f"rollout.group_size must be at least 2, got {self.group_size}: GRPO compares the episodes of a group",
@@ -234,3 +256,64 @@ class TrainConfig:
         )
         _require(self.checkpoint_every >= 1, f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
         _require(self.keep_checkpoints >= 1, f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """One evaluation of one checkpoint."""
+
+    checkpoint: str
+    """A run's folder (its newest checkpoint), one of its checkpoints, or a checkpoint in the published layout."""
+    output: Path | None = None
+    """Folder of the results; None makes one beside the checkpoint. A folder that holds results already is completed."""
+    seed: int = 0
+    """Seed of the split of initial states: the run's own, so that held-out means held out."""
+    train_fraction: float = 0.8
+    """Share of each task's initial states that belonged to training."""
+    display: Literal["auto", "rich", "plain", "none"] = "auto"
+    """Progress on the terminal; auto is rich on a terminal, plain lines elsewhere."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    eval: EvalConfig = field(default_factory=lambda: EvalConfig(episodes_per_task=0))
+
+
+def config_to_json(config: TrainConfig) -> dict[str, Any]:
+    """The config as plain JSON data; `config_from_json` gives it back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(asdict(config))
+
+
+def config_from_json(data: dict[str, Any]) -> TrainConfig:
+    """Rebuild a config that `config_to_json` wrote.
+
+    Raises:
+        ValueError: A section or field is unknown (the config is from another version), or its values cannot work.
+    """
+    sections = {
+        "env": EnvConfig,
+        "policy": PolicyConfig,
+        "rollout": RolloutConfig,
+        "algo": AlgoConfig,
+        "optim": OptimConfig,
+        "eval": EvalConfig,
+    }
+    arguments = {name: _build(sections[name], value) if name in sections else value for name, value in data.items()}
+    if "output" in arguments:
+        arguments["output"] = Path(arguments["output"])
+    if "trackers" in arguments:
+        arguments["trackers"] = tuple(arguments["trackers"])
+    return _build(TrainConfig, arguments)
+
+
+def _build(cls: type[_Config], data: dict[str, Any]) -> _Config:
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - known)
+    _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}: this config was written by another version")
+    return cls(**data)

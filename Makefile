@@ -1,0 +1,59 @@
+# `make train` and `make test` work on a fresh machine with Python 3.11+, pip and make; both set up .venv first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# Rendering without a display: EGL, on the GPU where there is one, in software (Mesa) otherwise.
+export MUJOCO_GL ?= egl
+
+.PHONY: help setup gl train test check format bench parity report clean
+
+help:            ## this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+
+setup: $(VENV)/.ready gl  ## make .venv and install both packages, with everything the tests need
+
+$(VENV)/.ready: constraints.txt pyproject.toml vla_envs/pyproject.toml vla_train/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed; name one with: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "error: no venv module: install it (Debian: apt-get install python3-venv)"; exit 1; }
+	@# Without a GPU, PyTorch's CPU build (200 MB) instead of the CUDA build (several GB).
+	@$(BIN)/python -c 'import torch' 2>/dev/null || command -v nvidia-smi >/dev/null || \
+		$(BIN)/pip install -q --retries 0 --timeout 15 --no-deps --index-url https://download.pytorch.org/whl/cpu \
+			$$(grep '^torch==' constraints.txt) || echo "no CPU build of PyTorch there: taking the default one"
+	$(BIN)/pip install -q -c constraints.txt -e './vla_envs[libero]' -e './vla_train[ray]' --group dev
+	@touch $@
+
+gl:
+	@$(PYTHON) -c 'import ctypes; [ctypes.CDLL(name) for name in ("libEGL.so.1", "libGL.so.1")]' 2>/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing OpenGL (libegl1 libgl1 libgl1-mesa-dri libglib2.0-0)"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			libegl1 libgl1 libgl1-mesa-dri libglib2.0-0 >/dev/null; \
+	else \
+		echo "error: OpenGL is missing. Install it: sudo apt-get install libegl1 libgl1 libgl1-mesa-dri libglib2.0-0"; exit 1; \
+	fi
+
+train: setup     ## train the default recipe on real LIBERO; options: make train ARGS="--iterations 10"
+	$(BIN)/python -m vla_train train $(ARGS)
+
+test: setup      ## run all tests that need no GPU
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: setup     ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup    ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup     ## the benchmarks, each beside its baseline
+	$(BIN)/python -m pytest -q -s benchmarks $(ARGS)
+
+parity: setup    ## compare all 130 tasks with stock LIBERO, and write docs/parity.md
+	$(BIN)/python benchmarks/parity.py $(ARGS)
+
+clean:           ## remove .venv
+	rm -rf $(VENV)

@@ -1,0 +1,92 @@
+"""What a run shows on the terminal: the phase it is in, how far, how fast; and one line per iteration.
+
+On a terminal this is a live bar (rich); elsewhere plain lines, at most one per phase every few seconds, so that a log file
+stays readable. It knows nothing of training: it is told names, counts and texts.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+_PLAIN_INTERVAL_S = 10.0
+
+PhaseUpdate = Callable[[int, str], None]
+"""Called with how much is done and a short status text."""
+
+
+class Display:
+    """Progress of one run.
+
+    Args:
+        mode: "rich" draws a live bar, "plain" prints lines, "none" prints nothing; "auto" is rich on a terminal.
+    """
+
+    def __init__(self, mode: Literal["auto", "rich", "plain", "none"]) -> None:
+        if mode == "auto":
+            mode = "rich" if sys.stdout.isatty() else "plain"
+        self._mode = mode
+        self._console = Console(
+            quiet=mode == "none",
+            highlight=False,
+            soft_wrap=mode != "rich",
+            force_terminal=True if mode == "rich" else None,
+        )
+
+    def line(self, text: str) -> None:
+        """Print one line (rich markup allowed) above the live bar."""
+        self._console.print(text)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """Print a table; the first column is left-aligned, numbers to the right."""
+        table = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+
+    @contextmanager
+    def phase(self, name: str, *, total: int, unit: str) -> Iterator[PhaseUpdate]:
+        """Show a phase of known length while the block runs.
+
+        Args:
+            name: What is happening ("rollout", "update", "evaluation").
+            total: How many units make the phase complete.
+            unit: What is counted ("groups", "rows", "episodes").
+        """
+        with self._live(name, total, unit) if self._mode == "rich" else self._plain(name, total, unit) as update:
+            yield update
+
+    @contextmanager
+    def _live(self, name: str, total: int, unit: str) -> Iterator[PhaseUpdate]:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description:<11}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[status]}"),
+        )
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            task = progress.add_task(name, total=total, status="")
+            yield lambda completed, status: progress.update(task, completed=completed, status=status)
+
+    @contextmanager
+    def _plain(self, name: str, total: int, unit: str) -> Iterator[PhaseUpdate]:
+        last_printed = time.monotonic()
+
+        def update(completed: int, status: str) -> None:
+            nonlocal last_printed
+            now = time.monotonic()
+            if now - last_printed >= _PLAIN_INTERVAL_S:
+                last_printed = now
+                self._console.print(f"  {name}: {completed}/{total} {unit}  {status}", markup=False)
+
+        yield update

@@ -1,0 +1,180 @@
+"""Greedy evaluation: which episodes succeeded, per task, with confidence intervals and videos.
+
+Invariant: every finished episode is written down before the next is asked for, so an interrupted evaluation goes on where
+it stopped, and an episode is never counted twice.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+
+from vla_train.types import EpisodeSpec, Trajectory
+
+_VIDEO_FPS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpisodeResult:
+    """The outcome of one evaluation episode."""
+
+    task_id: int
+    init_state_id: int
+    seed: int
+    instruction: str
+    success: bool
+    length: int
+    """Env steps played."""
+    episode_return: float
+    video: str | None = None
+    """File name of the episode's video, where one was kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskResult:
+    """Success of one task over its episodes."""
+
+    task_id: int
+    instruction: str
+    episodes: int
+    successes: int
+
+    @property
+    def success_rate(self) -> float:
+        return self.successes / self.episodes
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(self.successes, self.episodes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationResult:
+    """All episodes of one evaluation, in the order they finished."""
+
+    episodes: tuple[EpisodeResult, ...]
+
+    @property
+    def successes(self) -> int:
+        return sum(episode.success for episode in self.episodes)
+
+    @property
+    def success_rate(self) -> float:
+        """Mean over episodes; 0 when nothing was played."""
+        return self.successes / max(len(self.episodes), 1)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(self.successes, len(self.episodes))
+
+    @property
+    def tasks(self) -> tuple[TaskResult, ...]:
+        """One row per task, by task id."""
+        by_task: dict[int, list[EpisodeResult]] = {}
+        for episode in self.episodes:
+            by_task.setdefault(episode.task_id, []).append(episode)
+        return tuple(
+            TaskResult(
+                task_id=task_id,
+                instruction=episodes[0].instruction,
+                episodes=len(episodes),
+                successes=sum(episode.success for episode in episodes),
+            )
+            for task_id, episodes in sorted(by_task.items())
+        )
+
+
+def wilson_interval(successes: int, episodes: int, *, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a success rate (95 % for z = 1.96); (0, 1) when nothing was played."""
+    if episodes == 0:
+        return 0.0, 1.0
+    rate = successes / episodes
+    centre = rate + z * z / (2 * episodes)
+    spread = z * math.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes * episodes))
+    scale = 1 + z * z / episodes
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def evaluate(
+    episodes: Sequence[EpisodeSpec],
+    play: Callable[[Iterable[EpisodeSpec]], Iterator[Trajectory]],
+    *,
+    folder: Path,
+    videos: int,
+    on_episode: Callable[[EpisodeResult, int, int], None] | None = None,
+) -> EvaluationResult:
+    """Play the episodes that `folder` does not hold yet, and return all of them.
+
+    Args:
+        episodes: What to play.
+        play: Plays specs greedily and yields each trajectory as it ends (`Rollout.play`).
+        folder: Takes `episodes.jsonl`, one line per finished episode, and `videos/`.
+        videos: Most videos kept of successes, and of failures.
+        on_episode: Called with each result, how many are done, and how many there are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = folder / "episodes.jsonl"
+    wanted = {_identity(spec.task_id, spec.init_state_id, spec.seed) for spec in episodes}
+    results = [result for result in _read_journal(journal) if _identity_of(result) in wanted]
+    done = {_identity_of(result) for result in results}
+    kept = {outcome: sum(r.video is not None and r.success == outcome for r in results) for outcome in (True, False)}
+    remaining = [spec for spec in episodes if _identity(spec.task_id, spec.init_state_id, spec.seed) not in done]
+    with journal.open("a") as lines:
+        for trajectory in play(remaining):
+            video = None
+            if kept[trajectory.success] < videos:
+                kept[trajectory.success] += 1
+                video = _video_name(trajectory)
+                write_video(folder / "videos" / video, trajectory.images)
+            spec = trajectory.spec
+            result = EpisodeResult(
+                task_id=spec.task_id,
+                init_state_id=spec.init_state_id,
+                seed=spec.seed,
+                instruction=trajectory.instruction,
+                success=trajectory.success,
+                length=trajectory.length,
+                episode_return=trajectory.episode_return,
+                video=video,
+            )
+            results.append(result)
+            lines.write(json.dumps(asdict(result)) + "\n")
+            lines.flush()
+            if on_episode is not None:
+                on_episode(result, len(results), len(episodes))
+    return EvaluationResult(episodes=tuple(results))
+
+
+def write_video(path: Path, images: np.ndarray) -> None:
+    """Write (S, H, W, 3) uint8 frames, one per decision, as an H.264 file that browsers play."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2  # H.264 with 4:2:0 colour needs even sides
+    iio.imwrite(path, images[:, :height, :width], fps=_VIDEO_FPS, codec="libx264", macro_block_size=2)
+
+
+def _video_name(trajectory: Trajectory) -> str:
+    start = trajectory.spec.init_state_id if trajectory.spec.init_state_id >= 0 else trajectory.spec.seed
+    return f"task{trajectory.spec.task_id:02d}_start{start}_{'success' if trajectory.success else 'failure'}.mp4"
+
+
+def _identity(task_id: int, init_state_id: int, seed: int) -> tuple[int, int, int]:
+    return task_id, init_state_id, seed if init_state_id < 0 else 0
+
+
+def _identity_of(result: EpisodeResult) -> tuple[int, int, int]:
+    return _identity(result.task_id, result.init_state_id, result.seed)
+
+
+def _read_journal(journal: Path) -> list[EpisodeResult]:
+    """Results written so far; a last line cut short by a crash is dropped and its episode played again."""
+    if not journal.exists():
+        return []
+    text = journal.read_text()
+    complete, _, partial = text.rpartition("\n")
+    if partial:
+        journal.write_text(complete + "\n" if complete else "")
+    return [EpisodeResult(**json.loads(line)) for line in complete.splitlines()]

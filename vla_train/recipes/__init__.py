@@ -1,0 +1,11 @@
+"""Recipes: functions that return a complete `TrainConfig`. Every number can still be changed on the command line."""
+
+from collections.abc import Callable
+
+from vla_train.config import TrainConfig
+from vla_train.recipes.cpu import cpu
+from vla_train.recipes.one_gpu import one_gpu
+from vla_train.recipes.paper import paper
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {"cpu": cpu, "one-gpu": one_gpu, "paper": paper}
+DEFAULT_RECIPE = "cpu"
