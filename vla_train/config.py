@@ -124,6 +124,9 @@ class RolloutConfig:
     """Groups whose success rate is above this carry no signal and are replaced."""
     max_attempts: float = 4.0
     """Stop an iteration after this many times `groups_per_iteration` prompts, with what signal there is."""
+    deterministic: bool = False
+    """Play exactly the groups that an iteration needs: its groups then depend on the seed alone, never on timing, and a resumed
+    run equals an uninterrupted one. Otherwise slots that would idle at its end start the next iteration's groups (faster)."""
     max_staleness: int = 0
     """1 lets the next rollout overlap the update, with weights one version old; 0 never does."""
 

@@ -1,0 +1,399 @@
+"""Keeps workers and policy busy: one thread that owns all state of a rollout and reacts to events.
+
+    caller's thread                      conductor's thread                           workers
+    +------------------+  PolicyBatch    +------------------------------------+  Reset, Step   +-----------------+
+    | gather images    | <-------------- | loop: feed episodes, fill slots,   | -------------> | simulate,       |
+    | policy.act       |    (outbox)     |       offer the ready rows,        |                | render          |
+    |                  | --------------> |       wait for the next event      | <------------- |                 |
+    +------------------+  Decided        +------------------------------------+  Event         +-----------------+
+                          (inbox)          produces trajectories for its Objective  (inbox)
+
+* The *caller's thread* produces decisions, consumes batches, waits for a batch, and is unblocked by the conductor (or by the
+  end of the rollout). Policies that are bound to a thread (CUDA graphs) therefore stay in the one that called.
+* The *conductor* produces commands and batches, consumes events and decisions, waits for either, and is unblocked by the
+  next deadline at the latest: a worker that stays silent is a fault like one that dies. It never computes for long, so a
+  finished slot is refilled while the policy is busy with other rows.
+* *Workers* produce events, consume commands, and wait for nothing else.
+
+Faults: an env group's episodes are queued again, from their beginning, and the group is restarted, a bounded number of times.
+"""
+
+import logging
+import queue
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from vla_train.pipeline.env_group import GroupResult
+from vla_train.pipeline.episode_recorder import EpisodeRecorder
+from vla_train.pipeline.scheduler import Assignment, Scheduler, WorkerState
+from vla_train.pipeline.timeline import SpanKind, Timeline
+from vla_train.pipeline.workers import (
+    START_TIMEOUT_S,
+    Command,
+    EnvWorker,
+    Event,
+    GroupReply,
+    Reset,
+    Started,
+    Step,
+    WorkerError,
+    WorkerFault,
+    require_same_env,
+)
+from vla_train.types import EpisodeSpec, PolicyOutput, Trajectory
+
+_logger = logging.getLogger(__name__)
+
+
+class Objective(Protocol):
+    """What the conductor plays episodes for."""
+
+    @property
+    def complete(self) -> bool:
+        """Nothing more needs to be played."""
+        ...
+
+    def feed(self, wanted: int) -> Iterable[EpisodeSpec]:
+        """Episodes to queue, now that the slots could take `wanted` more; none if there are none."""
+        ...
+
+    def finished(self, trajectory: Trajectory) -> None:
+        """An episode has ended."""
+        ...
+
+    def advanced(self) -> None:
+        """Some decisions were taken (for progress displays)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchRow:
+    """One slot that waits for a decision."""
+
+    worker: int
+    slot: int
+    lease: int
+    spec: EpisodeSpec
+    decision: int
+    """Number of this decision in its episode."""
+    instruction: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyBatch:
+    """Rows for one policy call; the images stay where they are until the decision is back."""
+
+    rows: tuple[BatchRow, ...]
+    workers: tuple[int, ...]
+    results: dict[int, GroupResult]
+    """Of each worker in the batch, whose images the rows show."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decided:
+    """The policy's answer to a batch."""
+
+    batch: PolicyBatch
+    images: np.ndarray
+    """(B, H, W, 3) uint8: what the policy saw; trajectories keep views of it."""
+    output: PolicyOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Asks the conductor to end where it stands."""
+
+    outbox: "Outbox | None" = None
+    """Of the run that is meant; None means whichever is under way."""
+
+
+class Complete:
+    """Tells the caller that the objective is reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Tells the caller that the rollout cannot go on."""
+
+    error: BaseException
+
+
+Outbox = queue.SimpleQueue[PolicyBatch | Complete | Failed]
+
+
+@dataclass(kw_only=True, slots=True)
+class ConductorCounts:
+    """What happened so far, over the conductor's life."""
+
+    decisions: int = 0
+    """Decisions played: chunks."""
+    env_steps: int = 0
+    batches: int = 0
+    """Policy calls offered."""
+    episodes: int = 0
+    faults: int = 0
+    restarts: int = 0
+    requeued: int = 0
+    """Episodes that had to start again because of a fault."""
+
+
+class Conductor:
+    """Drives workers through a scheduler; see the module's docstring.
+
+    Args:
+        workers: Started env groups; the conductor restarts them, their maker closes them.
+        max_batch: Most rows of one policy batch.
+        max_wait_s: How long ready rows wait for more, while more are on their way.
+        timeline: Takes the spans of the env groups.
+    """
+
+    def __init__(self, workers: Sequence[EnvWorker], *, max_batch: int, max_wait_s: float, timeline: Timeline) -> None:
+        self._workers = list(workers)
+        self._config = workers[0].config
+        self._max_batch = max_batch
+        self._max_wait_s = max_wait_s
+        self._timeline = timeline
+        self._neutral_action = np.clip(0.0, workers[0].description.action_low, workers[0].description.action_high)
+        self.scheduler = Scheduler(
+            [worker.description.num_slots for worker in workers],
+            whole_resets=[worker.description.whole_resets for worker in workers],
+            max_batch=max_batch,
+        )
+        self.counts = ConductorCounts()
+        self.inbox: queue.SimpleQueue[Event | Decided | Stop] = queue.SimpleQueue()
+        self._results: list[GroupResult | None] = [None] * len(workers)
+        self._recorders: dict[int, EpisodeRecorder] = {}  # by lease
+        self._deadlines: dict[int, float] = {}  # of commands and starts under way, by worker
+        self._restarts = [0] * len(workers)
+        self._outstanding: PolicyBatch | None = None
+        self._ready_since = 0.0
+        self._failure: BaseException | None = None
+        for worker in workers:
+            worker.connect(self.inbox.put)
+
+    # --- the loop
+
+    def run(self, objective: Objective, outbox: Outbox) -> None:
+        """Play until the objective is complete, `Stop` is asked for, or a fault cannot be mended. Never raises."""
+        try:
+            if self._failure is not None:
+                raise self._failure
+            while True:
+                if not objective.complete:
+                    self.pump(objective)
+                if not objective.complete:
+                    self._offer(outbox)
+                elif self._outstanding is None:
+                    outbox.put(Complete())
+                    return
+                event = self._next_event()
+                if isinstance(event, Stop):
+                    if event.outbox is None or event.outbox is outbox:
+                        outbox.put(Failed(RuntimeError("the rollout was closed")))
+                        return
+                elif event is not None:
+                    self._handle(event, objective)
+        except BaseException as error:  # the fault boundary of a rollout: whatever went wrong is the caller's to see
+            self._failure = error
+            outbox.put(Failed(error))
+
+    def pump(self, objective: Objective) -> None:
+        """Queue more episodes and start resetting free slots, without waiting."""
+        wanted = self.scheduler.wanted
+        if wanted:
+            self.scheduler.submit(objective.feed(wanted))
+        for worker, assignments in self.scheduler.fill().items():
+            for assignment in assignments:
+                self._recorders[assignment.lease] = EpisodeRecorder(spec=assignment.spec, instruction="")
+            slots, specs = tuple(a.slot for a in assignments), tuple(a.spec for a in assignments)
+            self._send(worker, Reset(slots=slots, specs=specs))
+
+    def _send(self, worker: int, command: Command) -> None:
+        self._deadlines[worker] = time.monotonic() + self._config.step_timeout_s
+        self._workers[worker].send(command)
+
+    def _offer(self, outbox: Outbox) -> None:
+        if self._outstanding is not None or self.scheduler.ready_rows == 0:
+            return
+        more_to_come = self.scheduler.stepping > 0 and self.scheduler.ready_rows < self._max_batch
+        if more_to_come and time.monotonic() < self._ready_since + self._max_wait_s:
+            return
+        workers = self.scheduler.next_batch()
+        self._outstanding = self._batch(workers)
+        self.counts.batches += 1
+        outbox.put(self._outstanding)
+
+    def _batch(self, workers: tuple[int, ...]) -> PolicyBatch:
+        rows = []
+        results: dict[int, GroupResult] = {}
+        for worker in workers:
+            result = self._results[worker]
+            assert result is not None
+            results[worker] = result
+            for assignment in self.scheduler.playing(worker):
+                recorder = self._recorders[assignment.lease]
+                rows.append(
+                    BatchRow(
+                        worker=worker,
+                        slot=assignment.slot,
+                        lease=assignment.lease,
+                        spec=assignment.spec,
+                        decision=recorder.decisions,
+                        instruction=recorder.instruction,
+                    )
+                )
+        return PolicyBatch(rows=tuple(rows), workers=workers, results=results)
+
+    def _next_event(self) -> Event | Decided | Stop | None:
+        """The next event, or None when a deadline has passed first; then the silent workers have been dealt with."""
+        now = time.monotonic()
+        until = min(self._deadlines.values(), default=now + START_TIMEOUT_S)
+        if self._max_wait_s > 0 and self._outstanding is None and self.scheduler.ready_rows > 0:
+            until = min(until, max(now, self._ready_since + self._max_wait_s))
+        try:
+            return self.inbox.get(timeout=max(0.0, until - now))
+        except queue.Empty:
+            pass
+        now = time.monotonic()
+        for worker in [worker for worker, deadline in self._deadlines.items() if deadline <= now]:
+            silent_s = START_TIMEOUT_S if self.scheduler.state(worker) is WorkerState.DOWN else self._config.step_timeout_s
+            self._mend(worker, TimeoutError(f"no answer for {silent_s:g} s"))
+        return None
+
+    # --- events
+
+    def _handle(self, event: Event | Decided, objective: Objective) -> None:
+        if isinstance(event, Decided):
+            self._dispatch(event)
+            objective.advanced()
+            return
+        if event.incarnation != self._workers[event.worker].incarnation:
+            return  # from one that was given up
+        self._deadlines.pop(event.worker, None)
+        content = event.content
+        if isinstance(content, WorkerFault):
+            self._mend(event.worker, content.error)
+        elif isinstance(content, Started):
+            require_same_env([worker.description for worker in self._workers])
+            self.scheduler.restored(event.worker)
+        else:
+            self._record(event.worker, content, objective)
+
+    def _dispatch(self, decided: Decided) -> None:
+        """Send each worker its chunk, unless it died or lost its episodes meanwhile."""
+        batch, output = decided.batch, decided.output
+        if batch is not self._outstanding:
+            return
+        self._outstanding = None
+        description = self._workers[0].description
+        rows_of: dict[int, list[int]] = {worker: [] for worker in batch.workers}
+        for index, row in enumerate(batch.rows):
+            rows_of[row.worker].append(index)
+        for worker, indices in rows_of.items():
+            current = {assignment.lease for assignment in self.scheduler.playing(worker)}
+            indices = [index for index in indices if batch.rows[index].lease in current]
+            if not self.scheduler.decided(worker):
+                continue
+            num_slots, chunk_size = self._workers[worker].description.num_slots, output.actions.shape[1]
+            actions = np.empty((num_slots, chunk_size, description.action_dim), np.float32)
+            actions[:] = self._neutral_action
+            active = np.zeros(num_slots, bool)
+            for index in indices:
+                row = batch.rows[index]
+                self._recorders[row.lease].decide(
+                    decided.images[index], output.token_ids[index], output.logprobs[index], output.policy_version
+                )
+                actions[row.slot] = output.actions[index]
+                active[row.slot] = True
+            self._send(worker, Step(actions=actions, active=active))
+
+    def _record(self, worker: int, reply: GroupReply, objective: Objective) -> None:
+        result = self._results[worker] = reply.result
+        state = self.scheduler.state(worker)
+        playing = self.scheduler.playing(worker)
+        kind: SpanKind = "reset" if state is WorkerState.RESETTING else "simulate"
+        self._timeline.add(f"env {worker}", kind, reply.start, reply.end, rows=len(playing))
+        if not self.scheduler.ready_rows:
+            self._ready_since = time.monotonic()
+        if state is WorkerState.RESETTING:
+            for assignment in playing:
+                recorder = self._recorders[assignment.lease]
+                if recorder.decisions == 0:
+                    recorder.instruction = result.instructions[assignment.slot]
+            self.scheduler.reset_done(worker)
+            return
+        ended = []
+        for assignment in playing:
+            slot = assignment.slot
+            self._recorders[assignment.lease].play(int(result.num_steps[slot]), float(result.rewards[slot]))
+            self.counts.decisions += 1
+            self.counts.env_steps += int(result.num_steps[slot])
+            if result.terminated[slot] or result.truncated[slot]:
+                ended.append(assignment)
+        self.scheduler.stepped(worker, finished=[assignment.slot for assignment in ended])
+        for assignment in ended:
+            self._finish(assignment, result, objective)
+
+    def _finish(self, assignment: Assignment, result: GroupResult, objective: Objective) -> None:
+        slot = assignment.slot
+        trajectory = self._recorders.pop(assignment.lease).finish(
+            terminated=bool(result.terminated[slot]),
+            truncated=bool(result.truncated[slot]),
+            final_reward=float(result.final_rewards[slot]),
+            config=self._config,
+        )
+        self.counts.episodes += 1
+        objective.finished(trajectory)
+
+    # --- faults
+
+    def _mend(self, worker: int, error: BaseException) -> None:
+        """Queue the worker's episodes again and restart it.
+
+        Raises:
+            WorkerError: It has been restarted as often as it may be.
+        """
+        self._deadlines.pop(worker, None)
+        self._workers[worker].kill()
+        for assignment in self.scheduler.playing(worker):
+            del self._recorders[assignment.lease]
+        requeued = self.scheduler.lost(worker)
+        self._results[worker] = None
+        self.counts.faults += 1
+        self.counts.requeued += len(requeued)
+        cause = f"{type(error).__name__}: {error}"
+        if self._restarts[worker] >= self._config.max_restarts:
+            raise WorkerError(
+                f"env group {worker} ({self._config.id}) failed after {self._restarts[worker]} restarts: {cause}"
+            ) from error
+        self._restarts[worker] += 1
+        self.counts.restarts += 1
+        _logger.warning(
+            "env group %d failed (%s): restart %d of %d, %d episodes start again",
+            worker,
+            cause,
+            self._restarts[worker],
+            self._config.max_restarts,
+            len(requeued),
+        )
+        self._deadlines[worker] = time.monotonic() + START_TIMEOUT_S
+        self._workers[worker].start()
+
+    # --- between runs, from the caller's thread
+
+    def withdraw(self) -> None:
+        """Forget a batch that the policy will not answer: its rows are ready again."""
+        if self._outstanding is not None:
+            for worker in self._outstanding.workers:
+                self.scheduler.withdraw(worker)
+            self._outstanding = None
+
+    def evict(self) -> None:
+        """Take all episodes off the slots and out of the queue."""
+        self.withdraw()
+        self.scheduler.evict_all()
+        self._recorders.clear()

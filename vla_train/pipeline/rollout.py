@@ -1,0 +1,427 @@
+"""Plays episodes on env groups with a policy: groups for training, single episodes for evaluation.
+
+Invariant: an episode is a function of the policy's weights, its `EpisodeSpec` and the run's seed; never of timing, of the
+slot it was played in or of what shared its batch (up to the policy's own numerics in batches of different size).
+
+The policy is called in the thread that calls `collect` or iterates over `play`; see `conductor` for who does what.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_train.config import RolloutConfig
+from vla_train.pipeline.conductor import (
+    Complete,
+    Conductor,
+    ConductorCounts,
+    Decided,
+    Failed,
+    Objective,
+    Outbox,
+    PolicyBatch,
+    Stop,
+)
+from vla_train.pipeline.dynamic_sampling import DynamicSampling
+from vla_train.pipeline.group_store import pack_groups, unpack_groups
+from vla_train.pipeline.sampling_numbers import sampling_numbers
+from vla_train.pipeline.timeline import Timeline
+from vla_train.pipeline.workers import EnvWorker
+from vla_train.policy.base import Policy
+from vla_train.types import EpisodeSpec, Group, Observation, PolicyOutput, Trajectory
+
+_PROGRESS_INTERVAL_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutProgress:
+    """How far an iteration is."""
+
+    kept: int
+    """Groups with a signal so far."""
+    target: int
+    """Groups with a signal that complete the iteration."""
+    consumed: int
+    """Groups played so far, with or without signal."""
+    episodes: int
+    """Episodes finished in this call."""
+    decisions: int
+    """Chunks played in this call."""
+    elapsed_s: float
+
+    @property
+    def decisions_per_s(self) -> float:
+        return self.decisions / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutStats:
+    """What one `collect` did."""
+
+    groups_kept: int
+    groups_rejected: int
+    """Played, but without a learning signal."""
+    groups_carried_over: int
+    """Finished already, and left for the next iteration."""
+    episodes_in_flight: int
+    """Begun, and left for the next iteration."""
+    success_rate: float
+    """Over all groups consumed, kept or not; 0 if there was none."""
+    episodes: int
+    """Finished during this call."""
+    decisions: int
+    """Chunks played during this call."""
+    env_steps: int
+    policy_batches: int
+    duration_s: float
+    policy_s: float
+    """Time the policy worked."""
+    env_s: float
+    """Time the busiest env group worked."""
+    overlap_efficiency: float
+    """max(policy_s, env_s) / duration_s: 1 when the slower of the two never waited."""
+    worker_restarts: int
+    episodes_requeued: int
+    """Episodes that started again because their env group failed."""
+
+    @property
+    def decisions_per_s(self) -> float:
+        return self.decisions / self.duration_s if self.duration_s > 0 else 0.0
+
+    @property
+    def rows_per_batch(self) -> float:
+        return self.decisions / self.policy_batches if self.policy_batches else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutResult:
+    """The groups of one iteration that carry a signal, by group_id, and how it went."""
+
+    groups: tuple[Group, ...]
+    stats: RolloutStats
+
+
+class Rollout:
+    """Env groups and a policy, kept busy together.
+
+    Args:
+        config: How many groups, how batches are made.
+        policy: Decides.
+        workers: Started env groups (`make_workers`); `close` closes them.
+        timeline: Takes the spans of env groups and policy.
+        seed: Seed of the sampling numbers.
+    """
+
+    def __init__(
+        self, config: RolloutConfig, *, policy: Policy, workers: Sequence[EnvWorker], timeline: Timeline, seed: int
+    ) -> None:
+        if not workers:
+            raise ValueError("a rollout needs at least one env group")
+        if policy.action_dim != workers[0].description.action_dim:
+            raise ValueError(f"the policy has {policy.action_dim} actions, the env {workers[0].description.action_dim}")
+        self._config = config
+        self._policy = policy
+        self._workers = list(workers)
+        self._timeline = timeline
+        self._seed = seed
+        self._conductor = Conductor(workers, max_batch=config.max_policy_batch, max_wait_s=config.max_wait_s, timeline=timeline)
+        self._sampling = DynamicSampling(
+            groups_per_iteration=config.groups_per_iteration,
+            max_groups=max(1, int(config.max_attempts * config.groups_per_iteration)),
+            lookahead=0 if config.deterministic else config.groups_per_iteration,
+        )
+        self._busy = threading.Lock()
+        self._closed = False
+
+    # --- training
+
+    def collect(
+        self,
+        prompts: Iterator[tuple[EpisodeSpec, ...]],
+        keep: Callable[[Group], bool],
+        on_progress: Callable[[RolloutProgress], None] | None = None,
+    ) -> RolloutResult:
+        """Play groups until `groups_per_iteration` of them carry a signal, or `max_attempts` is used up.
+
+        Args:
+            prompts: Each item is the episodes of one group; group ids rise. Read only as far as slots are free. If it ends,
+                the iteration ends with what there is.
+            keep: Whether a finished group carries a signal. Called from another thread, as is `on_progress`.
+            on_progress: Told a few times per second how far it is.
+
+        Raises:
+            WorkerError: An env group failed more often than it may; the cause is in the message.
+            ValueError: The policy returned a wrong shape or NaN.
+        """
+        started, before = time.perf_counter(), self._snapshot()
+        objective = _CollectGroups(self._sampling, prompts, keep, on_progress, self._progress_since(started, before))
+        with self._exclusive():
+            for _ in self._play(objective, greedy=False):
+                pass
+        kept, consumed = self._sampling.take()
+        ended, after = time.perf_counter(), self._snapshot()
+        names = [f"env {index}" for index in range(len(self._workers))]
+        busy = self._timeline.metrics(since=started, until=ended, resources=["policy", *names])
+        successes = [group.success_rate for group in consumed]
+        stats = RolloutStats(
+            groups_kept=len(kept),
+            groups_rejected=len(consumed) - len(kept),
+            groups_carried_over=sum(group.finished for group in self._sampling.open_groups),
+            episodes_in_flight=self._conductor.scheduler.in_flight,
+            success_rate=float(np.mean(successes)) if successes else 0.0,
+            episodes=after.episodes - before.episodes,
+            decisions=after.decisions - before.decisions,
+            env_steps=after.env_steps - before.env_steps,
+            policy_batches=after.batches - before.batches,
+            duration_s=ended - started,
+            policy_s=busy.busy_s["policy"],
+            env_s=max(busy.busy_s[name] for name in names),
+            overlap_efficiency=busy.overlap_efficiency,
+            worker_restarts=after.restarts - before.restarts,
+            episodes_requeued=after.requeued - before.requeued,
+        )
+        return RolloutResult(groups=kept, stats=stats)
+
+    def prefetch(self, prompts: Iterator[tuple[EpisodeSpec, ...]]) -> None:
+        """Start resetting free slots for the next `collect`, and return at once: call it before training."""
+        with self._exclusive():
+            self._conductor.pump(_CollectGroups(self._sampling, prompts, lambda group: True, None, None))
+
+    # --- evaluation
+
+    def play(self, specs: Iterable[EpisodeSpec]) -> Iterator[Trajectory]:
+        """Play single episodes greedily and yield each as it ends, in any order.
+
+        Specs are read as slots become free. Training episodes that were begun are played from their start again afterwards.
+        """
+        trajectories: list[Trajectory] = []
+        with self._exclusive():
+            self._conductor.evict()
+            try:
+                yield from self._play(_PlayEpisodes(iter(specs), trajectories), greedy=True, finished=trajectories)
+            finally:
+                self._conductor.evict()
+                self._submit_unplayed()
+
+    # --- the caller's side of the conductor
+
+    def _play(self, objective: Objective, *, greedy: bool, finished: list[Trajectory] | None = None) -> Iterator[Trajectory]:
+        outbox: Outbox = queue.SimpleQueue()
+        thread = threading.Thread(target=self._conductor.run, args=(objective, outbox), name="rollout", daemon=True)
+        thread.start()
+        try:
+            while True:
+                message = outbox.get()
+                while finished:
+                    yield finished.pop(0)
+                if isinstance(message, Complete):
+                    return
+                if isinstance(message, Failed):
+                    raise message.error
+                self._conductor.inbox.put(self._decide(message, greedy=greedy))
+        finally:
+            self._conductor.inbox.put(Stop(outbox))
+            thread.join()
+            self._conductor.withdraw()
+
+    def _decide(self, batch: PolicyBatch, *, greedy: bool) -> Decided:
+        """Gather what the rows see and let the policy decide."""
+        gathered = time.perf_counter()
+        height, width, channels = self._workers[0].description.image_shape
+        images = np.empty((len(batch.rows), height, width, channels), np.uint8)
+        for index, row in enumerate(batch.rows):
+            images[index] = batch.results[row.worker].images[row.slot]
+        num_tokens = self._policy.chunk_size * self._policy.action_dim
+        uniforms = None
+        if not greedy:
+            uniforms = np.stack([sampling_numbers(self._seed, row.spec, row.decision, num_tokens) for row in batch.rows])
+        instructions = tuple(row.instruction for row in batch.rows)
+        began = time.perf_counter()
+        self._timeline.add("policy", "preprocess", gathered, began, rows=len(batch.rows))
+        outputs = []
+        for first in range(0, len(batch.rows), self._config.max_policy_batch):
+            rows = slice(first, first + self._config.max_policy_batch)
+            output = self._policy.act(
+                Observation(images=images[rows], instructions=instructions[rows]),
+                uniforms=None if uniforms is None else uniforms[rows],
+                temperature=self._config.temperature,
+            )
+            outputs.append(output)
+        self._timeline.add("policy", "policy", began, time.perf_counter(), rows=len(batch.rows))
+        output = outputs[0] if len(outputs) == 1 else _concatenate(outputs)
+        self._check(output, len(batch.rows))
+        return Decided(batch=batch, images=images, output=output)
+
+    def _check(self, output: PolicyOutput, rows: int) -> None:
+        num_tokens = self._policy.chunk_size * self._policy.action_dim
+        expected = {
+            "actions": (rows, self._policy.chunk_size, self._policy.action_dim),
+            "token_ids": (rows, num_tokens),
+            "logprobs": (rows, num_tokens),
+        }
+        for name, shape in expected.items():
+            value = getattr(output, name)
+            if value.shape != shape:
+                raise ValueError(f"the policy's {name} must have shape {shape}, got {value.shape}")
+            if not np.isfinite(value).all():
+                raise ValueError(f"the policy's {name} contain NaN or infinity")
+
+    # --- checkpoints
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Groups finished or begun but not handed out, as plain arrays (no pickled objects; `np.savez` takes them).
+
+        Begun episodes are kept as specs and played from their start again.
+        """
+        with self._exclusive():
+            return pack_groups(self._sampling.pending())
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on with the groups of a `state_dict`; what this rollout holds is dropped."""
+        with self._exclusive():
+            self._conductor.evict()
+            self._sampling.restore(unpack_groups(state))
+            self._submit_unplayed()
+
+    def _submit_unplayed(self) -> None:
+        self._conductor.scheduler.submit(spec for group in self._sampling.open_groups for spec in group.unplayed)
+
+    def close(self) -> None:
+        """Close the workers; a `collect` under way in another thread ends with an error."""
+        self._closed = True
+        if self._busy.locked():
+            self._conductor.inbox.put(Stop())
+        for worker in self._workers:
+            worker.close()
+
+    # --- bookkeeping
+
+    def _exclusive(self) -> "_Exclusive":
+        if self._closed:
+            raise RuntimeError("this rollout is closed")
+        return _Exclusive(self._busy)
+
+    def _snapshot(self) -> ConductorCounts:
+        counts = self._conductor.counts
+        return ConductorCounts(**{name: getattr(counts, name) for name in ConductorCounts.__slots__})
+
+    def _progress_since(self, started: float, before: ConductorCounts) -> Callable[[], RolloutProgress]:
+        def progress() -> RolloutProgress:
+            counts = self._conductor.counts
+            return RolloutProgress(
+                kept=self._sampling.kept,
+                target=self._config.groups_per_iteration,
+                consumed=self._sampling.consumed,
+                episodes=counts.episodes - before.episodes,
+                decisions=counts.decisions - before.decisions,
+                elapsed_s=time.perf_counter() - started,
+            )
+
+        return progress
+
+
+class _Exclusive:
+    """One rollout at a time: refuses instead of waiting, since waiting for oneself would never end."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("this rollout is busy: wait for the collect or play that is under way")
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
+class _CollectGroups:
+    """The objective of `collect`."""
+
+    def __init__(
+        self,
+        sampling: DynamicSampling,
+        prompts: Iterator[tuple[EpisodeSpec, ...]],
+        keep: Callable[[Group], bool],
+        on_progress: Callable[[RolloutProgress], None] | None,
+        progress: Callable[[], RolloutProgress] | None,
+    ) -> None:
+        self._sampling = sampling
+        self._prompts = prompts
+        self._keep = keep
+        self._on_progress = on_progress
+        self._progress = progress
+        self._exhausted = False
+        self._told = 0.0
+        sampling.consume()
+
+    @property
+    def complete(self) -> bool:
+        return self._sampling.complete or (self._exhausted and not self._sampling.open_groups)
+
+    def feed(self, wanted: int) -> Iterator[EpisodeSpec]:
+        while wanted > 0 and not self._exhausted and self._sampling.wants_prompt:
+            specs = next(self._prompts, None)
+            if specs is None:
+                self._exhausted = True
+                return
+            self._sampling.launch(specs)
+            wanted -= len(specs)
+            yield from specs
+
+    def finished(self, trajectory: Trajectory) -> None:
+        group = self._sampling.add(trajectory)
+        if group is not None:
+            self._sampling.judge(group, keep=self._keep(group))
+            self._tell()
+
+    def advanced(self) -> None:
+        if time.monotonic() - self._told > _PROGRESS_INTERVAL_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        if self._on_progress is not None and self._progress is not None:
+            self._on_progress(self._progress())
+
+
+class _PlayEpisodes:
+    """The objective of `play`."""
+
+    def __init__(self, specs: Iterator[EpisodeSpec], trajectories: list[Trajectory]) -> None:
+        self._specs = specs
+        self._trajectories = trajectories
+        self._exhausted = False
+        self._open = 0
+
+    @property
+    def complete(self) -> bool:
+        return self._exhausted and self._open == 0
+
+    def feed(self, wanted: int) -> Iterator[EpisodeSpec]:
+        for _ in range(wanted):
+            spec = next(self._specs, None)
+            if spec is None:
+                self._exhausted = True
+                return
+            self._open += 1
+            yield spec
+
+    def finished(self, trajectory: Trajectory) -> None:
+        self._open -= 1
+        self._trajectories.append(trajectory)
+
+    def advanced(self) -> None:
+        pass
+
+
+def _concatenate(outputs: Sequence[PolicyOutput]) -> PolicyOutput:
+    return PolicyOutput(
+        actions=np.concatenate([output.actions for output in outputs]),
+        token_ids=np.concatenate([output.token_ids for output in outputs]),
+        logprobs=np.concatenate([output.logprobs for output in outputs]),
+        policy_version=min(output.policy_version for output in outputs),
+    )
