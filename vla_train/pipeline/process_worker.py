@@ -1,0 +1,194 @@
+"""An env group in a process of its own: for envs that hold the GIL, crash or hang.
+
+Commands and replies are a few numbers through a pipe; observations and actions lie in shared memory. The child ignores
+Ctrl-C (its parent decides) and ends when the pipe closes, however its parent ended.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+import numpy as np
+
+from vla_train.config import EnvConfig
+from vla_train.pipeline.env_group import EnvDescription, GroupResult, make_env_group
+from vla_train.pipeline.shared_arrays import ArrayLayout, attach_arrays, create_arrays, make_shared_file
+from vla_train.pipeline.workers import Command, EnvWorker, GroupReply, Reset, Started, Step, WorkerFault, execute
+
+_RESULT_FIELDS = ("rewards", "final_rewards", "num_steps", "terminated", "truncated")
+_JOIN_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ready:
+    description: EnvDescription
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Done:
+    start: float
+    end: float
+    instructions: tuple[str, ...] | None
+    """None where they are what they were."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _StepSent:
+    """Actions lie in shared memory."""
+
+
+class ProcessWorker(EnvWorker):
+    """An env group in a spawned process."""
+
+    _process: BaseProcess | None = None
+    _pipe: Connection
+    _path: str
+    _arrays: dict[str, np.ndarray]
+    _receiver: threading.Thread
+
+    def start(self) -> None:
+        self.incarnation += 1
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child_pipe = context.Pipe()
+        # The image size is not known yet; where the file lies only has to suit a usual one.
+        self._path = make_shared_file(2 * self.config.envs_per_group * 512 * 512 * 3)
+        self._process = context.Process(
+            target=_serve,
+            args=(child_pipe, self._path, self.config, self.chunk_size, self.seed),
+            name=f"env {self.index}",
+            daemon=True,
+        )
+        self._process.start()
+        child_pipe.close()
+        self._receiver = threading.Thread(
+            target=self._receive,
+            args=(self.incarnation, self._pipe, self._process, self._path),
+            name=f"env {self.index} receiver",
+            daemon=True,
+        )
+        self._receiver.start()
+
+    def _receive(self, incarnation: int, pipe: Connection, process: BaseProcess, path: str) -> None:
+        instructions: tuple[str, ...] = ()
+        arrays: dict[str, np.ndarray] = {}
+        try:
+            while True:
+                message = pipe.recv()
+                if isinstance(message, _Ready):
+                    arrays = attach_arrays(path, _layout(message.description, self.chunk_size))
+                    os.unlink(path)
+                    if incarnation == self.incarnation:
+                        self._arrays = arrays
+                    self._emit(incarnation, Started(description=message.description))
+                elif isinstance(message, _Done):
+                    if message.instructions is not None:
+                        instructions = message.instructions
+                    fields = {name: arrays[name] for name in _RESULT_FIELDS}
+                    result = GroupResult(images=arrays["images"], instructions=instructions, **fields)
+                    self._emit(incarnation, GroupReply(result=result, start=message.start, end=message.end))
+                else:
+                    self._emit(incarnation, WorkerFault(error=message))
+                    return
+        except (EOFError, OSError):
+            process.join(_JOIN_TIMEOUT_S)
+            code = process.exitcode
+            how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
+            self._emit(incarnation, WorkerFault(error=RuntimeError(f"the process of env group {self.index} {how}")))
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def send(self, command: Command) -> None:
+        try:
+            if isinstance(command, Step):
+                self._arrays["actions"][:] = command.actions
+                self._arrays["active"][:] = command.active
+                self._pipe.send(_StepSent())
+            else:
+                self._pipe.send(command)
+        except OSError:
+            pass  # it died; the receiver has said so, or will
+
+    def kill(self) -> None:
+        self.incarnation += 1
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.join(_JOIN_TIMEOUT_S)
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self.incarnation += 1
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+        process.join(_JOIN_TIMEOUT_S)
+        if process.exitcode is None:
+            process.kill()
+            process.join(_JOIN_TIMEOUT_S)
+        self._receiver.join(_JOIN_TIMEOUT_S)
+        self._pipe.close()
+
+
+def _layout(description: EnvDescription, chunk_size: int) -> dict[str, ArrayLayout]:
+    slots = description.num_slots
+    return {
+        "images": ArrayLayout((slots, *description.image_shape), "uint8"),
+        "actions": ArrayLayout((slots, chunk_size, description.action_dim), "float32"),
+        "active": ArrayLayout((slots,), "bool"),
+        "rewards": ArrayLayout((slots,), "float32"),
+        "final_rewards": ArrayLayout((slots,), "float32"),
+        "num_steps": ArrayLayout((slots,), "int32"),
+        "terminated": ArrayLayout((slots,), "bool"),
+        "truncated": ArrayLayout((slots,), "bool"),
+    }
+
+
+def _serve(pipe: Connection, path: str, config: EnvConfig, chunk_size: int, seed: int) -> None:
+    """The child: carry out commands until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    group = None
+    try:
+        group = make_env_group(config, chunk_size=chunk_size, seed=seed)
+        arrays = create_arrays(path, _layout(group.description, chunk_size))
+        pipe.send(_Ready(description=group.description))
+        instructions: tuple[str, ...] = ()
+        while (message := pipe.recv()) is not None:
+            if isinstance(message, Reset):
+                command: Command = message
+                changed = np.array(message.slots)
+            else:
+                command = Step(actions=arrays["actions"].copy(), active=arrays["active"].copy())
+                changed = np.flatnonzero(command.active)
+            reply = execute(group, command)
+            for name in _RESULT_FIELDS:
+                arrays[name][:] = getattr(reply.result, name)
+            arrays["images"][changed] = reply.result.images[changed]
+            news = None if reply.result.instructions == instructions else reply.result.instructions
+            instructions = reply.result.instructions
+            pipe.send(_Done(start=reply.start, end=reply.end, instructions=news))
+    except (EOFError, BrokenPipeError):
+        pass  # the parent is gone
+    except BaseException as error:  # the fault boundary of this process
+        with contextlib.suppress(OSError):
+            pipe.send(_portable(error))
+    finally:
+        if group is not None:
+            group.close()
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error itself where it survives pickling, else its text."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
