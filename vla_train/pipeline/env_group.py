@@ -11,6 +11,7 @@ they stay valid until the next call. Whatever an env returns is checked here, be
 N slots, K actions in a chunk, A action dimensions.
 """
 
+import importlib
 import inspect
 import json
 from abc import ABC, abstractmethod
@@ -127,6 +128,8 @@ def make_env_group(config: EnvConfig, *, chunk_size: int, seed: int) -> EnvGroup
     """
     try:
         return _make_env_group(config, chunk_size=chunk_size, seed=seed)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{config.id}: {error}") from error
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{config.id}: {error}") from error
     except gym.error.Error as error:
@@ -138,7 +141,10 @@ def _make_env_group(config: EnvConfig, *, chunk_size: int, seed: int) -> EnvGrou
     from vla_train.pipeline.vector_group import VectorGroup
 
     kwargs = parse_kwargs(config.kwargs)
-    spec = gym.spec(config.id)
+    module, _, name = config.id.rpartition(":")
+    if module:
+        importlib.import_module(module)  # registers its envs, as gym.make does; gym.spec does not
+    spec = gym.spec(name)
     mode = kwargs.pop("vectorization_mode", None)
     if mode is None and (spec.vector_entry_point is None or config.image_key == "render"):
         return SingleEnvsGroup(config, kwargs=kwargs, chunk_size=chunk_size)
@@ -152,12 +158,13 @@ def _make_env_group(config: EnvConfig, *, chunk_size: int, seed: int) -> EnvGrou
         kwargs = {**{name: value for name, value in offered.items() if name in accepted}, **kwargs}
         env = gym.make_vec(config.id, num_envs=config.envs_per_group, vectorization_mode="vector_entry_point", **kwargs)
     else:
+        vector_kwargs: dict[str, Any] = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED}
+        if mode == "async":
+            vector_kwargs["shared_memory"] = False  # with it, Gymnasium reads texts once, before the first reset
+        if config.max_episode_steps is not None:
+            kwargs["max_episode_steps"] = config.max_episode_steps
         env = gym.make_vec(
-            config.id,
-            num_envs=config.envs_per_group,
-            vectorization_mode=mode,
-            vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.DISABLED},
-            **kwargs,
+            config.id, num_envs=config.envs_per_group, vectorization_mode=mode, vector_kwargs=vector_kwargs, **kwargs
         )
     return VectorGroup(env, config=config, chunk_size=chunk_size, seed=seed)
 

@@ -1,0 +1,323 @@
+"""The rollout against a plain loop: same episodes, whatever the env, the worker and the timing."""
+
+import itertools
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from pipeline_envs import DrawingPolicy, assert_played_as_alone, drift_config, make_spec
+
+from vla_train.config import EnvConfig, RolloutConfig
+from vla_train.pipeline.rollout import Rollout
+from vla_train.pipeline.timeline import Timeline
+from vla_train.pipeline.workers import make_workers
+from vla_train.types import EpisodeSpec, Group, Observation, PolicyOutput
+
+GROUP_SIZE = 4
+
+
+def make_rollout(env: EnvConfig, policy: DrawingPolicy | None = None, **config: object) -> Rollout:
+    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size, seed=0)
+    settings = {"groups_per_iteration": 3, "group_size": GROUP_SIZE, "max_attempts": 5.0, **config}
+    return Rollout(RolloutConfig(**settings), policy=policy or DrawingPolicy(), workers=workers, timeline=Timeline(), seed=11)
+
+
+def prompts(start: int = 0) -> Iterator[tuple[EpisodeSpec, ...]]:
+    return (tuple(make_spec(group, sample) for sample in range(GROUP_SIZE)) for group in itertools.count(start))
+
+
+def mixed(group: Group) -> bool:
+    return 0 < group.success_rate < 1
+
+
+@pytest.mark.parametrize("worker", ["thread", "process"])
+def test_every_trajectory_is_what_a_plain_loop_plays(worker: str) -> None:
+    rollout = make_rollout(drift_config(worker=worker))
+    try:
+        for _ in range(2):
+            result = rollout.collect(prompts(), mixed) if _ == 0 else rollout.collect(prompts(100), mixed)
+            assert len(result.groups) == 3
+            for group in result.groups:
+                assert [trajectory.spec.sample_id for trajectory in group.trajectories] == list(range(GROUP_SIZE))
+                assert {trajectory.spec.group_id for trajectory in group.trajectories} == {group.group_id}
+                for trajectory in group.trajectories:
+                    assert_played_as_alone(trajectory, seed=11)
+    finally:
+        rollout.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs"),
+    [
+        ("Drift-v0", {"vectorization_mode": "sync"}),
+        ("Drift-v0", {"vectorization_mode": "async"}),
+        ("NextStepDrift-v0", {}),
+        ("SameStepDrift-v0", {}),
+    ],
+)
+def test_vector_envs_of_every_autoreset_mode_play_the_same_episodes(env_id: str, kwargs: dict[str, str]) -> None:
+    rollout = make_rollout(drift_config(id=f"pipeline_envs:{env_id}", kwargs=kwargs))
+    try:
+        specs = [make_spec(group, sample) for group in range(5) for sample in range(2)]
+        played = list(rollout.play(specs))
+        assert sorted(t.spec.seed for t in played) == sorted(s.seed for s in specs)
+        for trajectory in played:
+            assert_played_as_alone(trajectory, seed=None)
+        for group in rollout.collect(prompts(), mixed).groups:
+            for trajectory in group.trajectories:
+                assert_played_as_alone(trajectory, seed=11)
+    finally:
+        rollout.close()
+
+
+def test_a_chunked_vector_env_starts_each_slot_from_its_stored_initial_state() -> None:
+    rollout = make_rollout(drift_config(id="pipeline_envs:ChunkedDrift-v0"))
+    try:
+        specs = [make_spec(0, task * 4 + state, task_id=task, init_state_id=state) for task in (0, 1) for state in range(4)]
+        played = list(rollout.play(specs))
+        assert len(played) == 8
+        for trajectory in played:
+            start = 10 * trajectory.spec.task_id + trajectory.spec.init_state_id
+            assert_played_as_alone(trajectory, seed=None, start=start)
+    finally:
+        rollout.close()
+
+
+@pytest.mark.parametrize(("env_id", "kwargs"), [("Drift-v0", {}), ("Drift-v0", {"vectorization_mode": "sync"})])
+def test_a_time_limit_ends_episodes_as_truncated(env_id: str, kwargs: dict[str, str]) -> None:
+    rollout = make_rollout(drift_config(id=f"pipeline_envs:{env_id}", kwargs=kwargs, max_episode_steps=4))
+    try:
+        played = list(rollout.play(make_spec(group) for group in range(7)))
+        assert any(trajectory.truncated for trajectory in played)
+        for trajectory in played:
+            assert_played_as_alone(trajectory, seed=None, time_limit=4)
+    finally:
+        rollout.close()
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "envs_per_group", "max_policy_batch", "groups_per_iteration"),
+    [(1, 1, 1, 1), (3, 5, 4, 2), (2, 7, 256, 3), (4, 1, 3, 5)],
+)
+def test_numbers_of_envs_groups_and_rows_need_not_divide_each_other(
+    num_groups: int, envs_per_group: int, max_policy_batch: int, groups_per_iteration: int
+) -> None:
+    policy = DrawingPolicy()
+    env = drift_config(num_groups=num_groups, envs_per_group=envs_per_group)
+    rollout = make_rollout(
+        env, policy, max_policy_batch=max_policy_batch, groups_per_iteration=groups_per_iteration, max_attempts=20.0
+    )
+    try:
+        result = rollout.collect(prompts(), mixed)
+        assert len(result.groups) == groups_per_iteration
+        assert max(policy.batch_sizes) <= max_policy_batch
+        for group in result.groups:
+            for trajectory in group.trajectories:
+                assert_played_as_alone(trajectory, seed=11)
+    finally:
+        rollout.close()
+
+
+def test_groups_are_consumed_in_the_order_of_their_ids_and_surplus_is_carried_over() -> None:
+    rollout = make_rollout(drift_config(num_groups=3, envs_per_group=8))
+    stream = prompts()
+    try:
+        kept = [group.group_id for _ in range(4) for group in rollout.collect(stream, mixed).groups]
+    finally:
+        rollout.close()
+    expected = []
+    for specs in prompts():
+        if 0 < sum(assert_success(spec) for spec in specs) < GROUP_SIZE:
+            expected.append(specs[0].group_id)
+        if len(expected) == len(kept):
+            break
+    assert kept == expected
+
+
+def assert_success(spec: EpisodeSpec) -> bool:
+    from pipeline_envs import play_alone
+
+    return bool(play_alone(spec, seed=11)["success"])
+
+
+def test_deterministic_rollouts_play_exactly_the_groups_they_consume() -> None:
+    rollout = make_rollout(drift_config(num_groups=3, envs_per_group=8), deterministic=True)
+    read: list[int] = []
+
+    def stream() -> Iterator[tuple[EpisodeSpec, ...]]:
+        for specs in prompts():
+            read.append(specs[0].group_id)
+            yield specs
+
+    source = stream()
+    try:
+        for _ in range(3):
+            before = len(read)
+            result = rollout.collect(source, mixed)
+            assert len(read) - before == result.stats.groups_kept + result.stats.groups_rejected
+            assert result.stats.episodes_in_flight == result.stats.groups_carried_over == 0
+    finally:
+        rollout.close()
+
+
+def test_an_iteration_without_signal_stops_at_its_allowance() -> None:
+    rollout = make_rollout(drift_config(), max_attempts=2.0)
+    try:
+        result = rollout.collect(prompts(), lambda group: False)
+        assert result.groups == ()
+        assert result.stats.groups_rejected == 6
+    finally:
+        rollout.close()
+
+
+def test_a_finite_stream_of_prompts_ends_the_iteration() -> None:
+    rollout = make_rollout(drift_config(), groups_per_iteration=50)
+    try:
+        result = rollout.collect(itertools.islice(prompts(), 5), lambda group: True)
+        assert [group.group_id for group in result.groups] == list(range(5))
+        assert list(rollout.play([])) == []
+    finally:
+        rollout.close()
+
+
+def test_a_checkpoint_carries_finished_and_begun_groups_over() -> None:
+    first, second = make_rollout(drift_config(num_groups=3)), make_rollout(drift_config(num_groups=1, envs_per_group=2))
+    stream = prompts()
+    try:
+        first.collect(stream, mixed)
+        state = {name: np.array(value) for name, value in first.state_dict().items()}
+        assert all(value.dtype != object for value in state.values())
+        expected = [group.group_id for group in first.collect(itertools.islice(stream, 20), mixed).groups]
+        second.load_state_dict(state)
+        read = max(state["specs"][:, 0], default=2) + 1
+        resumed = second.collect(itertools.islice(prompts(int(read)), 20), mixed)
+        assert [group.group_id for group in resumed.groups] == expected
+        for group in resumed.groups:
+            for trajectory in group.trajectories:
+                assert_played_as_alone(trajectory, seed=11)
+    finally:
+        first.close()
+        second.close()
+
+
+def test_evaluation_between_iterations_loses_no_training_episode() -> None:
+    rollout = make_rollout(drift_config(num_groups=3, envs_per_group=8))
+    stream = prompts()
+    try:
+        kept = []
+        for _ in range(3):
+            kept += [group.group_id for group in rollout.collect(stream, mixed).groups]
+            assert len(list(rollout.play(make_spec(group) for group in range(10)))) == 10
+            next(rollout.play(make_spec(group) for group in range(10)))  # given up after one episode
+        undisturbed = make_rollout(drift_config(num_groups=3, envs_per_group=8))
+        stream = prompts()
+        assert kept == [group.group_id for _ in range(3) for group in undisturbed.collect(stream, mixed).groups]
+        undisturbed.close()
+    finally:
+        rollout.close()
+
+
+def test_prefetched_resets_change_nothing_but_the_time() -> None:
+    plain, prefetching = make_rollout(drift_config(), deterministic=True), make_rollout(drift_config(), deterministic=True)
+    streams = prompts(), prompts()
+    try:
+        for _ in range(3):
+            expected = plain.collect(streams[0], mixed)
+            prefetching.prefetch(streams[1])
+            result = prefetching.collect(streams[1], mixed)
+            assert [group.group_id for group in result.groups] == [group.group_id for group in expected.groups]
+            for got, want in zip(result.groups, expected.groups, strict=True):
+                for one, other in zip(got.trajectories, want.trajectories, strict=True):
+                    np.testing.assert_array_equal(one.token_ids, other.token_ids)
+    finally:
+        plain.close()
+        prefetching.close()
+
+
+def test_the_policy_version_of_every_decision_is_recorded() -> None:
+    policy = DrawingPolicy(seconds_per_call=0.002)
+    rollout = make_rollout(drift_config(), policy)
+    try:
+        thread = threading.Thread(target=lambda: [setattr(policy, "version", version) for version in range(50)])
+        results = []
+        collector = threading.Thread(target=lambda: results.append(rollout.collect(prompts(), mixed)))
+        collector.start()
+        thread.start()
+        thread.join()
+        collector.join()
+        versions = [t.policy_versions for group in results[0].groups for t in group.trajectories]
+        assert all((np.diff(version) >= 0).all() for version in versions)
+        policy.version = 77
+        for group in rollout.collect(prompts(1000), mixed).groups:
+            if group.group_id >= 1000:
+                assert all(trajectory.policy_versions[-1] == 77 for trajectory in group.trajectories)
+    finally:
+        rollout.close()
+
+
+def test_a_rollout_refuses_to_be_used_twice_at_once() -> None:
+    rollout = make_rollout(drift_config())
+    try:
+        playing = rollout.play(make_spec(group) for group in range(10))
+        next(playing)
+        with pytest.raises(RuntimeError, match="busy"):
+            rollout.collect(prompts(), mixed)
+        playing.close()
+        assert len(rollout.collect(prompts(), mixed).groups) == 3
+    finally:
+        rollout.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        rollout.collect(prompts(), mixed)
+
+
+class _Broken(DrawingPolicy):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
+        output = super().act(observation, uniforms=uniforms, temperature=temperature)
+        if self.how == "nan":
+            output.logprobs[0, 0] = np.nan
+        elif self.how == "raise":
+            raise FloatingPointError("the policy broke")
+        elif self.how == "interrupt":
+            raise KeyboardInterrupt
+        return output
+
+
+@pytest.mark.parametrize(
+    ("how", "error"), [("nan", ValueError), ("raise", FloatingPointError), ("interrupt", KeyboardInterrupt)]
+)
+def test_an_error_of_the_policy_ends_the_rollout_and_loses_nothing(how: str, error: type[BaseException]) -> None:
+    policy = _Broken(how)
+    rollout = make_rollout(drift_config(), policy)
+    stream = prompts()
+    try:
+        with pytest.raises(error):
+            rollout.collect(stream, mixed)
+        policy.how = "well"
+        result = rollout.collect(stream, mixed)
+        for group in result.groups:
+            for trajectory in group.trajectories:
+                assert_played_as_alone(trajectory, seed=11)
+        undisturbed = make_rollout(drift_config())
+        expected = undisturbed.collect(prompts(), mixed)
+        undisturbed.close()
+        assert [group.group_id for group in result.groups] == [group.group_id for group in expected.groups]
+    finally:
+        rollout.close()
+
+
+def test_an_error_of_the_filter_reaches_the_caller() -> None:
+    rollout = make_rollout(drift_config())
+
+    def broken(group: Group) -> bool:
+        raise FloatingPointError("the filter broke")
+
+    try:
+        with pytest.raises(FloatingPointError):
+            rollout.collect(prompts(), broken)
+    finally:
+        rollout.close()
