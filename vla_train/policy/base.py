@@ -33,7 +33,15 @@ class Policy(Protocol):
         ...
 
 
-class TrainablePolicy(Policy, Protocol):
+class RolloutPolicy(Policy, Protocol):
+    """A policy that samples, in this process or elsewhere, and takes the trainer's weights."""
+
+    def load_weights(self, weights: Mapping[str, "torch.Tensor"], *, version: int) -> None:
+        """Take the weights of another copy of the same module (by parameter name) and its version."""
+        ...
+
+
+class TrainablePolicy(RolloutPolicy, Protocol):
     """A policy whose weights the trainer updates."""
 
     def trainable_module(self) -> "torch.nn.Module":
@@ -44,10 +52,6 @@ class TrainablePolicy(Policy, Protocol):
         self, observation: Observation, token_ids: "torch.Tensor", *, temperature: float
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Log-probs and entropies (R, T) float32 of given tokens, with gradients; equal to `act`'s for the same weights."""
-        ...
-
-    def load_weights(self, weights: Mapping[str, "torch.Tensor"], *, version: int) -> None:
-        """Take the weights of another copy of the same module (by parameter name) and its version."""
         ...
 
     def save_pretrained(self, folder: str) -> None:

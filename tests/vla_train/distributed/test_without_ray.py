@@ -1,0 +1,36 @@
+"""What happens where Ray is not installed, and the same interface without it."""
+
+import subprocess
+import sys
+
+from pipeline_envs import DrawingPolicy
+
+from vla_train.distributed.local import make_rollout_policy
+
+_SCRIPT = """
+import sys
+sys.modules["ray"] = None  # as if it were not installed
+from vla_train.config import EnvConfig
+from vla_train.pipeline.workers import make_workers
+try:
+    make_workers(EnvConfig(id="Pendulum-v1", worker="ray"), chunk_size=1, seed=0)
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_a_missing_ray_is_an_error_that_says_what_to_install() -> None:
+    output = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True).stdout
+    assert "vla-train[ray]" in output
+
+
+def test_the_pipeline_imports_neither_torch_nor_ray() -> None:
+    script = (
+        "import sys, vla_train.pipeline.rollout, vla_train.pipeline.process_worker; print({'torch', 'ray'} & set(sys.modules))"
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "set()"
+
+
+def test_a_local_rollout_policy_is_a_copy_of_its_own() -> None:
+    assert make_rollout_policy(DrawingPolicy) is not make_rollout_policy(DrawingPolicy)  # type: ignore[arg-type]
