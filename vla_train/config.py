@@ -115,7 +115,7 @@ class RolloutConfig:
     temperature: float = 1.6
     """Softmax temperature of sampling."""
     max_policy_batch: int = 256
-    """Most rows in one policy call; several ready env groups share a call up to this."""
+    """Most rows in one policy call; ready env groups share a call up to this where sharing pays (learnt in the run)."""
     max_wait_s: float = 0.0
     """Seconds to wait for further env groups before serving the ready ones."""
     min_success_rate: float = 0.1

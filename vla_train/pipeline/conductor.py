@@ -29,6 +29,7 @@ import numpy as np
 
 from vla_train.pipeline.env_group import GroupResult
 from vla_train.pipeline.episode_recorder import EpisodeRecorder
+from vla_train.pipeline.policy_cost import PolicyCost
 from vla_train.pipeline.scheduler import Assignment, Scheduler, WorkerState
 from vla_train.pipeline.timeline import SpanKind, Timeline
 from vla_train.pipeline.workers import (
@@ -101,6 +102,8 @@ class Decided:
     images: np.ndarray
     """(B, H, W, 3) uint8: what the policy saw; trajectories keep views of it."""
     output: PolicyOutput
+    seconds: float
+    """How long the policy took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,7 @@ class Conductor:
         self._restarts = [0] * len(workers)
         self._outstanding: PolicyBatch | None = None
         self._ready_since = 0.0
+        self._policy_cost = PolicyCost()
         self._failure: BaseException | None = None
         for worker in workers:
             worker.connect(self.inbox.put)
@@ -222,7 +226,7 @@ class Conductor:
         more_to_come = self.scheduler.stepping > 0 and self.scheduler.ready_rows < self._max_batch
         if more_to_come and time.monotonic() < self._ready_since + self._max_wait_s:
             return
-        workers = self.scheduler.next_batch()
+        workers = self.scheduler.next_batch(fixed_rows=self._policy_cost.fixed_rows)
         self._outstanding = self._batch(workers)
         self.counts.batches += 1
         outbox.put(self._outstanding)
@@ -289,6 +293,7 @@ class Conductor:
         if batch is not self._outstanding:
             return
         self._outstanding = None
+        self._policy_cost.record(len(batch.rows), decided.seconds)
         description = self._workers[0].description
         rows_of: dict[int, list[int]] = {worker: [] for worker in batch.workers}
         for index, row in enumerate(batch.rows):

@@ -6,6 +6,7 @@ slot it was played in or of what shared its batch (up to the policy's own numeri
 The policy is called in the thread that calls `collect` or iterates over `play`; see `conductor` for who does what.
 """
 
+import math
 import queue
 import threading
 import time
@@ -129,10 +130,13 @@ class Rollout:
         self._timeline = timeline
         self._seed = seed
         self._conductor = Conductor(workers, max_batch=config.max_policy_batch, max_wait_s=config.max_wait_s, timeline=timeline)
+        slots = sum(worker.description.num_slots for worker in workers)
+        # Groups that wait for an older one to finish hold no slot: beyond one iteration, allow as many as the slots can play.
+        lookahead = config.groups_per_iteration + math.ceil(slots / config.group_size)
         self._sampling = DynamicSampling(
             groups_per_iteration=config.groups_per_iteration,
             max_groups=max(1, int(config.max_attempts * config.groups_per_iteration)),
-            lookahead=0 if config.deterministic else config.groups_per_iteration,
+            lookahead=0 if config.deterministic else lookahead,
         )
         self._busy = threading.Lock()
         self._closed = False
@@ -251,10 +255,11 @@ class Rollout:
                 temperature=self._config.temperature,
             )
             outputs.append(output)
-        self._timeline.add("policy", "policy", began, time.perf_counter(), rows=len(batch.rows))
+        ended = time.perf_counter()
+        self._timeline.add("policy", "policy", began, ended, rows=len(batch.rows))
         output = outputs[0] if len(outputs) == 1 else _concatenate(outputs)
         self._check(output, len(batch.rows))
-        return Decided(batch=batch, images=images, output=output)
+        return Decided(batch=batch, images=images, output=output, seconds=ended - began)
 
     def _check(self, output: PolicyOutput, rows: int) -> None:
         num_tokens = self._policy.chunk_size * self._policy.action_dim

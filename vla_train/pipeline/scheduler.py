@@ -12,6 +12,7 @@ waits, unless its env group is in the middle of a command, is down, or can only 
 in the order in which they became ready.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -151,13 +152,19 @@ class Scheduler:
         assert self._workers[worker].state is WorkerState.RESETTING, self._workers[worker].state
         self._rest(worker)
 
-    def next_batch(self) -> tuple[int, ...]:
-        """Ready workers for one policy call, longest-waiting first, within `max_batch` rows; they are then DECIDING."""
+    def next_batch(self, *, fixed_rows: float = math.inf) -> tuple[int, ...]:
+        """Ready workers for one policy call, longest-waiting first, within `max_batch` rows; they are then DECIDING.
+
+        Args:
+            fixed_rows: How many rows take the policy as long as the fixed part of a call. A worker joins the batch if the time
+                that this saves for it and those behind it exceeds the delay of those before it; infinite: always.
+        """
         batch: list[int] = []
         rows = 0
         while self._ready:
-            rows += len(self._workers[self._ready[0]].playing)
-            if batch and rows > self._max_batch:
+            more = len(self._workers[self._ready[0]].playing)
+            rows += more
+            if batch and (rows > self._max_batch or len(batch) * more > len(self._ready) * fixed_rows):
                 break
             worker = self._ready.popleft()
             self._workers[worker].state = WorkerState.DECIDING

@@ -206,3 +206,27 @@ def test_a_late_decision_for_a_worker_that_died_is_ignored() -> None:
     scheduler.lost(0)
     assert scheduler.decided(0) is False
     assert scheduler.queued == 2
+
+
+@given(
+    slots=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    fixed_rows=st.floats(0, 20),
+    max_batch=st.integers(1, 20),
+)
+@settings(deadline=None, max_examples=100)
+def test_env_groups_share_a_call_as_long_as_that_saves_more_than_it_delays(
+    slots: list[int], fixed_rows: float, max_batch: int
+) -> None:
+    scheduler = Scheduler(slots, whole_resets=[False] * len(slots), max_batch=max_batch)
+    scheduler.submit(make_spec(index) for index in range(sum(slots)))
+    scheduler.fill()
+    for worker in range(len(slots)):
+        scheduler.reset_done(worker)
+    served: list[int] = []
+    while batch := scheduler.next_batch(fixed_rows=fixed_rows):
+        waiting = len(slots) - len(served)
+        for position, worker in enumerate(batch):
+            delayed, saved_for = position, waiting - position
+            assert position == 0 or delayed * slots[worker] <= saved_for * fixed_rows
+        served += batch
+    assert served == list(range(len(slots)))
