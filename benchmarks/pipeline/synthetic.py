@@ -1,13 +1,10 @@
-"""Envs and a policy whose cost is known, and the loops that the pipelined rollout is compared with.
+"""Envs and a policy whose cost is known.
 
 Costs are sleeps: they stand for native work that holds neither the GIL nor a core, so that a schedule is measured and not
 this machine. N slots, K actions, S decisions of an episode.
 """
 
-import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +12,6 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from vla_train.config import EnvConfig
-from vla_train.pipeline.env_group import EnvGroup, make_env_group
 from vla_train.types import EpisodeSpec, Observation, PolicyOutput
 
 CHUNK_SIZE, ACTION_DIM = 8, 7
@@ -120,104 +116,6 @@ def sleeping_config(*, num_groups: int, envs_per_group: int, worker: Any = "thre
     )
 
 
-def make_spec(index: int, *, group_id: int = 0) -> EpisodeSpec:
-    return EpisodeSpec(group_id=group_id, sample_id=index, task_id=0, init_state_id=index, seed=index)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Played:
-    """What a loop achieved."""
-
-    decisions: int
-    """Chunks that belong to an episode."""
-    seconds: float
-    efficiency: float = 0.0
-    """Overlap efficiency, where it was measured."""
-
-    @property
-    def decisions_per_s(self) -> float:
-        return self.decisions / self.seconds
-
-
-def _decide(policy: Any, group: EnvGroup, images: np.ndarray, slots: np.ndarray) -> np.ndarray:
-    actions = np.zeros((group.description.num_slots, policy.chunk_size, policy.action_dim), np.float32)
-    observation = Observation(images=images[slots], instructions=("wait",) * len(slots))
-    actions[slots] = policy.act(observation, uniforms=None, temperature=1.0).actions
-    return actions
-
-
-def play_serially(config: EnvConfig, policy: Any, *, episodes: int) -> Played:
-    """The same components without any overlap: each group in turn decides and steps; finished slots are refilled."""
-    groups = [make_env_group(config, chunk_size=policy.chunk_size, seed=index) for index in range(config.num_groups)]
-    slots = range(config.envs_per_group)
-    playing = [np.zeros(config.envs_per_group, bool) for _ in groups]
-    images: list[np.ndarray] = [np.empty(0)] * len(groups)
-    given, decisions = 0, 0
-    start = time.perf_counter()
-    while given < episodes or any(mask.any() for mask in playing):
-        for index, group in enumerate(groups):
-            free = [slot for slot in slots if not playing[index][slot]][: episodes - given]
-            if free:
-                images[index] = group.reset(free, [make_spec(given + offset) for offset in range(len(free))]).images
-                playing[index][free] = True
-                given += len(free)
-            if playing[index].any():
-                active = playing[index].copy()
-                result = group.step(_decide(policy, group, images[index], np.flatnonzero(active)), active)
-                images[index] = result.images
-                decisions += int(active.sum())
-                playing[index] &= ~(result.terminated | result.truncated)
-    seconds = time.perf_counter() - start
-    for group in groups:
-        group.close()
-    return Played(decisions=decisions, seconds=seconds)
-
-
-def play_in_lockstep(config: EnvConfig, policy: Any, *, rounds: int, longest: int) -> Played:
-    """Stages in a fixed order, as RLinf's pipelined rollout: serve stage 0, 1, ..., wait for each one's envs in turn, and run
-    every slot to the time limit; new episodes begin when all stages are through. Env steps do overlap with the policy."""
-    groups = [make_env_group(config, chunk_size=policy.chunk_size, seed=index) for index in range(config.num_groups)]
-    episodes = 0
-    decisions = 0
-    start = time.perf_counter()
-    for _ in range(rounds):
-        stages = [_Stage(group, first=episodes + index * config.envs_per_group) for index, group in enumerate(groups)]
-        episodes += len(groups) * config.envs_per_group
-        for _ in range(longest):
-            for stage in stages:
-                stage.wait()
-                stage.step(_decide(policy, stage.group, stage.images, np.arange(config.envs_per_group)))
-        for stage in stages:
-            stage.wait()
-            decisions += stage.decisions
-    seconds = time.perf_counter() - start
-    for group in groups:
-        group.close()
-    return Played(decisions=decisions, seconds=seconds)
-
-
-class _Stage:
-    """One env group stepping in the background, its slots playing one episode each."""
-
-    def __init__(self, group: EnvGroup, *, first: int) -> None:
-        self.group = group
-        slots: Sequence[int] = range(group.description.num_slots)
-        self.images = group.reset(slots, [make_spec(first + slot) for slot in slots]).images
-        self.decisions = 0
-        self._playing = np.ones(len(slots), bool)
-        self._thread: threading.Thread | None = None
-
-    def step(self, actions: np.ndarray) -> None:
-        self._thread = threading.Thread(target=self._step, args=(actions,))
-        self._thread.start()
-
-    def _step(self, actions: np.ndarray) -> None:
-        result = self.group.step(actions, self._playing)
-        self.images = result.images
-        self.decisions += int(self._playing.sum())
-        self._playing = self._playing & ~(result.terminated | result.truncated)
-
-    def wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+def make_spec(number: int, group_id: int, sample_id: int) -> EpisodeSpec:
+    """Episode `number`, whose length is drawn from that number."""
+    return EpisodeSpec(group_id=group_id, sample_id=sample_id, task_id=0, init_state_id=number, seed=number)

@@ -31,7 +31,7 @@ def test_a_thousand_slots_over_eight_processes_keep_memory_flat() -> None:
     timeline = Timeline(max_spans=10_000)
     rollout = Rollout(settings, policy=SleepingPolicy(row_s=0.0), workers=workers, timeline=timeline, seed=0)
     prompts = (
-        tuple(make_spec(group * GROUP_SIZE + sample, group_id=group) for sample in range(GROUP_SIZE))
+        tuple(make_spec(group * GROUP_SIZE + sample, group, sample) for sample in range(GROUP_SIZE))
         for group in itertools.count()
     )
     samples: list[float] = []
