@@ -86,6 +86,9 @@ class PolicyConfig:
     """Actions decided at once (K); a checkpoint's own value must agree."""
     statistics_key: str | None = None
     """Key of the checkpoint's dataset statistics; None takes `<suite>_no_noops`, or the only one there is."""
+    gripper: Literal["auto", "libero", "none"] = "auto"
+    """How a checkpoint's data store the gripper: libero is 0 close .. 1 open, none already the env's own values; auto takes what
+    the checkpoint or its statistics say, and asks where they do not."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

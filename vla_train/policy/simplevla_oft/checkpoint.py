@@ -1,0 +1,258 @@
+"""Checkpoints in the published layout: safetensors under the published names, `config.json`, and files that travel along.
+
+Nothing from a checkpoint is executed: weights are read from safetensors only, everything else is JSON or kept as bytes.
+Tensors go one by one onto the device; at no time is there a second copy of the model.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vla_train.policy.simplevla_oft.config import config_from_json, config_to_json
+from vla_train.policy.simplevla_oft.lora import full_tensor, lora_layers, merged_weight
+
+if TYPE_CHECKING:
+    from vla_train.policy.simplevla_oft.model import SimpleVLAOFT
+
+_Model = TypeVar("_Model", bound="SimpleVLAOFT")
+
+STATISTICS_FILE = "dataset_statistics.json"
+_INDEX_FILE = "model.safetensors.index.json"
+_WRITTEN_BY_US = {"config.json", STATISTICS_FILE, _INDEX_FILE}
+_COMPANION_PATTERNS = ("*.json", "tokenizer.model")
+_SHARD_BYTES = 5_000_000_000
+_IGNORED_KEYS = re.compile(r".*\.rotary_emb\.inv_freq")
+"""Constants that old checkpoints store and we compute."""
+_FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Where a published tensor lives in the module: a whole parameter, or equal parts of its rows."""
+
+    parameter: str
+    part: int = 0
+    num_parts: int = 1
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """This piece of the parameter's tensor, as a view."""
+        return tensor.chunk(self.num_parts, dim=0)[self.part]
+
+
+def published_pieces(model: "SimpleVLAOFT") -> dict[str, Piece]:
+    """Published key of every weight, and where it lives; adapters left out."""
+    pieces = {}
+    for name, _ in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        for fused, parts in _FUSED.items():
+            if f".{fused}." in plain:
+                for index, part in enumerate(parts):
+                    pieces[plain.replace(fused, part)] = Piece(name, index, len(parts))
+                break
+        else:
+            pieces[plain] = Piece(name)
+    return pieces
+
+
+def load(cls: type[_Model], path_or_hub_id: str | Path, *, dtype: torch.dtype, device: torch.device) -> _Model:
+    """Build the model that a checkpoint describes and fill it.
+
+    Args:
+        path_or_hub_id: Folder, or `owner/name` on the Hugging Face hub.
+        dtype: Of the weights, whatever the files hold.
+        device: Where the weights go.
+
+    Raises:
+        ValueError: A file is missing, damaged or a pickle; the config describes another model; weights are missing, extra,
+            mis-shaped or not finite. The message names the file or key.
+    """
+    folder = checkpoint_folder(path_or_hub_id)
+    config = config_from_json(read_json(folder / "config.json"))
+    if (folder / STATISTICS_FILE).exists():
+        config = replace(config, norm_stats=read_json(folder / STATISTICS_FILE))
+    files = _weight_files(folder)
+    model = cls._empty(config, dtype=dtype, device=device)
+    _fill(model, files)
+    model.companion_files = {
+        path.name: path.read_bytes()
+        for pattern in _COMPANION_PATTERNS
+        for path in sorted(folder.glob(pattern))
+        if path.name not in _WRITTEN_BY_US
+    }
+    return model
+
+
+def save(model: "SimpleVLAOFT", folder: Path) -> None:
+    """Write the model, adapters merged, so that it loads again here and with the published code.
+
+    With sharded weights every rank must call this; the first one writes.
+    """
+    writes = not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_rank() == 0
+    if writes:
+        folder.mkdir(parents=True, exist_ok=True)
+    tensors = _published_tensors(model)
+    shards = _shards(model)
+    weight_map: dict[str, str] = {}
+    for number, keys in enumerate(shards, start=1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= dict.fromkeys(keys, name)
+        shard = {}
+        for key in keys:
+            published, tensor = next(tensors)
+            assert published == key
+            if writes:
+                shard[key] = tensor.to("cpu", copy=True).contiguous()
+        if writes:
+            save_file(shard, folder / name, metadata={"format": "pt"})
+    if not writes:
+        return
+    if len(shards) > 1:
+        (folder / _INDEX_FILE).write_bytes(
+            json_bytes({"metadata": {"total_size": _num_bytes(model)}, "weight_map": weight_map})
+        )
+    (folder / "config.json").write_bytes(json_bytes(config_to_json(model.config)))
+    if model.config.norm_stats:
+        (folder / STATISTICS_FILE).write_bytes(json_bytes(dict(model.config.norm_stats)))
+    for name, content in model.companion_files.items():
+        (folder / name).write_bytes(content)
+
+
+def _num_bytes(model: "SimpleVLAOFT") -> int:
+    return sum(parameter.nbytes for name, parameter in model.named_parameters() if ".lora_" not in name)
+
+
+def _shards(model: "SimpleVLAOFT") -> list[list[str]]:
+    """Published keys in the order of the module, cut where a file would exceed its size."""
+    parameters = dict(model.named_parameters())
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for key, piece in published_pieces(model).items():
+        size = parameters[piece.parameter].nbytes // piece.num_parts
+        if filled and filled + size > _SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(key)
+        filled += size
+    return shards
+
+
+def _published_tensors(model: "SimpleVLAOFT") -> Iterator[tuple[str, Tensor]]:
+    """Published keys and tensors in the order of the module, adapters merged; sharded parameters are gathered one by one."""
+    parameters = dict(model.named_parameters())
+    adapted = lora_layers(model)
+    gathered: tuple[str, Tensor] | None = None
+    for key, piece in published_pieces(model).items():
+        if gathered is None or gathered[0] != piece.parameter:
+            layer = adapted.get(piece.parameter.removesuffix(".base_layer.weight"))
+            tensor = full_tensor(parameters[piece.parameter]) if layer is None else merged_weight(layer)
+            gathered = piece.parameter, tensor
+        yield key, piece.of(gathered[1])
+
+
+def checkpoint_folder(path_or_hub_id: str | Path) -> Path:
+    """The folder of a checkpoint; one on the hub is fetched first, weights as safetensors and data files only."""
+    folder = Path(path_or_hub_id)
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) or folder.exists():
+        raise ValueError(f"no checkpoint at {folder}: expected a folder, or owner/name on the Hugging Face hub")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.safetensors", *_COMPANION_PATTERNS]))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: not a checkpoint in the published layout") from None
+    return json_object(content, name=str(path))
+
+
+def json_object(content: bytes, *, name: str) -> dict[str, Any]:
+    """A JSON object from the content of a file called `name`."""
+    try:
+        data = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{name} holds a {type(data).__name__}, expected a JSON object")
+    return data
+
+
+def json_bytes(data: dict[str, Any]) -> bytes:
+    """The content of a JSON file of a checkpoint."""
+    return (json.dumps(data, indent=1) + "\n").encode()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _INDEX_FILE).exists():
+        weight_map = read_json(folder / _INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{folder / _INDEX_FILE} has no weight_map")
+        names = sorted(set(weight_map.values()))
+        foreign = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+        if foreign:
+            raise ValueError(f"{folder / _INDEX_FILE} names {foreign[0]!r}, which is no safetensors file of this folder")
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    missing = [path for path in files if not path.exists()]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing, though {_INDEX_FILE} names it")
+    if not files:
+        pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
+        reason = f"only pickles, which can run code and are not read: {', '.join(pickles)}" if pickles else "no *.safetensors"
+        raise ValueError(f"{folder} holds {reason}; convert the weights to safetensors")
+    return files
+
+
+def _tensors(files: list[Path], device: torch.device) -> Iterator[tuple[Path, str, Any, Any]]:
+    """(file, key, shape, function that reads the tensor onto the device) of every stored tensor."""
+    for path in files:
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                for key in file.keys():  # noqa: SIM118 (not a mapping)
+                    yield path, key, tuple(file.get_slice(key).get_shape()), lambda file=file, key=key: file.get_tensor(key)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file (a pickle is never read): {error}") from None
+
+
+@torch.no_grad()
+def _fill(model: "SimpleVLAOFT", files: list[Path]) -> None:
+    parameters = dict(model.named_parameters())
+    pieces = published_pieces(model)
+    seen: dict[str, Path] = {}
+    for path, key, shape, read in _tensors(files, model.device):
+        if key not in pieces:
+            if _IGNORED_KEYS.fullmatch(key):
+                continue
+            raise ValueError(f"{path} holds {key}, which this model does not have")
+        if key in seen:
+            raise ValueError(f"{key} is in both {seen[key]} and {path}")
+        seen[key] = path
+        target = pieces[key].of(parameters[pieces[key].parameter])
+        if shape != tuple(target.shape):
+            raise ValueError(f"{path}: {key} has shape {shape}, config.json asks for {tuple(target.shape)}")
+        target.copy_(read())
+        if not target.isfinite().all():
+            raise ValueError(f"{path}: {key} holds values that are not finite")
+    missing = sorted(pieces.keys() - seen.keys())
+    if missing:
+        raise ValueError(
+            f"{files[0].parent} lacks {len(missing)} weights: {', '.join(missing[:3])}{' ...' * (len(missing) > 3)}"
+        )

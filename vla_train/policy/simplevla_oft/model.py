@@ -1,0 +1,226 @@
+"""SimpleVLA-OFT: image and instruction in, logits of a whole chunk of action tokens out, in one bidirectional pass.
+
+    pixels --DINOv2--+
+           --SigLIP--+--projector--> patches --+
+    [BOS | patches | prompt | T zeros | stop | padding] --Llama, no causal mask--> T positions --head--> (B, T, bins)
+
+Only what an action needs is computed: neither tower runs its last block, the last layer of the language model and its head
+run on the T positions that predict actions, and the head multiplies the rows of the action tokens alone.
+
+B rows, L prompt ids, P patches, T = K * A action tokens, S = L + P + T + 1 positions.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
+from vla_train.policy.simplevla_oft.llama import LanguageModel, rotary_tables
+from vla_train.policy.simplevla_oft.vision import LayerScale, VisionTower
+
+
+class VisionBackbone(nn.Module):
+    """The two towers, under their published names."""
+
+    def __init__(self, config: SimpleVLAOFTConfig) -> None:
+        super().__init__()
+        self.featurizer = VisionTower(config.towers[0], config.image_size)
+        self.fused_featurizer = VisionTower(config.towers[1], config.image_size)
+
+
+class Projector(nn.Module):
+    """Patch features to the language model's width."""
+
+    def __init__(self, in_width: int, out_width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_width, 4 * in_width)
+        self.fc2 = nn.Linear(4 * in_width, out_width)
+        self.fc3 = nn.Linear(out_width, out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(x)))))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenSequence:
+    """The language model's input without its patches."""
+
+    token_ids: Tensor
+    """(B, L + T + 1): prompt, placeholders, stop, padding at the right end."""
+    is_placeholder: Tensor
+    """(B, L + T + 1) bool."""
+    lengths: Tensor
+    """(B,) prompt ids of each row."""
+
+
+class SimpleVLAOFT(nn.Module):
+    """The policy network. Its `forward` is `action_logits`, so that wrappers such as FSDP see every call."""
+
+    def __init__(self, config: SimpleVLAOFTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_backbone = VisionBackbone(config)
+        self.projector = Projector(sum(tower.width for tower in config.towers), config.language.hidden_size)
+        self.language_model = LanguageModel(config.language)
+        self.activation_checkpointing = False
+        self.companion_files: dict[str, bytes] = {}
+        """Tokenizer, image settings and the like: files of the checkpoint that saving writes back as they were."""
+        for tower in self._towers:
+            for module in tower.unused_modules:
+                module.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, *, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
+    ) -> Self:
+        """Load a checkpoint in the published layout, tensor by tensor straight onto `device`; see `checkpoint.load`."""
+        from vla_train.policy.simplevla_oft.checkpoint import load
+
+        return load(cls, path_or_hub_id, dtype=dtype, device=torch.device(device))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a checkpoint in the published layout, adapters merged; see `checkpoint.save`."""
+        from vla_train.policy.simplevla_oft.checkpoint import save
+
+        save(self, Path(folder))
+
+    @classmethod
+    def from_random(cls, config: SimpleVLAOFTConfig, *, seed: int, dtype: torch.dtype, device: str | torch.device) -> Self:
+        """Untrained weights, made on `device`: matrices of deviation 1 / sqrt(inputs), nearly uniform action logits."""
+        model = cls._empty(config, dtype=dtype, device=device)
+        generator = torch.Generator(device=device).manual_seed(seed)
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.weight.normal_(std=module.weight[0].numel() ** -0.5, generator=generator)
+                    if module.bias is not None:
+                        module.bias.zero_()
+                elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+                    nn.init.ones_(module.weight)
+                    if isinstance(module, nn.LayerNorm):
+                        nn.init.zeros_(module.bias)
+                elif isinstance(module, LayerScale):
+                    nn.init.ones_(module.scale_factor)
+                elif isinstance(module, nn.Embedding):
+                    module.weight.normal_(generator=generator)
+            for name, parameter in model.vision_backbone.named_parameters():
+                if name.endswith(("pos_embed", "cls_token", "reg_token", "latent")):
+                    parameter.normal_(std=0.2 if name.endswith("pos_embed") else 0.02, generator=generator)
+            model.language_model.lm_head.weight.mul_(0.1)
+        return model
+
+    @classmethod
+    def _empty(cls, config: SimpleVLAOFTConfig, *, dtype: torch.dtype, device: str | torch.device) -> Self:
+        """The module with uninitialised weights; nothing is computed twice or held in another dtype first."""
+        with torch.device("meta"):
+            model = cls(config)
+        return model.to(dtype).to_empty(device=device)
+
+    @property
+    def _towers(self) -> tuple[VisionTower, VisionTower]:
+        return self.vision_backbone.featurizer, self.vision_backbone.fused_featurizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.language_model.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen or full weights; adapters may differ."""
+        return self.language_model.lm_head.weight.dtype
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Transformer blocks that run, in order: what to shard, checkpoint or compile one by one."""
+        return [*self._towers[0].used_blocks, *self._towers[1].used_blocks, *self.language_model.model.layers]
+
+    def compile_blocks(self) -> None:
+        """Compile every block in place. Blocks of a kind share their code, so it is compiled once, not once a layer."""
+        for block in self.blocks:
+            block.compile()
+
+    def action_logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits of the action tokens.
+
+        Args:
+            pixel_values: (B, 6, H, W), channels 0-2 normalised for DINOv2 and 3-5 for SigLIP.
+            input_ids: (B, L) prompts, the first id BOS; padding on either side.
+            attention_mask: (B, L), nonzero on prompt ids; None if no row is padded.
+
+        Returns:
+            (B, T, bins): the ids `config.first_action_id` and on, in order.
+        """
+        return self(pixel_values, input_ids, attention_mask)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """See `action_logits`."""
+        hidden = self.action_hidden(self.projector(self.patch_features(pixel_values)), input_ids, attention_mask)
+        first = self.config.first_action_id
+        return F.linear(hidden, self.language_model.lm_head.weight[first : first + self.config.num_bins])
+
+    def patch_features(self, pixel_values: Tensor) -> Tensor:
+        """(B, 6, H, W) to (B, P, both towers' widths)."""
+        features = []
+        for tower, pixels in zip(self._towers, pixel_values.to(self.dtype).split(3, dim=1), strict=True):
+            x = tower.embed(pixels)
+            for block in tower.used_blocks:
+                x = self._run(block, x)
+            features.append(x[:, tower.num_prefix_tokens :])
+        return torch.cat(features, dim=-1)
+
+    def action_hidden(self, patches: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Final hidden states (B, T, D) that predict the action tokens, given projected patches (B, P, D)."""
+        config, llama = self.config, self.language_model.model
+        sequence = self.token_sequence(input_ids, attention_mask)
+        embedded = llama.embed_tokens(sequence.token_ids).masked_fill(sequence.is_placeholder[..., None], 0)
+        x = torch.cat([embedded[:, :1], patches.to(embedded.dtype), embedded[:, 1:]], dim=1)
+        num_patches, num_tokens = patches.shape[1], config.num_action_tokens
+        places = torch.arange(x.shape[1], device=x.device)
+        positions = (num_patches - 1 + sequence.lengths)[:, None] + places[:num_tokens]
+        mask = None
+        if attention_mask is not None:
+            mask = (places < (num_patches + 1 + num_tokens + sequence.lengths)[:, None])[:, None, None]
+        tables = rotary_tables(
+            x.shape[1], config.language.head_dim, config.language.rope_theta, device=x.device, dtype=embedded.dtype
+        )
+        *layers, last = llama.layers
+        for layer in layers:
+            x = self._run(layer, x, tables, mask)
+        return llama.norm(self._run(last, x, tables, mask, positions))
+
+    def token_sequence(self, input_ids: Tensor, attention_mask: Tensor | None) -> TokenSequence:
+        """Move each prompt to the left end and append placeholders and the stop token."""
+        config = self.config
+        num_rows, width = input_ids.shape
+        if attention_mask is None:
+            lengths = torch.full((num_rows,), width, device=input_ids.device)
+        else:
+            present = attention_mask.bool()
+            lengths = present.sum(1)
+            input_ids = input_ids.gather(1, present.logical_not().to(torch.uint8).argsort(dim=1, stable=True))
+        padded = F.pad(input_ids, (0, config.num_action_tokens + 1), value=config.pad_token_id)
+        offset = torch.arange(padded.shape[1], device=input_ids.device) - lengths[:, None]
+        is_placeholder = (offset >= 0) & (offset < config.num_action_tokens)
+        token_ids = padded.masked_fill(offset >= 0, config.pad_token_id)
+        token_ids = token_ids.masked_fill(is_placeholder, config.placeholder_token_id)
+        token_ids = token_ids.masked_fill(offset == config.num_action_tokens, config.stop_token_id)
+        return TokenSequence(token_ids=token_ids, is_placeholder=is_placeholder, lengths=lengths)
+
+    def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
+
+
+def used_linear_names(model: SimpleVLAOFT) -> Iterable[str]:
+    """Names of the linear layers that adapters go on: all that run, without the head."""
+    used = {id(block) for block in model.blocks}
+    for name, module in model.named_modules():
+        if id(module) in used or module is model.projector:
+            yield from (f"{name}.{inner}" for inner, layer in module.named_modules() if isinstance(layer, nn.Linear))

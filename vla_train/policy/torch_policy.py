@@ -1,0 +1,294 @@
+"""SimpleVLA-OFT in this process: decides for mixed batches of rows, and recomputes log-probs with gradients.
+
+Sampling and training share every step from pixels to log-probs (`preprocess`, the model, `action_logprobs`), so the log-probs
+of unchanged weights agree to floating-point error. Softmax, log-probs and entropy are float32 over the action bins.
+
+B rows, L prompt ids, T = K * A action tokens.
+"""
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_train.config import PolicyConfig
+from vla_train.policy.action_tokens import ActionCodec, ActionStatistics, select_statistics
+from vla_train.policy.cuda_graphs import GraphedFunction
+from vla_train.policy.simplevla_oft import SimpleVLAOFT, SimpleVLAOFTConfig, named_config
+from vla_train.policy.simplevla_oft.checkpoint import STATISTICS_FILE, json_bytes, json_object
+from vla_train.policy.simplevla_oft.config import Gripper
+from vla_train.policy.simplevla_oft.images import ImageSettings, preprocess, settings_from_json, settings_to_json
+from vla_train.policy.simplevla_oft.prompts import TOKENIZER_FILE, PromptEncoder
+from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
+from vla_train.types import Observation, PolicyOutput
+
+_log = logging.getLogger(__name__)
+_PREPROCESSOR_FILE = "preprocessor_config.json"
+_PROMPT_BUCKET = 8
+"""Where shapes are compiled, prompts are padded to a multiple of this many ids."""
+
+
+def action_logprobs(logits: Tensor, temperature: Tensor | float) -> Tensor:
+    """Float32 log-probabilities over the last dimension at a temperature."""
+    return torch.log_softmax(logits.float() / temperature, dim=-1)
+
+
+def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
+    """Indices (...) drawn from (..., bins) by inverting the cumulative distribution at `uniforms` (...) in [0, 1)."""
+    cumulative = logprobs.exp().cumsum(-1)
+    threshold = uniforms.unsqueeze(-1) * cumulative[..., -1:]
+    return (cumulative <= threshold).sum(-1).clamp_(max=logprobs.shape[-1] - 1)
+
+
+def batch_bucket(num_rows: int) -> int:
+    """The batch size to pad to where shapes are compiled: at most an eighth more rows, few different sizes."""
+    step = max(1, 1 << (max(num_rows - 1, 1).bit_length() - 4))
+    return -(-num_rows // step) * step
+
+
+class TorchPolicy:
+    """A `TrainablePolicy`: see `vla_train.policy.base`."""
+
+    def __init__(
+        self, model: SimpleVLAOFT, *, prompts: PromptEncoder, images: ImageSettings, codec: ActionCodec, graphs: bool
+    ) -> None:
+        """`graphs`: compile the blocks and replay `act` as CUDA graphs (only CUDA has them), for fixed shapes."""
+        self.version = 0
+        self.model = model
+        self._prompts = prompts
+        self._images = images
+        self._codec = codec
+        self._compute_dtype = model.dtype
+        self._buckets = graphs
+        self._sample = GraphedFunction(self._decide) if graphs and model.device.type == "cuda" else self._decide
+        if graphs:
+            model.compile_blocks()
+
+    @property
+    def chunk_size(self) -> int:
+        return self.model.config.chunk_size
+
+    @property
+    def action_dim(self) -> int:
+        return self.model.config.action_dim
+
+    @property
+    def codec(self) -> ActionCodec:
+        """Tokens to actions and back: supervised training needs it too."""
+        return self._codec
+
+    @torch.no_grad()
+    def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
+        """Decide for B rows; see `Policy.act`."""
+        num_rows, num_tokens = len(observation), self.model.config.num_action_tokens
+        if uniforms is not None and uniforms.shape != (num_rows, num_tokens):
+            raise ValueError(f"uniforms must be ({num_rows}, {num_tokens}), got {uniforms.shape}")
+        padding = batch_bucket(num_rows) - num_rows if self._buckets else 0
+        rows = np.concatenate([np.arange(num_rows), np.zeros(padding, int)]) if padding else None
+        frames = observation.images if rows is None else observation.images[rows]
+        instructions = observation.instructions + observation.instructions[:1] * padding
+        numbers = None
+        if uniforms is not None:
+            numbers = self._to_device(np.asarray(uniforms if rows is None else uniforms[rows], np.float32))
+        indices, logprobs = self._sample(
+            self._to_device(frames), *self._prompt_tensors(instructions), numbers, torch.tensor(temperature, device=self.device)
+        )
+        token_ids = indices[:num_rows].cpu().numpy().astype(np.int32) + self.model.config.first_action_id
+        return PolicyOutput(
+            actions=self._codec.decode(token_ids),
+            token_ids=token_ids,
+            logprobs=logprobs[:num_rows].cpu().numpy(),
+            policy_version=self.version,
+        )
+
+    def evaluate_tokens(self, observation: Observation, token_ids: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies (R, T) float32 with gradients; see `TrainablePolicy.evaluate_tokens`."""
+        config = self.model.config
+        expected = (len(observation), config.num_action_tokens)
+        if tuple(token_ids.shape) != expected:
+            raise ValueError(f"token_ids must be {expected}, got {tuple(token_ids.shape)}")
+        frames = self._to_device(observation.images)
+        logprobs = action_logprobs(self._logits(frames, *self._prompt_tensors(observation.instructions)), temperature)
+        indices = token_ids.to(self.device, torch.long) - config.first_action_id
+        entropies = -(logprobs.exp() * logprobs).sum(-1)
+        return logprobs.gather(-1, indices[..., None]).squeeze(-1), entropies
+
+    def trainable_module(self) -> SimpleVLAOFT:
+        return self.model
+
+    def load_weights(self, weights: Mapping[str, Tensor], *, version: int) -> None:
+        """Copy weights by parameter name, at least all trainable ones; see `RolloutPolicy.load_weights`.
+
+        Raises:
+            ValueError: A name is unknown or missing, or a shape differs; nothing has changed then.
+        """
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in weights.items():
+            if name not in parameters:
+                raise ValueError(f"weights hold {name}, which this policy does not have")
+            if tensor.shape != parameters[name].shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(parameters[name].shape)}")
+        missing = [name for name, parameter in parameters.items() if parameter.requires_grad and name not in weights]
+        if missing:
+            raise ValueError(f"weights lack {len(missing)} trainable parameters, the first is {missing[0]}")
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                parameters[name].copy_(tensor)
+        self.version = version
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write a checkpoint in the published layout, adapters merged."""
+        self.model.save_pretrained(folder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def _decide(
+        self, frames: Tensor, prompt_ids: Tensor, mask: Tensor | None, uniforms: Tensor | None, temperature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Bin indices and log-probs (B, T) of B frames (B, H, W, 3)."""
+        logprobs = action_logprobs(self._logits(frames, prompt_ids, mask), temperature)
+        indices = logprobs.argmax(-1) if uniforms is None else draw(logprobs, uniforms)
+        return indices, logprobs.gather(-1, indices[..., None]).squeeze(-1)
+
+    def _logits(self, frames: Tensor, prompt_ids: Tensor, mask: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            pixel_values = preprocess(frames, self._images)
+        with self._autocast():
+            return self.model(pixel_values, prompt_ids, mask)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Compute in the dtype the weights came in, where some are kept more precisely (adapters, master weights)."""
+        if all(parameter.dtype == self._compute_dtype for parameter in self.model.parameters()):
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self._compute_dtype, cache_enabled=torch.is_grad_enabled())
+
+    def _prompt_tensors(self, instructions: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
+        ids, mask = self._prompts.batch(instructions, multiple_of=_PROMPT_BUCKET if self._buckets else 1)
+        return ids.to(self.device, non_blocking=True), None if mask is None else mask.to(self.device, non_blocking=True)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+
+def build_policy(
+    config: PolicyConfig, *, action_low: np.ndarray, action_high: np.ndarray, suite: str | None, seed: int
+) -> TorchPolicy:
+    """The policy a run asks for: a checkpoint, or random weights of a named size.
+
+    Args:
+        config: Which model, and how it runs.
+        action_low: (A,) bounds of the env's actions; with random weights the bins cover them.
+        action_high: (A,).
+        suite: Benchmark suite, which picks a checkpoint's action statistics.
+        seed: Of random weights.
+
+    Raises:
+        ValueError: The checkpoint cannot be read, or does not fit the env or the config; the message says where.
+    """
+    device = torch.device(_auto_device() if config.device == "auto" else config.device)
+    dtype_name = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    dtype = torch.bfloat16 if dtype_name == "bfloat16" else torch.float32
+    if config.checkpoint is None:
+        model, tokenizer = _random_model(config, action_low, action_high, suite=suite, seed=seed, dtype=dtype, device=device)
+    else:
+        model = SimpleVLAOFT.from_pretrained(config.checkpoint, dtype=dtype, device=device)
+        if TOKENIZER_FILE not in model.companion_files:
+            raise ValueError(f"{config.checkpoint} has no {TOKENIZER_FILE}: without it prompts cannot be encoded")
+        tokenizer = model.companion_files[TOKENIZER_FILE]
+    if model.config.chunk_size != config.chunk_size:
+        raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {model.config.chunk_size} actions")
+    prompts = PromptEncoder.from_json(tokenizer, model.config)
+    preprocessor = model.companion_files.get(_PREPROCESSOR_FILE)
+    images = settings_from_json(
+        {} if preprocessor is None else json_object(preprocessor, name=_PREPROCESSOR_FILE),
+        image_size=model.config.image_size,
+        jpeg=config.jpeg,
+    )
+    model.companion_files.setdefault(_PREPROCESSOR_FILE, json_bytes(settings_to_json(images)))
+    codec = _codec(config, model.config, action_dim=len(action_low), suite=suite)
+    if config.lora_rank:
+        from vla_train.policy.simplevla_oft.lora import add_lora
+
+        add_lora(model, config.lora_rank, seed=seed)
+    model.activation_checkpointing = config.activation_checkpointing
+    return TorchPolicy(model, prompts=prompts, images=images, codec=codec, graphs=config.compile)
+
+
+def _auto_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _random_model(
+    config: PolicyConfig,
+    action_low: np.ndarray,
+    action_high: np.ndarray,
+    *,
+    suite: str | None,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[SimpleVLAOFT, bytes]:
+    """An untrained model whose bins cover the env's actions, and its tokenizer."""
+    tokenizer = small_tokenizer()
+    statistics = ActionStatistics.from_bounds(action_low, action_high)
+    shape = named_config(
+        config.size,
+        num_text_tokens=tokenizer.get_vocab_size(),
+        prompt_end_token_id=PROMPT_END_ID,
+        chunk_size=config.chunk_size,
+        action_dim=len(action_low),
+    )
+    name = "actions" if suite is None else f"{suite}_no_noops"
+    shape = replace(shape, gripper=None, norm_stats={name: statistics.to_json()})
+    model = SimpleVLAOFT.from_random(shape, seed=seed, dtype=dtype, device=device)
+    content = tokenizer.to_str().encode()
+    model.companion_files[TOKENIZER_FILE] = content
+    return model, content
+
+
+def _codec(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, action_dim: int, suite: str | None) -> ActionCodec:
+    if not shape.norm_stats:
+        raise ValueError(f"{config.checkpoint} has no action statistics: {STATISTICS_FILE} is missing or empty")
+    name = select_statistics(shape.norm_stats, key=config.statistics_key, suite=suite)
+    statistics = ActionStatistics.from_json(shape.norm_stats[name], name=name)
+    if not len(statistics.low) == shape.action_dim == action_dim:
+        raise ValueError(
+            f"the env has {action_dim} action dimensions, the model {shape.action_dim}, its statistics {name!r} "
+            f"{len(statistics.low)}"
+        )
+    return ActionCodec(
+        statistics=statistics,
+        gripper=_gripper(config, shape, statistics, name=name),
+        chunk_size=shape.chunk_size,
+        vocab_end=shape.pad_token_id,
+        num_bins=shape.num_bins,
+    )
+
+
+def _gripper(config: PolicyConfig, shape: SimpleVLAOFTConfig, statistics: ActionStatistics, *, name: str) -> Gripper:
+    """What the config says, else what the checkpoint says, else what its statistics leave no doubt of."""
+    if config.gripper != "auto":
+        return "libero" if config.gripper == "libero" else None
+    if shape.gripper != "unknown":
+        return shape.gripper
+    if statistics.mask.all():
+        return None
+    is_libero_data = (
+        name.startswith("libero_")
+        and not statistics.mask[-1]
+        and statistics.mask[:-1].all()
+        and (statistics.low[-1], statistics.high[-1]) == (0.0, 1.0)
+    )
+    if not is_libero_data:
+        raise ValueError(
+            f"the checkpoint does not say how dataset {name!r} stores the gripper, and its statistics leave it as it is: "
+            "set policy.gripper to libero (0 close .. 1 open) or none (already the env's own values)"
+        )
+    _log.info("gripper of %s: stored as 0 close .. 1 open, played as LIBERO's +1 close, -1 open", name)
+    return "libero"
