@@ -197,6 +197,8 @@ class OptimConfig:
     """Passes over each iteration's trajectories."""
     cpu_offload: bool = False
     """Keep the optimizer's state in host memory."""
+    sharding: Literal["auto", "shard", "replicate"] = "auto"
+    """On several ranks: each holds a part of the weights (FSDP2), or all; auto shards unless little is trained (LoRA)."""
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, f"optim.learning_rate must be positive, got {self.learning_rate}")

@@ -1,0 +1,17 @@
+"""Which groups teach something (dynamic sampling, DAPO, arXiv 2503.14476)."""
+
+from vla_train.config import AlgoConfig, RolloutConfig
+from vla_train.types import Group
+
+_ROUNDING = 1e-9
+
+
+def has_signal(group: Group, rollout: RolloutConfig, algo: AlgoConfig) -> bool:
+    """Whether a group is worth an update.
+
+    With `algo.reward` success: its success rate lies between `rollout.min_success_rate` and `max_success_rate`, inclusive.
+    With returns, where there may be no success: its returns differ.
+    """
+    if algo.reward == "return":
+        return len({trajectory.episode_return for trajectory in group.trajectories}) > 1
+    return rollout.min_success_rate - _ROUNDING <= group.success_rate <= rollout.max_success_rate + _ROUNDING

@@ -1,0 +1,47 @@
+"""Equal shares of a mini-batch for all ranks, whoever played its episodes.
+
+Ranks that hold many long episodes would keep the others waiting; so before an update, rows travel to where they are needed.
+Every rank knows who holds which row (from the summaries), so nothing but the rows themselves is sent.
+"""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from vla_train.trainer.batching import TrainBatch, select_rows
+from vla_train.trainer.parallel import Ranks
+
+_SENT = ("images", "token_ids", "old_logprobs", "advantages", "weights", "policy_versions")
+
+
+def share_rows(own: TrainBatch, *, owners: np.ndarray, instructions: list[str], ranks: Ranks) -> TrainBatch:
+    """This rank's share of a mini-batch of R rows: ceil(R / W) of them, the last repeated with weight 0 to make it even.
+
+    Args:
+        own: The rows that this rank holds, in the mini-batch's order (possibly none).
+        owners: (R,) which rank holds each row of the mini-batch.
+        instructions: R texts.
+        ranks: W of them; all must call this.
+    """
+    share = -(-len(owners) // ranks.size)
+    place_in_owner = np.empty(len(owners), np.int64)
+    for rank in range(ranks.size):
+        held = np.flatnonzero(owners == rank)
+        place_in_owner[held] = np.arange(len(held))
+
+    def wanted_by(rank: int) -> np.ndarray:
+        return np.minimum(np.arange(rank * share, (rank + 1) * share), len(owners) - 1)
+
+    sent = [place_in_owner[rows[owners[rows] == ranks.rank]] for rows in map(wanted_by, range(ranks.size))]
+    wanted = wanted_by(ranks.rank)
+    received = [np.flatnonzero(owners[wanted] == rank) for rank in range(ranks.size)]
+    order = np.concatenate(received).argsort()
+    outgoing = select_rows(own, np.concatenate(sent))
+    arrays = {}
+    for name in _SENT:
+        source = torch.from_numpy(np.ascontiguousarray(getattr(outgoing, name)))
+        target = torch.empty((share, *source.shape[1:]), dtype=source.dtype)
+        dist.all_to_all_single(target, source, [len(rows) for rows in received], [len(rows) for rows in sent])
+        arrays[name] = target.numpy()[order]
+    arrays["weights"][np.arange(ranks.rank * share, (ranks.rank + 1) * share) >= len(owners)] = 0
+    return TrainBatch(instructions=tuple(instructions[row] for row in wanted), **arrays)

@@ -1,0 +1,134 @@
+"""AdamW that loses no small updates: float32 weights and gradients behind whatever the module computes in.
+
+An update of 5e-6 is below the spacing of bfloat16 weights, and a sum over thousands of micro-batches is below that of
+bfloat16 gradients. So weights that are not float32 get a float32 twin here, which the optimizer updates and which is then
+rounded into the module; and their gradients are added up in float32, each one freed as soon as it is added.
+
+Memory per trained weight: 4 bytes of accumulated gradient while an update is being computed, 8 of optimizer state, and 4 of
+twin where the module is not float32. With `cpu_offload` state and twins are in host memory, and only they are.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vla_train.config import OptimConfig
+from vla_train.trainer.parallel import Ranks, full_tensor, is_sharded, local_part, part_of, squared_norm
+
+_STATE_KEYS = ("exp_avg", "exp_avg_sq")
+
+
+class MasterAdamW:
+    """The optimizer of a module's trained weights. Gradients are added by `backward`, and used up by `step`.
+
+    Args:
+        config: Betas, weight decay, clipping, offload.
+        parameters: Trained weights by name; sharded ones are updated part by part.
+        ranks: Who else trains them.
+    """
+
+    def __init__(self, config: OptimConfig, *, parameters: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
+        self._config = config
+        self._ranks = ranks
+        self._parameters = dict(parameters)
+        self._sums: dict[str, Tensor] = {}
+        self._masters: dict[str, nn.Parameter] = {}
+        for name, parameter in self._parameters.items():
+            part = local_part(parameter)
+            twin = config.cpu_offload or part.dtype != torch.float32
+            master = part.to("cpu" if config.cpu_offload else part.device, torch.float32, copy=twin)
+            self._masters[name] = nn.Parameter(master)
+            parameter.register_post_accumulate_grad_hook(self._accumulator(name))
+        self._adamw = torch.optim.AdamW(
+            self._masters.values(),
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def _accumulator(self, name: str) -> Callable[[Tensor], None]:
+        def add(parameter: Tensor) -> None:
+            gradient = parameter.grad
+            assert gradient is not None
+            parameter.grad = None
+            part = local_part(gradient)
+            if name in self._sums:
+                self._sums[name].add_(part)
+            else:
+                self._sums[name] = part.float()
+
+        return add
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> float:
+        """Clip the gradients added since the last step, and update the weights.
+
+        Returns:
+            The gradients' norm before clipping, over all ranks.
+
+        Raises:
+            RuntimeError: The gradients are not finite; the weights are as they were.
+        """
+        sums, self._sums = self._sums, {}
+        if not sums:
+            raise RuntimeError("no gradient has been computed: call backward() on the loss before step()")
+        for name, parameter in self._parameters.items():  # one order for all ranks
+            if name in sums and not is_sharded(parameter):
+                self._ranks.sum_(sums[name])
+        sharded = [part for name, part in sums.items() if is_sharded(self._parameters[name])]
+        square = squared_norm(part for name, part in sums.items() if not is_sharded(self._parameters[name]))
+        if sharded:
+            square = square + self._ranks.sum_(squared_norm(sharded).to(sharded[0].device))
+        norm = float(square.sqrt())
+        if not math.isfinite(norm):
+            raise RuntimeError(f"the gradients are not finite (norm {norm}): the weights are as they were before this update")
+        scale = min(1.0, self._config.max_grad_norm / (norm + 1e-6))
+        for name, part in sums.items():
+            master = self._masters[name]
+            master.grad = part.mul_(scale).to(master.device)
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.step()
+        self._adamw.zero_grad()
+        self._write_back()
+        return norm
+
+    def _write_back(self) -> None:
+        for name, parameter in self._parameters.items():
+            part, master = local_part(parameter), self._masters[name].detach()
+            if part.data_ptr() != master.data_ptr():
+                part.copy_(master)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole state, over all ranks."""
+        return sum(3 * 4 * parameter.numel() for parameter in self._parameters.values())
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights in float32 and moments, whole, one by one; all ranks must iterate. Moments that do not exist yet are 0."""
+        for name, parameter in self._parameters.items():
+            master = self._masters[name]
+            yield f"weight.{name}", full_tensor(master.detach(), parameter)
+            for key in _STATE_KEYS:
+                moment = self._adamw.state[master].get(key)
+                yield f"{key}.{name}", full_tensor(torch.zeros_like(master) if moment is None else moment, parameter)
+        steps = [state["step"] for state in self._adamw.state.values() if "step" in state]
+        yield "step", torch.tensor(float(max(steps, default=0.0)))
+
+    @torch.no_grad()
+    def load_state(self, read: Callable[[str], Tensor]) -> None:
+        """Take what `state` gave, on any number of ranks.
+
+        Args:
+            read: Gives the whole tensor of a name.
+        """
+        step = read("step")
+        for name, parameter in self._parameters.items():
+            master = self._masters[name]
+            master.copy_(part_of(read(f"weight.{name}"), parameter))
+            moments = {key: part_of(read(f"{key}.{name}"), parameter).to(master.device, copy=True) for key in _STATE_KEYS}
+            self._adamw.state[master] = {"step": step.clone().to(master.device), **moments} if step > 0 else {}
+        self._write_back()

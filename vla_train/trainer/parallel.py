@@ -1,0 +1,141 @@
+"""Training on several ranks: who holds which weights, and how sums are taken over all of them.
+
+    shard      every rank holds 1/W of each weight (FSDP2); layers are gathered while they run, gradients reduced as they come
+    replicate  every rank holds all weights; the gradients of an update are added up once (adapters: little to exchange)
+
+Gradients are sums over all ranks, not means: the weights of the loss are normalised over all ranks already.
+Tensors that exist once per rank and not in parts (the images of a batch, say) are exchanged on the host, through gloo.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+_TIMEOUT = timedelta(hours=1)
+"""The longest a rank may wait for another, whose rollout may take longer than its own."""
+_SHARD_ABOVE = 0.1
+"""Sharding pays where more than this fraction of the weights is trained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+    mesh: DeviceMesh | None = None
+    """One-dimensional; None for one process."""
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank. All ranks must call this."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over all ranks, in place. All ranks must call this."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+        return tensor
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """The elementwise maximum over all ranks, in place. All ranks must call this."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            self.sum_(torch.zeros(1))
+
+
+ONE_RANK = Ranks()
+
+
+def join_ranks() -> Ranks:
+    """Join the processes that torchrun started (it says in the environment who they are); one process stays alone.
+
+    Each rank takes the CUDA device of its LOCAL_RANK where there is one.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ONE_RANK
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT)
+        else:
+            dist.init_process_group("gloo", timeout=_TIMEOUT)
+    return Ranks(rank=dist.get_rank(), size=size, mesh=make_mesh(size))
+
+
+def make_mesh(size: int) -> DeviceMesh:
+    """The mesh of all ranks of an initialised process group."""
+    return dist.init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (size,))
+
+
+def distribute(module: nn.Module, ranks: Ranks, *, sharding: Literal["auto", "shard", "replicate"]) -> None:
+    """Spread a module over the ranks, in place, before its optimizer is made.
+
+    Its transformer blocks (`module.blocks`, where it names them) are sharded one by one, so that at most one or two are
+    gathered at a time. Rank 0's weights are taken by all.
+    """
+    if ranks.size == 1:
+        return
+    for tensor in [*module.parameters(), *module.buffers()]:
+        dist.broadcast(tensor.detach(), src=0)
+    if sharding == "auto":
+        total = sum(parameter.numel() for parameter in module.parameters())
+        trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        sharding = "shard" if trained > _SHARD_ABOVE * total else "replicate"
+    if sharding == "shard":
+        precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        for block in getattr(module, "blocks", ()):
+            fully_shard(block, mesh=ranks.mesh, mp_policy=precision)
+        fully_shard(module, mesh=ranks.mesh, mp_policy=precision)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, sharing its memory; all of it where it is not sharded."""
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def full_tensor(part: Tensor, like: Tensor) -> Tensor:
+    """The whole of a tensor of which this rank holds `part`, laid out as `like` is. All ranks must call this."""
+    if not isinstance(like, DTensor):
+        return part
+    whole = DTensor.from_local(
+        part.to(like.device), like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+    return whole.full_tensor()
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, laid out as `like` is; no communication."""
+    if not isinstance(like, DTensor):
+        return whole
+    parts = whole.chunk(like.device_mesh.size(), dim=0)
+    rank = like.device_mesh.get_local_rank()
+    return parts[rank] if rank < len(parts) else whole[:0]
+
+
+def squared_norm(parts: Iterable[Tensor]) -> Tensor:
+    """Sum of squares of all elements, as a float32 scalar; 0 of nothing."""
+    norms = torch._foreach_norm([part for part in parts if part.numel()])
+    return torch.stack([norm.float().square() for norm in norms]).sum() if norms else torch.zeros(())

@@ -1,0 +1,360 @@
+"""The update: groups in, better weights out.
+
+    groups -> advantages -> for each epoch, for each mini-batch:
+                                for each micro-batch: log-probs, clipped loss, backward
+                                clip gradients, AdamW
+    push_weights -> rollout policies, version + 1
+
+Invariant: what an update does depends on the groups, the seed and the iteration alone: not on the order of groups, the cut
+into micro-batches or the number of ranks (up to rounding). The trainer knows no simulator and no model, only the policy
+protocol.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_train.algo.advantages import advantages
+from vla_train.algo.loss import TokenSums, clipped_policy_loss
+from vla_train.algo.weights import token_weights
+from vla_train.config import AlgoConfig, OptimConfig
+from vla_train.policy.base import RolloutPolicy, TrainablePolicy
+from vla_train.trainer.batching import TrajectorySummary, make_rows, plan_minibatches, select_rows, summarise
+from vla_train.trainer.exchange import share_rows
+from vla_train.trainer.optimizer import MasterAdamW
+from vla_train.trainer.parallel import ONE_RANK, Ranks, distribute, full_tensor, is_sharded, local_part
+from vla_train.types import Group, Observation, TrainBatch, Trajectory
+
+if TYPE_CHECKING:
+    from vla_train.pipeline.timeline import Timeline
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateMetrics:
+    """What one `update` did, over all ranks. Token statistics are means over played tokens of all its mini-batches."""
+
+    loss: float
+    """Mean over mini-batches; 0 where nothing was updated, as are all others."""
+    ratio_mean: float
+    """Probability ratio, new weights to sampling weights."""
+    ratio_max: float
+    clip_fraction_low: float
+    """Fraction of tokens whose gradient the lower bound cut off."""
+    clip_fraction_high: float
+    """Fraction of tokens whose gradient the upper bound cut off."""
+    approx_kl: float
+    """KL divergence of the new policy from the sampling policy, per token, in nats."""
+    sampling_gap: float
+    """|log-prob in training - log-prob kept from sampling|, per token, before the first update: 0 but for rounding where
+    the weights are those that sampled."""
+    entropy: float
+    """Per token, in nats, at the sampling temperature."""
+    grad_norm: float
+    """Before clipping; mean over mini-batches."""
+    grad_norm_max: float
+    learning_rate: float
+    """Of the last mini-batch."""
+    advantage_abs: float
+    """Mean |advantage| over trajectories."""
+    policy_lag: float
+    """Weight pushes between sampling and this update; mean over trajectories (of each, its oldest decision)."""
+    updates: int
+    """Mini-batches."""
+    trajectories: int
+    rows: int
+    """Decisions trained on, times epochs."""
+    tokens: int
+    """Played tokens trained on, times epochs."""
+    duration_s: float
+
+    @property
+    def chunks_per_s(self) -> float:
+        """Decisions trained on per second."""
+        return self.rows / self.duration_s if self.duration_s > 0 else 0.0
+
+
+class Trainer:
+    """Updates a policy from groups of trajectories.
+
+    Args:
+        optim: AdamW, and the cut of an iteration into mini-batches.
+        algo: Advantages and loss.
+        policy: Its trainable weights are updated in place.
+        temperature: The one that sampling uses.
+        timeline: Takes the spans of training and pushing.
+        seed: Of the shuffle.
+        ranks: Who else trains (`parallel.join_ranks`); all ranks make the same calls, each with its own groups.
+    """
+
+    def __init__(
+        self,
+        optim: OptimConfig,
+        algo: AlgoConfig,
+        *,
+        policy: TrainablePolicy,
+        temperature: float,
+        timeline: "Timeline | None" = None,
+        seed: int,
+        ranks: Ranks = ONE_RANK,
+    ) -> None:
+        self.ranks = ranks
+        self.num_updates = 0
+        """AdamW steps so far."""
+        self.version = policy.version
+        """Weight pushes so far."""
+        self._optim = optim
+        self._algo = algo
+        self._policy = policy
+        self._temperature = temperature
+        self._timeline = timeline
+        self._seed = seed
+        self._module = policy.trainable_module()
+        distribute(self._module, ranks, sharding=optim.sharding)
+        parameters = {name: value for name, value in self._module.named_parameters() if value.requires_grad}
+        if not parameters:
+            raise ValueError("the policy has no weights to train: all of them are frozen")
+        self.optimizer = MasterAdamW(optim, parameters=parameters, ranks=ranks)
+        self._device = next(iter(parameters.values())).device
+        self._loss_scale = ranks.size if any(map(is_sharded, parameters.values())) else 1  # FSDP averages, we want the sum
+
+    def update(
+        self,
+        groups: Sequence[Group],
+        *,
+        iteration: int,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> UpdateMetrics:
+        """Train on the groups of one iteration: all mini-batches, all epochs.
+
+        Args:
+            groups: Those of this rank; the iteration's are all ranks' together. Without any, nothing is updated.
+            iteration: Number of the iteration: with the seed, it decides the shuffle.
+            on_progress: Told how many rows are done, of how many, on this rank.
+
+        Raises:
+            ValueError: The trajectories do not fit the policy, or hold numbers that are not finite.
+            RuntimeError: The loss or its gradient is not finite; the weights are as before that mini-batch.
+        """
+        started = time.perf_counter()
+        plan = _plan(groups, self._algo, self.ranks)
+        minibatches = [
+            indices
+            for epoch in range(self._optim.epochs)
+            for indices in plan_minibatches(
+                len(plan.summaries),
+                minibatch_trajectories=self._optim.minibatch_trajectories,
+                key=(self._seed, iteration, epoch),
+            )
+        ]
+        total = sum(-(-sum(plan.summaries[index].num_rows for index in indices) // self.ranks.size) for indices in minibatches)
+        done = 0
+        norms: list[float] = []
+        sums: list[TokenSums] = []
+        gap = 0.0
+        learning_rate = 0.0
+        for indices in minibatches:
+            began = time.perf_counter()
+            batch = self._make_batch(plan, indices)
+            minibatch_sums: list[TokenSums] = []
+            for microbatch in _microbatches(batch, self._optim.microbatch_rows):
+                minibatch_sums.append(self._forward_backward(microbatch))
+                done += len(microbatch)
+                if on_progress is not None:
+                    on_progress(done, total)
+            sums.append(_reduce(minibatch_sums, self.ranks))
+            if len(sums) == 1:
+                gap = _mean(sums[0].log_ratio_abs, sums[0].tokens)
+            learning_rate = self._learning_rate()
+            norms.append(self.optimizer.step(learning_rate))
+            self.num_updates += 1
+            if self._timeline is not None:
+                self._timeline.add("trainer", "train", began, time.perf_counter(), rows=len(batch))
+        if not sums:
+            return _nothing(time.perf_counter() - started)
+        whole = sums[0]
+        for other in sums[1:]:
+            whole = whole + other
+        return UpdateMetrics(
+            loss=float(whole.loss) / len(sums),
+            ratio_mean=_mean(whole.ratio, whole.tokens),
+            ratio_max=float(whole.ratio_max),
+            clip_fraction_low=_mean(whole.clipped_low, whole.tokens),
+            clip_fraction_high=_mean(whole.clipped_high, whole.tokens),
+            approx_kl=_mean(whole.kl, whole.tokens),
+            sampling_gap=gap,
+            entropy=_mean(whole.entropy, whole.tokens),
+            grad_norm=float(np.mean(norms)),
+            grad_norm_max=max(norms),
+            learning_rate=learning_rate,
+            advantage_abs=float(plan.advantages.abs().mean()),
+            policy_lag=float(np.mean([self.version - summary.versions[0] for summary in plan.summaries])),
+            updates=len(minibatches),
+            trajectories=len(plan.summaries),
+            rows=self._optim.epochs * sum(summary.num_rows for summary in plan.summaries),
+            tokens=int(whole.tokens),
+            duration_s=time.perf_counter() - started,
+        )
+
+    def _make_batch(self, plan: "_Plan", indices: np.ndarray) -> TrainBatch:
+        """This rank's rows of a mini-batch; rows of one instruction are neighbours, so that few need padding."""
+        indices = np.array(sorted(indices, key=lambda index: (plan.summaries[index].instruction, index)))
+        summaries = [plan.summaries[index] for index in indices]
+        advantage = plan.advantages[torch.from_numpy(indices)]
+        num_tokens = torch.tensor([summary.num_actions * self._policy.action_dim for summary in summaries])
+        weights = token_weights(num_tokens, aggregation=self._algo.aggregation)
+        own = [place for place, summary in enumerate(summaries) if summary.owner == self.ranks.rank]
+        trajectories = [plan.trajectories[summaries[place].group_id, summaries[place].sample_id] for place in own]
+        shape = {"chunk_size": self._policy.chunk_size, "action_dim": self._policy.action_dim}
+        if trajectories:
+            rows = make_rows(trajectories, advantage[own], weights[own], **shape)
+        else:
+            rows = _no_rows(summaries[0].image_shape, self._policy.chunk_size * self._policy.action_dim)
+        if self.ranks.size == 1:
+            return rows
+        return share_rows(
+            rows,
+            owners=np.repeat([summary.owner for summary in summaries], [summary.num_rows for summary in summaries]),
+            instructions=[summary.instruction for summary in summaries for _ in range(summary.num_rows)],
+            ranks=self.ranks,
+        )
+
+    def _forward_backward(self, batch: TrainBatch) -> TokenSums:
+        def device(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+
+        logprobs, entropies = self._policy.evaluate_tokens(
+            Observation(images=batch.images, instructions=batch.instructions),
+            device(batch.token_ids),
+            temperature=self._temperature,
+        )
+        loss, sums = clipped_policy_loss(
+            logprobs,
+            old_logprobs=device(batch.old_logprobs),
+            advantages=device(batch.advantages),
+            weights=device(batch.weights),
+            entropies=entropies,
+            clip_low=self._algo.clip_low,
+            clip_high=self._algo.clip_high,
+        )
+        (loss * self._loss_scale).backward()
+        return sums
+
+    def _learning_rate(self) -> float:
+        warm = self._optim.warmup_steps
+        return self._optim.learning_rate * (min(1.0, (self.num_updates + 1) / warm) if warm else 1.0)
+
+    def push_weights(self, *policies: RolloutPolicy) -> None:
+        """Give the trained weights to the policies that sample, as version + 1. The trained policy itself may be one."""
+        started = time.perf_counter()
+        self.version += 1
+        weights = self._gathered_weights() if any(policy is not self._policy for policy in policies) else {}
+        for policy in policies:
+            if policy is self._policy:
+                policy.version = self.version
+            else:
+                policy.load_weights(weights, version=self.version)
+        if self._timeline is not None:
+            self._timeline.add("trainer", "push", started, time.perf_counter(), rows=len(policies))
+
+    @torch.no_grad()
+    def _gathered_weights(self) -> dict[str, Tensor]:
+        return {
+            name: full_tensor(local_part(parameter), parameter)
+            for name, parameter in self._module.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def export(self, folder: Path | str) -> None:
+        """Write the policy in the published layout, adapters merged. All ranks must call this; the first one writes."""
+        self._policy.save_pretrained(str(folder))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """An iteration, the same on all ranks, but for the trajectories that this one holds."""
+
+    summaries: list[TrajectorySummary]
+    """N, by group and sample."""
+    advantages: Tensor
+    """(N,)."""
+    trajectories: dict[tuple[int, int], Trajectory]
+
+
+def _plan(groups: Sequence[Group], algo: AlgoConfig, ranks: Ranks) -> _Plan:
+    summaries = summarise(groups, reward=algo.reward, owner=ranks.rank)
+    everyone = [summary for part in ranks.gather_objects(summaries) for summary in part]
+    everyone.sort(key=lambda summary: (summary.group_id, summary.sample_id))
+    for first, second in pairwise(everyone):
+        if (first.group_id, first.sample_id) == (second.group_id, second.sample_id):
+            raise ValueError(f"sample {first.sample_id} of group {first.group_id} was given twice")
+    return _Plan(
+        summaries=everyone,
+        advantages=advantages(
+            [summary.reward for summary in everyone],
+            [summary.group_id for summary in everyone],
+            estimator=algo.advantage,
+        ),
+        trajectories={(t.spec.group_id, t.spec.sample_id): t for group in groups for t in group.trajectories},
+    )
+
+
+def _microbatches(batch: TrainBatch, rows: int) -> Iterator[TrainBatch]:
+    for first in range(0, len(batch), rows):
+        yield select_rows(batch, slice(first, first + rows))
+
+
+def _no_rows(image_shape: tuple[int, ...], num_tokens: int) -> TrainBatch:
+    def empty(dtype: type) -> np.ndarray:
+        return np.empty((0, num_tokens), dtype)
+
+    return TrainBatch(
+        images=np.empty((0, *image_shape), np.uint8),
+        instructions=(),
+        token_ids=empty(np.int32),
+        old_logprobs=empty(np.float32),
+        advantages=empty(np.float32),
+        weights=empty(np.float32),
+        policy_versions=np.empty(0, np.int32),
+    )
+
+
+def _reduce(parts: Sequence[TokenSums], ranks: Ranks) -> TokenSums:
+    """Sums over micro-batches and ranks.
+
+    Raises:
+        RuntimeError: The loss is not finite.
+    """
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole + part
+    if ranks.size > 1:
+        largest = ranks.max_(whole.ratio_max.clone())
+        names = [name for name in TokenSums.__slots__ if name != "ratio_max"]
+        values = ranks.sum_(torch.stack([getattr(whole, name) for name in names]))
+        whole = TokenSums(ratio_max=largest, **dict(zip(names, values, strict=True)))
+    if not whole.loss.isfinite():
+        raise RuntimeError(
+            f"the loss is {float(whole.loss)}: the policy's log-probs are not finite; "
+            "the weights are as they were before this mini-batch"
+        )
+    return whole
+
+
+def _mean(total: Tensor, count: Tensor) -> float:
+    return float(total / count.clamp(min=1))
+
+
+def _nothing(duration_s: float) -> UpdateMetrics:
+    zeros = {
+        name: 0
+        for name, annotation in UpdateMetrics.__annotations__.items()
+        if annotation in (int, float) and name != "duration_s"
+    }
+    return UpdateMetrics(**zeros, duration_s=duration_s)
