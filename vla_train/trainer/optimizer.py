@@ -124,11 +124,17 @@ class MasterAdamW:
 
         Args:
             read: Gives the whole tensor of a name.
+
+        Raises:
+            ValueError: A tensor has another shape here.
         """
         step = read("step")
         for name, parameter in self._parameters.items():
             master = self._masters[name]
-            master.copy_(part_of(read(f"weight.{name}"), parameter))
+            whole = read(f"weight.{name}")
+            if whole.shape != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(whole.shape)} in the checkpoint, {tuple(parameter.shape)} here")
+            master.copy_(part_of(whole, parameter))
             moments = {key: part_of(read(f"{key}.{name}"), parameter).to(master.device, copy=True) for key in _STATE_KEYS}
             self._adamw.state[master] = {"step": step.clone().to(master.device), **moments} if step > 0 else {}
         self._write_back()

@@ -252,13 +252,16 @@ class Trainer:
 
     def push_weights(self, *policies: RolloutPolicy) -> None:
         """Give the trained weights to the policies that sample, as version + 1. The trained policy itself may be one."""
-        started = time.perf_counter()
         self.version += 1
-        weights = self._gathered_weights() if any(policy is not self._policy for policy in policies) else {}
+        self.sync_weights(*policies)
+
+    def sync_weights(self, *policies: RolloutPolicy) -> None:
+        """Give the trained weights at their present version: to policies that are new, or after a checkpoint was loaded."""
+        started = time.perf_counter()
+        weights = self._gathered_weights() if self.ranks.size > 1 or any(p is not self._policy for p in policies) else {}
+        self._policy.version = self.version
         for policy in policies:
-            if policy is self._policy:
-                policy.version = self.version
-            else:
+            if policy is not self._policy:
                 policy.load_weights(weights, version=self.version)
         if self._timeline is not None:
             self._timeline.add("trainer", "push", started, time.perf_counter(), rows=len(policies))
@@ -270,6 +273,30 @@ class Trainer:
             for name, parameter in self._module.named_parameters()
             if parameter.requires_grad
         }
+
+    @property
+    def policy_bytes(self) -> int:
+        """Size of the exported policy."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self._module.parameters())
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights and optimizer state as whole tensors, one by one; all ranks must iterate."""
+        return self.optimizer.state()
+
+    def load_state(self, read: Callable[[str], Tensor], *, num_updates: int, version: int) -> None:
+        """Go on from a saved state; the trained policy takes its weights and version.
+
+        Args:
+            read: Gives a tensor of `state` by name.
+            num_updates: AdamW steps so far.
+            version: Weight pushes so far.
+
+        Raises:
+            ValueError: A tensor does not fit; the state is then partly loaded, and this trainer of no use.
+        """
+        self.optimizer.load_state(read)
+        self.num_updates = num_updates
+        self.version = self._policy.version = version
 
     def export(self, folder: Path | str) -> None:
         """Write the policy in the published layout, adapters merged. All ranks must call this; the first one writes."""

@@ -164,7 +164,7 @@ def test_an_update_makes_good_episodes_likelier_and_bad_ones_less_likely(advanta
     for trajectory in (trajectory for group in groups for trajectory in group.trajectories):
         observation = Observation(images=trajectory.images, instructions=(trajectory.instruction,) * len(trajectory))
         logprobs, _ = policy.evaluate_tokens(observation, torch.from_numpy(trajectory.token_ids), temperature=TEMPERATURE)
-        change[trajectory.success].append(float((logprobs - torch.from_numpy(trajectory.logprobs)).mean()))
+        change[trajectory.success].append(float((logprobs.detach() - torch.from_numpy(trajectory.logprobs)).mean()))
     assert np.mean(change[True]) > 0 > np.mean(change[False])
 
 

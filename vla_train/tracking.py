@@ -1,0 +1,175 @@
+"""Where a run's numbers go: `metrics.jsonl` always, and the trackers that were asked for.
+
+A run's folder:
+
+    config.json            the whole config
+    metrics.jsonl          one JSON object per record; `kind` is "iteration" or "eval", `iteration` its number
+    checkpoints/           see `trainer.checkpoint`
+    videos/                *.mp4, by iteration and outcome
+    timeline/              *.png and *.json.gz
+    tensorboard/           event files
+    report.html            see `report`
+
+Invariant: a resumed run's curves are those of an uninterrupted one: records after the checkpoint it resumes from are dropped.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+RecordKind = Literal["iteration", "eval"]
+METRICS_FILE = "metrics.jsonl"
+
+
+class Tracker(Protocol):
+    """A service that draws curves."""
+
+    def log(self, scalars: Mapping[str, float], *, iteration: int) -> None:
+        """Take numbers of one iteration; names are paths such as `update/loss`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class RunLog:
+    """Takes the records of one run.
+
+    Args:
+        run: The run's folder, which must exist.
+        trackers: Names of further trackers: tensorboard, wandb, trackio.
+        config: The whole config as JSON data; written to `config.json` and shown by trackers that can.
+        resume_iteration: The iteration of the checkpoint that the run goes on from; None starts afresh.
+    """
+
+    def __init__(
+        self, run: Path, *, trackers: Iterable[str], config: Mapping[str, Any], resume_iteration: int | None = None
+    ) -> None:
+        self._path = run / METRICS_FILE
+        history = [] if resume_iteration is None else read_records(run)
+        kept = [record for record in history if record["iteration"] <= (resume_iteration or 0)]
+        _write_text(run / "config.json", json.dumps(config, indent=1) + "\n")
+        _write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._trackers = [make_tracker(name, run, config, resume_iteration) for name in trackers]
+
+    def log(self, kind: RecordKind, iteration: int, values: Mapping[str, Any]) -> None:
+        """Write a record: numbers under names such as `update/loss`, and for `eval` anything JSON (tables per task).
+
+        Trackers get the finite numbers; those of `eval` under `eval/`. A number that is not finite is written as null.
+        """
+        record = {"kind": kind, "iteration": iteration, "time": round(time.time(), 3), **_finite(dict(values))}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        prefix = "eval/" if kind == "eval" else ""
+        scalars = {
+            prefix + name: float(value) for name, value in record.items() if name in values and isinstance(value, int | float)
+        }
+        for tracker in self._trackers:
+            tracker.log(scalars, iteration=iteration)
+
+    def close(self) -> None:
+        self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def read_records(run: Path, kind: RecordKind | None = None) -> list[dict[str, Any]]:
+    """Records of a run, oldest first; a last line that a crash cut short is left out.
+
+    Raises:
+        ValueError: A line other than the last is not a record.
+    """
+    path = run / METRICS_FILE
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if kind is None or record["kind"] == kind:
+                records.append(record)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: not a record of a run ({error})") from None
+    return records
+
+
+class TensorBoardTracker:
+    """Event files in `tensorboard/`; a resumed run hides what it does again."""
+
+    def __init__(self, run: Path, resume_iteration: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        purge = None if resume_iteration is None else resume_iteration + 1
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=purge)
+
+    def log(self, scalars: Mapping[str, float], *, iteration: int) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, iteration)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbTracker:
+    """Weights & Biases (or trackio, which has the same interface)."""
+
+    def __init__(
+        self, module_name: Literal["wandb", "trackio"], run: Path, config: Mapping[str, Any], resume_iteration: int | None
+    ) -> None:
+        import importlib
+
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError:
+            raise ImportError(
+                f"{module_name} is not installed: pip install {module_name}, or leave it out of trackers"
+            ) from None
+        resume = "never" if resume_iteration is None else "allow"
+        self._run = module.init(project="vla-train", name=run.resolve().name, config=dict(config), resume=resume)
+
+    def log(self, scalars: Mapping[str, float], *, iteration: int) -> None:
+        self._run.log(dict(scalars), step=iteration)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def make_tracker(name: str, run: Path, config: Mapping[str, Any], resume_iteration: int | None) -> Tracker:
+    """A tracker by name.
+
+    Raises:
+        ValueError: There is no such tracker.
+        ImportError: Its package is missing; the message says how to install it.
+    """
+    match name:
+        case "tensorboard":
+            return TensorBoardTracker(run, resume_iteration)
+        case "wandb" | "trackio":
+            return WandbTracker(name, run, config, resume_iteration)  # type: ignore[arg-type]
+    raise ValueError(f"unknown tracker {name!r}: choose among tensorboard, wandb, trackio")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: a crash leaves the old one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
