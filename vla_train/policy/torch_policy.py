@@ -46,7 +46,7 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
 
 def batch_bucket(num_rows: int) -> int:
     """The batch size to pad to where shapes are compiled: at most an eighth more rows, few different sizes."""
-    step = max(1, 1 << (max(num_rows - 1, 1).bit_length() - 4))
+    step = 1 << max(0, (num_rows - 1).bit_length() - 4)
     return -(-num_rows // step) * step
 
 

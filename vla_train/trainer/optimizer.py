@@ -78,10 +78,11 @@ class MasterAdamW:
         for name, parameter in self._parameters.items():  # one order for all ranks
             if name in sums and not is_sharded(parameter):
                 self._ranks.sum_(sums[name])
+        device = next(iter(sums.values())).device
         sharded = [part for name, part in sums.items() if is_sharded(self._parameters[name])]
-        square = squared_norm(part for name, part in sums.items() if not is_sharded(self._parameters[name]))
+        square = squared_norm((part for name, part in sums.items() if not is_sharded(self._parameters[name])), device)
         if sharded:
-            square = square + self._ranks.sum_(squared_norm(sharded).to(sharded[0].device))
+            square += self._ranks.sum_(squared_norm(sharded, device))
         norm = float(square.sqrt())
         if not math.isfinite(norm):
             raise RuntimeError(f"the gradients are not finite (norm {norm}): the weights are as they were before this update")

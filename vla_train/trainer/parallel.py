@@ -135,7 +135,9 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
     return parts[rank] if rank < len(parts) else whole[:0]
 
 
-def squared_norm(parts: Iterable[Tensor]) -> Tensor:
+def squared_norm(parts: Iterable[Tensor], device: torch.device) -> Tensor:
     """Sum of squares of all elements, as a float32 scalar; 0 of nothing."""
-    norms = torch._foreach_norm([part for part in parts if part.numel()])
-    return torch.stack([norm.float().square() for norm in norms]).sum() if norms else torch.zeros(())
+    total = torch.zeros((), device=device)
+    for part in parts:
+        total += torch.linalg.vector_norm(part).square()
+    return total

@@ -29,7 +29,7 @@ class SmallModule(nn.Module):
         x = self.inner(pixels)
         for block in self.blocks:
             x = x + block(x)
-        return self.head(x).unflatten(-1, (NUM_TOKENS, NUM_BINS))
+        return self.head(x).unflatten(-1, (NUM_TOKENS, NUM_BINS)).clone()  # FSDP2 warns of outputs that are views
 
 
 class SmallPolicy:

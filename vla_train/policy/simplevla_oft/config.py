@@ -139,7 +139,7 @@ class SimpleVLAOFTConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_bins < 2 or self.first_action_id <= max(self.bos_token_id, self.stop_token_id):
             raise ValueError(
-                f"vocab_size {self.language.vocab_size}, {self.num_spare_tokens} of it spare, has no room for {self.num_bins} bins"
+                f"vocab_size {self.language.vocab_size} ({self.num_spare_tokens} spare) has no room for {self.num_bins} bins"
             )
         if not 0 <= self.prompt_end_token_id < self.pad_token_id:
             raise ValueError(f"prompt_end_token_id {self.prompt_end_token_id} is outside the vocabulary of {self.pad_token_id}")
@@ -252,7 +252,7 @@ def config_to_json(config: SimpleVLAOFTConfig) -> dict[str, Any]:
     }
     towers = {tower.name: _tower_to_json(tower) for tower in config.towers if tower != PUBLISHED_TOWERS.get(tower.name)}
     if towers:
-        data["vision_towers"] = towers
+        data["vision_towers"] = {**towers, **config.published.get("vision_towers", {})}
     return data
 
 

@@ -1,0 +1,148 @@
+"""A LIBERO scene and its players, as the engine takes them: compiled control steps, goals and the stove's glow."""
+
+from typing import Any, NamedTuple
+
+import mujoco
+import numpy as np
+
+from vla_envs.libero.controller import (
+    ControlLaw,
+    ControlState,
+    VisualSwitches,
+    control_law,
+    copy_control_state,
+    initial_control_state,
+    new_control_state,
+    observe,
+    play_actions,
+    workspace,
+)
+from vla_envs.libero.goals import GoalInputs
+from vla_envs.libero.scene import Scene
+from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player
+from vla_envs.vector.mujoco_c import c_functions, contact_layout
+from vla_envs.vector.slot import FAULTS, GoalRecord, View, contact_pairs, empty_record, has_fault, slot_arrays
+
+_FAULT_CODES = np.array([int(fault) for fault in FAULTS], np.int64)
+_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+
+
+class LiberoEngineScene(EngineScene):
+    """One compiled LIBERO task."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene.model, scene.cameras)
+        self.scene = scene
+        self.law: ControlLaw = control_law(scene.osc)
+        self.initial_control: ControlState = initial_control_state(scene.model, self.law)
+        self.pairs = contact_pairs(scene.model.ngeom, scene.goal.contact_pairs)
+        self.state_size = mujoco.mj_stateSize(scene.model, _STATE)
+        self._shown = np.array([scene.model.site_rgba[switch.site_id, 3] > 0 for switch in scene.visual_switches], bool)
+
+    def new_player(self) -> "LiberoPlayer":
+        return LiberoPlayer(self)
+
+    def judge(self, record: GoalRecord, num_steps: int) -> np.ndarray:
+        if num_steps == 0:
+            return np.zeros(0, bool)
+        return self.scene.goal.holds(GoalInputs(**{name: rows[:num_steps] for name, rows in record._asdict().items()}))
+
+    def show_switches(self, on: np.ndarray) -> None:
+        for index in np.flatnonzero(on != self._shown):
+            switch = self.scene.visual_switches[index]
+            self.model.site_rgba[switch.site_id] = switch.rgba_on if on[index] else switch.rgba_off
+            self._shown[index] = on[index]
+
+
+class _Saved(NamedTuple):
+    physics: np.ndarray
+    control: ControlState
+    switches_on: np.ndarray
+    view: View
+
+
+class LiberoPlayer(Player):
+    """One mjData of a scene with its controller."""
+
+    def __init__(self, scene: LiberoEngineScene) -> None:
+        model = scene.model
+        self._scene, self._model, self._data = scene, model, mujoco.MjData(model)
+        self._arrays = slot_arrays(model, self._data)
+        self._control = new_control_state()
+        switches = scene.scene.visual_switches
+        self._switches = VisualSwitches(
+            qpos=np.array([switch.qpos_address for switch in switches], np.int64),
+            threshold=np.array([switch.threshold for switch in switches], np.float64),
+            now_on=np.zeros(len(switches), np.bool_),
+        )
+        self._workspace = workspace(model)
+        self.view = View(
+            poses=np.zeros(sum(pose.size for pose in self._arrays.poses)),
+            switches_on=np.zeros(len(switches), np.bool_),
+            proprioception=np.zeros(PROPRIOCEPTION_DIM),
+        )
+        self._num_pairs = len(scene.scene.goal.contact_pairs)
+        self.record = empty_record(model, 1, self._num_pairs)
+
+    def begin(self, state: np.ndarray) -> None:
+        mujoco.mj_resetData(self._model, self._data)
+        copy_control_state(self._scene.initial_control, self._control)
+        self.set_state(state)
+
+    def play(self, actions: np.ndarray, num_steps: int) -> int:
+        if len(self.record.qpos) < num_steps:
+            self.record = empty_record(self._model, num_steps, self._num_pairs)
+        return play_actions(
+            c_functions(),
+            contact_layout(),
+            self._arrays,
+            _FAULT_CODES,
+            self._scene.law,
+            self._control,
+            self._switches,
+            self._workspace,
+            self._scene.pairs,
+            self.record,
+            self.view,
+            actions,
+            num_steps,
+        )
+
+    def save(self) -> Any:
+        physics = np.empty(self._scene.state_size)
+        mujoco.mj_getState(self._model, self._data, physics, _STATE)
+        control = new_control_state()
+        copy_control_state(self._control, control)
+        return _Saved(
+            physics=physics,
+            control=control,
+            switches_on=self._switches.now_on.copy(),
+            view=View(*(array.copy() for array in self.view)),
+        )
+
+    def restore(self, saved: Any) -> None:
+        mujoco.mj_resetData(self._model, self._data)
+        mujoco.mj_setState(self._model, self._data, saved.physics, _STATE)
+        copy_control_state(saved.control, self._control)
+        self._switches.now_on[:] = saved.switches_on
+        for mine, theirs in zip(self.view, saved.view, strict=True):
+            mine[:] = theirs
+
+    def get_state(self) -> np.ndarray:
+        return np.concatenate([[self._data.time], self._data.qpos, self._data.qvel])
+
+    def set_state(self, state: np.ndarray) -> None:
+        num_positions = self._model.nq
+        self._data.time = state[0]
+        self._data.qpos[:] = state[1 : 1 + num_positions]
+        self._data.qvel[:] = state[1 + num_positions :]
+        self._data.qacc_warmstart[:] = 0
+        mujoco.mj_forward(self._model, self._data)
+        self._switches.now_on[:] = self._data.qpos[self._switches.qpos] >= self._switches.threshold
+        observe(self._arrays, self._scene.law, self._switches, self.view)
+
+    def fault(self) -> str:
+        if not has_fault(self._arrays, _FAULT_CODES):
+            return ""
+        raised = [fault.name.removeprefix("mjWARN_") for fault in FAULTS if self._arrays.warnings[int(fault)] > 0]
+        return f"the simulation diverged (MuJoCo: {', '.join(raised)})"

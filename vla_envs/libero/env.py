@@ -1,0 +1,216 @@
+"""The LIBERO benchmark as a vector env: each slot plays its own task, from the benchmark's stored initial states."""
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from vla_envs.libero.engine_scene import LiberoEngineScene
+from vla_envs.libero.scene import load_scene
+from vla_envs.libero.suites import suite_tasks
+from vla_envs.vector.base import ChunkedVectorEnv, Start
+from vla_envs.vector.gl_context import Device
+from vla_envs.vector.mujoco_engine import MujocoEngine
+from vla_envs.vector.single_env import SingleEnv
+
+logger = logging.getLogger(__name__)
+
+CAMERAS = ("agentview", "wrist")
+
+
+class LiberoEnv(ChunkedVectorEnv):
+    """Tasks of one LIBERO suite in N slots.
+
+    Without options, slot i plays tasks i, i + N, i + 2N, ... of `task_ids` (cyclically), each time from an initial state
+    drawn from its own seeded stream. `reset` takes the options `task_id` and `init_state_id`.
+
+    Args:
+        num_envs: N.
+        suite: Any suite that the installed LIBERO knows, or that `scene_dir` holds.
+        task_ids: The tasks that may be played; None: all of the suite.
+        chunk_size: K: `step` takes (N, K, 7) and plays up to K actions; None: it takes (N, 7).
+        image_size: Height and width of the pictures in pixels.
+        cameras: Any of "agentview" (observed as `image`) and "wrist" (`wrist_image`); none draws nothing.
+        detail: "full" draws what LIBERO draws, "fast" simplified meshes and smaller textures.
+        device: "cuda" draws on the GPU, "cpu" in software, "auto" on what there is.
+        max_episode_steps: Time limit in control steps; None: the suite's own.
+        autoreset_mode: See `ChunkedVectorEnv`.
+        settle_steps: Control steps without motion at the start of each episode, not counted.
+        scene_dir: Folder of exported scenes; then LIBERO need not be installed.
+        num_threads: Threads that step physics; None: one per core.
+        render_mode: "rgb_array" or None.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        suite: str = "libero_spatial",
+        task_ids: Sequence[int] | None = None,
+        chunk_size: int | None = None,
+        image_size: int = 256,
+        cameras: Sequence[str] = ("agentview",),
+        detail: str = "full",
+        device: Device = "auto",
+        max_episode_steps: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        settle_steps: int = 10,
+        scene_dir: str | Path | None = None,
+        num_threads: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        check_arguments(
+            num_envs=num_envs,
+            chunk_size=chunk_size,
+            image_size=image_size,
+            cameras=cameras,
+            detail=detail,
+            device=device,
+            max_episode_steps=max_episode_steps,
+            settle_steps=settle_steps,
+            render_mode=render_mode,
+        )
+        self.suite = suite
+        self._detail = detail
+        self._scene_dir = None if scene_dir is None else Path(scene_dir)
+        tasks = suite_tasks(suite, scene_dir=self._scene_dir)
+        chosen = tuple(tasks) if task_ids is None else tuple(int(task_id) for task_id in task_ids)
+        unknown = [task_id for task_id in chosen if task_id not in tasks]
+        if unknown or not chosen:
+            raise ValueError(f"{suite} has tasks {_span(tuple(tasks))}, got task_ids={list(chosen)}")
+        super().__init__(
+            num_envs,
+            engine=MujocoEngine(num_envs, device=device if cameras else None, num_threads=num_threads),
+            instructions={task_id: tasks[task_id].instruction for task_id in chosen},
+            max_episode_steps=max_episode_steps or tasks[chosen[0]].max_episode_steps,
+            chunk_size=chunk_size,
+            image_size=image_size,
+            cameras=cameras,
+            autoreset_mode=AutoresetMode(autoreset_mode),
+            settle_steps=settle_steps,
+            render_mode=render_mode,
+        )
+        self.num_init_states = {task_id: tasks[task_id].num_init_states for task_id in chosen}
+        self._scenes: dict[int, LiberoEngineScene] = {}
+
+    def _check_options(self, options: Mapping[str, np.ndarray], mask: np.ndarray) -> None:
+        unknown = set(options) - {"task_id", "init_state_id"}
+        if unknown:
+            raise ValueError(f"unknown reset option {min(unknown)!r}: this env takes reset_mask, task_id, init_state_id")
+        for name, values in options.items():
+            if not np.issubdtype(values.dtype, np.integer):
+                raise ValueError(f"reset option {name!r} must be integers, got {values.dtype}")
+        wanted = options.get("task_id")
+        for slot in np.flatnonzero(mask):
+            if wanted is not None and int(wanted[slot]) not in self.num_init_states:
+                raise ValueError(f"task_id must be one of {_span(self.task_ids)}, got {wanted[slot]} for slot {slot}")
+            if "init_state_id" in options:
+                task_id = self._task_of(int(slot), int(self._episodes[slot]), options)
+                state_id, count = int(options["init_state_id"][slot]), self.num_init_states[task_id]
+                if not 0 <= state_id < count:
+                    raise ValueError(f"init_state_id of task {task_id} must be in 0..{count - 1}, got {state_id}")
+        self._load({self._task_of(int(slot), int(self._episodes[slot]), options) for slot in np.flatnonzero(mask)})
+
+    def _task_of(self, slot: int, episode: int, options: Mapping[str, np.ndarray]) -> int:
+        if "task_id" in options:
+            return int(options["task_id"][slot])
+        return self.task_ids[(slot + episode * self.num_envs) % len(self.task_ids)]
+
+    def _next_start(self, slot: int, rng: np.random.Generator, episode: int, options: Mapping[str, np.ndarray]) -> Start:
+        task_id = self._task_of(slot, episode, options)
+        drawn = int(rng.integers(self.num_init_states[task_id]))
+        init_state_id = int(options["init_state_id"][slot]) if "init_state_id" in options else drawn
+        self._load({task_id})
+        scene = self._scenes[task_id]
+        return Start(
+            scene=scene,
+            state=scene.scene.init_states[init_state_id],
+            task_id=task_id,
+            init_state_id=init_state_id,
+            instruction=self.instructions[task_id],
+            cache_key=(task_id, init_state_id),
+        )
+
+    def _load(self, task_ids: set[int]) -> None:
+        """Get the scenes of these tasks, several at once."""
+        missing = sorted(task_ids - set(self._scenes))
+        if not missing:
+            return
+        with ThreadPoolExecutor(4) as pool:
+            loaded = pool.map(lambda task_id: shared_scene(self.suite, task_id, self._detail, self._scene_dir), missing)
+            self._scenes.update(zip(missing, loaded, strict=True))
+
+    def close_extras(self) -> None:
+        super().close_extras()
+        self._scenes.clear()
+
+
+def make_libero_env(**kwargs: Any) -> SingleEnv:
+    """One LIBERO env for `gymnasium.make`; takes `LiberoEnv`'s arguments, and `task_id` for `task_ids` of one task."""
+    task_id = kwargs.pop("task_id", None)
+    if task_id is not None:
+        kwargs["task_ids"] = [task_id]
+    return SingleEnv(LiberoEnv(1, autoreset_mode=AutoresetMode.DISABLED, **kwargs))
+
+
+_shared: WeakValueDictionary[tuple, LiberoEngineScene] = WeakValueDictionary()
+_shared_lock = threading.Lock()
+_loading: dict[tuple, threading.Lock] = {}
+
+
+def shared_scene(suite: str, task_id: int, detail: str, scene_dir: Path | None) -> LiberoEngineScene:
+    """The process's copy of a scene, for as long as any env uses it."""
+    key = (suite, task_id, detail, scene_dir)
+    with _shared_lock:
+        lock = _loading.setdefault(key, threading.Lock())
+    with lock:
+        scene = _shared.get(key)
+        if scene is None:
+            scene = _shared[key] = LiberoEngineScene(load_scene(suite, task_id, detail=detail, scene_dir=scene_dir))
+        return scene
+
+
+def check_arguments(
+    *,
+    num_envs: int,
+    chunk_size: int | None,
+    image_size: int,
+    cameras: Sequence[str],
+    detail: str,
+    device: str,
+    max_episode_steps: int | None,
+    settle_steps: int,
+    render_mode: str | None,
+) -> None:
+    """Refuse what cannot work, before anything is loaded."""
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be None or at least 1, got {chunk_size}")
+    if image_size < 8:
+        raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
+    if isinstance(cameras, str) or any(camera not in CAMERAS for camera in cameras) or len(set(cameras)) != len(cameras):
+        raise ValueError(f"cameras must be any of {CAMERAS}, each once, got {cameras!r}")
+    if detail not in ("full", "fast"):
+        raise ValueError(f"detail must be 'full' or 'fast', got {detail!r}")
+    if device not in ("auto", "cuda", "cpu"):
+        raise ValueError(f"device must be 'auto', 'cuda' or 'cpu', got {device!r}")
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise ValueError(f"max_episode_steps must be None or at least 1, got {max_episode_steps}")
+    if settle_steps < 0:
+        raise ValueError(f"settle_steps must not be negative, got {settle_steps}")
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+
+
+def _span(task_ids: tuple[int, ...]) -> str:
+    """Task ids in few characters."""
+    if task_ids == tuple(range(len(task_ids))):
+        return f"0..{len(task_ids) - 1}"
+    return ", ".join(map(str, task_ids))

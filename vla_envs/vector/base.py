@@ -1,0 +1,391 @@
+"""A Gymnasium vector env of N slots that play chunks of actions on an engine.
+
+    reset: pick starts -> restore or settle them -> observe
+    step:  check actions -> play each live slot's chunk until its goal, its time limit or a fault -> observe -> autoreset
+
+Invariants: actions are checked before anything moves; cameras draw once per slot and call; a slot whose episode is over does
+not move until it is reset; what a slot does depends on its starts and actions only. Knows no simulator and no benchmark.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_letters, digits, punctuation
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+
+from vla_envs.errors import NotResetError
+from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM, Engine, EngineScene
+
+SETTLING_ACTION = np.array([0.0] * (ACTION_DIM - 1) + [-1.0])
+"""What LIBERO plays while a scene comes to rest: no motion, gripper open."""
+
+_CACHED_STARTS = 512
+_CHARACTERS = ascii_letters + digits + punctuation + " "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where an episode begins."""
+
+    scene: EngineScene
+    state: np.ndarray
+    """[time, qpos, qvel]."""
+    task_id: int
+    init_state_id: int
+    """Stored initial state of the benchmark; -1 for a state of its own."""
+    instruction: str
+    cache_key: Hashable | None
+    """Equal for equal starts, which are then settled and drawn once; None for a start that will not come again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settled:
+    """A start after settling, ready to be copied into any slot."""
+
+    saved: Any
+    images: dict[str, np.ndarray]
+
+
+class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
+    """N slots of robot manipulation with chunked actions.
+
+    Shape letters: N slots, K actions of a chunk, H = W = `image_size`.
+
+    Args:
+        num_envs: N.
+        engine: Physics and cameras; this env closes it.
+        instructions: Task id -> instruction, for every task that may come.
+        max_episode_steps: Time limit in control steps, settling not counted.
+        chunk_size: K: `step` takes (N, K, 7); None: it takes (N, 7).
+        image_size: Height and width of the pictures in pixels.
+        cameras: Camera names; "agentview" is observed as `image`, any other NAME as `NAME_image`.
+        autoreset_mode: What happens to a slot whose episode is over. `DISABLED`: it stays as it is, costs nothing, and
+            reports no reward and no steps, until `reset` names it in `options["reset_mask"]`.
+        settle_steps: Control steps without motion at the start of each episode.
+        render_mode: "rgb_array" or None.
+    """
+
+    suite: str | None = None
+    num_init_states: Mapping[int, int] = {}
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        engine: Engine,
+        instructions: Mapping[int, str],
+        max_episode_steps: int,
+        chunk_size: int | None,
+        image_size: int,
+        cameras: Sequence[str],
+        autoreset_mode: AutoresetMode,
+        settle_steps: int,
+        render_mode: str | None,
+    ) -> None:
+        self.num_envs = num_envs
+        self.instructions = dict(instructions)
+        self.task_ids = tuple(instructions)
+        self.max_episode_steps = max_episode_steps
+        self.chunk_size = chunk_size
+        self.renderer = engine.renderer
+        self.render_mode = render_mode
+        self.metadata = {"autoreset_mode": autoreset_mode, "render_modes": ["rgb_array"], "render_fps": 20}
+        self._engine = engine
+        self._autoreset = autoreset_mode
+        self._settle_steps = settle_steps
+        self._settled: OrderedDict[Hashable, _Settled] = OrderedDict()
+
+        picture = (image_size, image_size, 3)
+        self._images = {name: np.zeros((num_envs, *picture), np.uint8) for name in cameras}
+        self._keys = {name: "image" if name == "agentview" else f"{name}_image" for name in cameras}
+        spaces: dict[str, gym.Space] = {key: gym.spaces.Box(0, 255, picture, np.uint8) for key in self._keys.values()}
+        spaces["state"] = gym.spaces.Box(-np.inf, np.inf, (PROPRIOCEPTION_DIM,), np.float32)
+        longest = max(len(text) for text in instructions.values())
+        spaces["instruction"] = gym.spaces.Text(max_length=longest, charset=_CHARACTERS)
+        self.single_observation_space = gym.spaces.Dict(spaces)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        shape = (ACTION_DIM,) if chunk_size is None else (chunk_size, ACTION_DIM)
+        self.single_action_space = gym.spaces.Box(-1.0, 1.0, shape, np.float32)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        self._starts: list[Start | None] = [None] * num_envs
+        self._slot_seeds = np.zeros(num_envs, np.int64)
+        self._slot_rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._episodes = np.zeros(num_envs, np.int64)
+        """Episodes begun in each slot since it was seeded."""
+        self._over = np.zeros(num_envs, bool)
+        self._elapsed = np.zeros(num_envs, np.int64)
+        self._returns = np.zeros(num_envs)
+        self._began_at = np.zeros(num_envs)
+
+    @abstractmethod
+    def _next_start(self, slot: int, rng: np.random.Generator, episode: int, options: Mapping[str, np.ndarray]) -> Start:
+        """The start of the slot's next episode.
+
+        Args:
+            slot: Which slot.
+            rng: The slot's own stream.
+            episode: How many episodes the slot has begun since it was seeded.
+            options: `reset`'s options other than the mask, each (N,); empty for an automatic reset.
+        """
+
+    def _check_options(self, options: Mapping[str, np.ndarray], mask: np.ndarray) -> None:
+        """Raise `ValueError` for options that cannot be met."""
+        if options:
+            raise ValueError(f"unknown reset option {next(iter(options))!r}: this env takes 'reset_mask'")
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:  # type: ignore[override]
+        """Begin episodes in all slots, or in those of `options["reset_mask"]`, (N,) bool.
+
+        Args:
+            seed: Seeds every slot's stream of starts (slot i from (seed, i)), or one seed per slot.
+            options: `reset_mask`, and what the env's starts can be chosen by; arrays of N, or one value for all.
+
+        Returns:
+            Observation of all slots, and info.
+        """
+        self._check_open()
+        mask, chosen = self._read_options(options)
+        self._check_options(chosen, mask)
+        self._seed_slots(seed, mask)
+        slots = np.flatnonzero(mask).tolist()
+        self._begin(slots, chosen)
+        info = {**self._identity(), "renderer": np.array([self.renderer] * self.num_envs, dtype=object)}
+        return self._observe(), _with_masks(info, np.ones(self.num_envs, bool))
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:  # type: ignore[override]
+        """Play one chunk in every slot whose episode is not over.
+
+        Args:
+            actions: (N, K, 7), or (N, 7) without `chunk_size`: translation, rotation (axis-angle), gripper (-1 open, +1
+                close), each in [-1, 1] and clipped to it. Those of a slot that does not play are ignored, but must be finite.
+
+        Returns:
+            observation; reward (N,) float64, 1 where the goal was reached; terminated (N,) bool, the same; truncated (N,) bool,
+            by the time limit or a fault; info: `num_steps` (actions played), `success`, `task_id`, `init_state_id`, where an
+            episode ended `episode` (`r` return, `l` length, `t` seconds) and, if the physics gave up, `fault`; with
+            `SAME_STEP`, also `final_obs` and `final_info`.
+
+        Raises:
+            NotResetError: Some slot was never reset.
+            ValueError: Wrong shape, or a number that is not finite.
+        """
+        self._check_open()
+        if any(start is None for start in self._starts):
+            raise NotResetError("step was called before reset: call reset() first")
+        chunk = self._read_actions(actions)
+        restarting = self._over.copy() if self._autoreset == AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
+        playing = ~self._over
+        num_steps = np.zeros(self.num_envs, np.int32)
+        success = np.zeros(self.num_envs, bool)
+        truncated = np.zeros(self.num_envs, bool)
+        faults = np.full(self.num_envs, None, dtype=object)
+
+        slots = np.flatnonzero(playing).tolist()
+        if slots:
+            limits = np.minimum(chunk.shape[1], self.max_episode_steps - self._elapsed[slots])
+            result = self._engine.step(slots, chunk[slots], limits, self._images)
+            num_steps[slots] = result.num_steps
+            success[slots] = result.goal_reached
+            faults[slots] = [fault or None for fault in result.faults]
+        faulted = np.array([fault is not None for fault in faults])
+        self._elapsed += num_steps
+        self._returns += success
+        truncated = playing & ~success & (faulted | (self._elapsed >= self.max_episode_steps))
+        ended = success | truncated
+        self._over |= ended
+        if restarting.any():
+            self._begin(np.flatnonzero(restarting).tolist(), {})
+
+        played = {"num_steps": num_steps, "success": success}
+        episode = {"r": self._returns.copy(), "l": self._elapsed.copy(), "t": time.perf_counter() - self._began_at}
+        episode_info = {"episode": _with_masks({name: np.where(ended, value, 0) for name, value in episode.items()}, ended)}
+        endings = {**_with_masks(episode_info, ended), **_with_masks({"fault": faults}, faulted)}
+        everyone = np.ones(self.num_envs, bool)
+        info = {**_with_masks({**played, **self._identity()}, everyone), **(endings if ended.any() else {})}
+        if self._autoreset == AutoresetMode.SAME_STEP and ended.any():
+            final = _with_masks({**played, **self._identity()}, ended) | endings
+            info |= _with_masks({"final_obs": self._observe_singly(ended), "final_info": final}, ended)
+            self._begin(np.flatnonzero(ended).tolist(), {})
+            info |= _with_masks(self._identity(), everyone)
+        return self._observe(), success.astype(np.float64), success, truncated, info
+
+    def get_state(self) -> tuple[np.ndarray, ...]:
+        """N arrays [time, qpos, qvel], as LIBERO stores them; their lengths differ between tasks."""
+        self._check_open()
+        if any(start is None for start in self._starts):
+            raise NotResetError("get_state was called before reset: call reset() first")
+        return tuple(self._engine.get_state(slot) for slot in range(self.num_envs))
+
+    def set_state(self, states: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Put every slot's physics into a state of its current task, as LIBERO's `set_init_state` does.
+
+        Controllers, elapsed steps and whether an episode is over stay as they are.
+
+        Args:
+            states: N arrays [time, qpos, qvel].
+
+        Returns:
+            The observation there.
+        """
+        current = self.get_state()
+        if len(states) != self.num_envs:
+            raise ValueError(f"set_state takes {self.num_envs} states, got {len(states)}")
+        checked = [np.asarray(state, np.float64) for state in states]
+        for slot, (state, now) in enumerate(zip(checked, current, strict=True)):
+            if state.shape != now.shape:
+                raise ValueError(f"the state of slot {slot} must have shape {now.shape}, got {state.shape}")
+            if not np.isfinite(state).all():
+                raise ValueError(f"the state of slot {slot} is not finite")
+        for slot, state in enumerate(checked):
+            self._engine.set_state(slot, state)
+        self._engine.draw(range(self.num_envs), self._images)
+        return self._observe()
+
+    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
+        """N pictures (H, W, 3) uint8 of the first camera, upright; None without `render_mode`."""
+        if self.render_mode is None:
+            return None
+        if not self._images:
+            raise ValueError("render needs a camera: make the env with cameras=('agentview',)")
+        first = next(iter(self._images.values()))
+        # Observations are rotated by 180 degrees against OpenGL's bottom-up rows; undoing the mirroring leaves them upright.
+        return tuple(picture[:, ::-1].copy() for picture in first)
+
+    def close_extras(self) -> None:
+        """Free physics, cameras and cached starts."""
+        self._engine.close()
+        self._settled.clear()
+        self._starts = [None] * self.num_envs
+
+    def __del__(self) -> None:
+        if getattr(self, "_engine", None) is not None and not self.closed:
+            self.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise NotResetError("this env is closed: make a new one")
+
+    def _read_actions(self, actions: np.ndarray) -> np.ndarray:
+        """(N, K, 7) float64, checked."""
+        chunk = np.asarray(actions, np.float64)
+        if chunk.shape != self.action_space.shape:
+            raise ValueError(f"actions must have shape {self.action_space.shape}, got {chunk.shape}")
+        if not np.isfinite(chunk).all():
+            raise ValueError(f"actions must be finite, got {chunk[~np.isfinite(chunk)][0]}")
+        return np.ascontiguousarray(chunk.reshape(self.num_envs, -1, ACTION_DIM))
+
+    def _read_options(self, options: Mapping[str, Any] | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The reset mask, and the other options broadcast to (N,)."""
+        chosen = dict(options or {})
+        mask = np.asarray(chosen.pop("reset_mask", np.ones(self.num_envs, bool)))
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            raise ValueError(f"reset_mask must be ({self.num_envs},) bool, got {mask.shape} {mask.dtype}")
+        arrays = {}
+        for name, value in chosen.items():
+            array = np.asarray(value)
+            if array.shape not in ((), (self.num_envs,)):
+                raise ValueError(f"reset option {name!r} must have shape () or ({self.num_envs},), got {array.shape}")
+            arrays[name] = np.broadcast_to(array, (self.num_envs,))
+        return mask, arrays
+
+    def _seed_slots(self, seed: int | Sequence[int | None] | None, mask: np.ndarray) -> None:
+        """Give slots new streams: those with a seed, and those that have none yet."""
+        if seed is None or isinstance(seed, int | np.integer):
+            super().reset(seed=None if seed is None else int(seed))
+            seeds: list[Any] = [None if seed is None else [int(seed), slot] for slot in range(self.num_envs)]
+        else:
+            if len(seed) != self.num_envs:
+                raise ValueError(f"seed must be one number or {self.num_envs} of them, got {len(seed)}")
+            seeds = list(seed)
+        for slot in np.flatnonzero(mask):
+            if seeds[slot] is not None or self._slot_rngs[slot] is None:
+                fresh = seeds[slot] if seeds[slot] is not None else [int(self.np_random.integers(2**32)), int(slot)]
+                self._slot_rngs[slot] = np.random.default_rng(fresh)
+                self._episodes[slot] = 0
+
+    def _begin(self, slots: Sequence[int], options: Mapping[str, np.ndarray]) -> None:
+        """Begin an episode in each slot; equal starts are settled and drawn once."""
+        first: dict[Hashable, int] = {}
+        for slot in slots:
+            rng = self._slot_rngs[slot]
+            assert rng is not None
+            start = self._starts[slot] = self._next_start(slot, rng, int(self._episodes[slot]), options)
+            key = start.cache_key if start.cache_key is not None else ("slot", slot)
+            if key not in self._settled:
+                first.setdefault(key, slot)
+        if first:
+            self._settle(list(first.values()))
+        for slot in slots:
+            start = self._starts[slot]
+            assert start is not None
+            if start.cache_key is not None:
+                self._copy_settled(slot, start)
+        while len(self._settled) > _CACHED_STARTS:
+            self._settled.popitem(last=False)
+        self._episodes[slots] += 1
+        self._over[slots] = False
+        self._elapsed[slots] = 0
+        self._returns[slots] = 0.0
+        self._began_at[slots] = time.perf_counter()
+
+    def _settle(self, slots: list[int]) -> None:
+        """Play the settling steps in these slots, draw them, and keep what may be needed again."""
+        starts = [start for slot in slots if (start := self._starts[slot]) is not None]
+        self._engine.begin(slots, [start.scene for start in starts], [start.state for start in starts])
+        if self._settle_steps > 0:
+            actions = np.broadcast_to(SETTLING_ACTION, (len(slots), self._settle_steps, ACTION_DIM)).copy()
+            steps = np.full(len(slots), self._settle_steps)
+            self._engine.step(slots, actions, steps, self._images, until_goal=False)
+        else:
+            self._engine.draw(slots, self._images)
+        for slot, start in zip(slots, starts, strict=True):
+            if start.cache_key is not None:
+                images = {name: pictures[slot].copy() for name, pictures in self._images.items()}
+                self._settled[start.cache_key] = _Settled(saved=self._engine.save(slot), images=images)
+
+    def _copy_settled(self, slot: int, start: Start) -> None:
+        settled = self._settled[start.cache_key]
+        self._settled.move_to_end(start.cache_key)
+        self._engine.restore(slot, start.scene, settled.saved)
+        for name, picture in settled.images.items():
+            self._images[name][slot] = picture
+
+    def _observe(self) -> dict[str, Any]:
+        """The observation of all slots, in memory of its own."""
+        return {
+            **{self._keys[name]: pictures.copy() for name, pictures in self._images.items()},
+            "state": self._engine.proprioception(range(self.num_envs)).astype(np.float32),
+            "instruction": tuple("" if start is None else start.instruction for start in self._starts),
+        }
+
+    def _observe_singly(self, mask: np.ndarray) -> np.ndarray:
+        """(N,) objects: the observations of the slots in `mask`, each for itself; None elsewhere."""
+        together = self._observe()
+        singles = np.full(self.num_envs, None, dtype=object)
+        for slot in np.flatnonzero(mask):
+            singles[slot] = {key: value[slot] for key, value in together.items()}
+        return singles
+
+    def _identity(self) -> dict[str, np.ndarray]:
+        """Which episode each slot plays."""
+        return {
+            "task_id": np.array([-1 if start is None else start.task_id for start in self._starts]),
+            "init_state_id": np.array([-1 if start is None else start.init_state_id for start in self._starts]),
+        }
+
+
+def _with_masks(info: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
+    """Gymnasium's convention: beside each key, `_key` says which slots it speaks of."""
+    return {name: value for key, item in info.items() for name, value in ((key, item), (f"_{key}", mask.copy()))}

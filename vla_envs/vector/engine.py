@@ -1,0 +1,157 @@
+"""What a vector env asks of physics and cameras: N slots, each holding one scene in one state.
+
+An engine knows models, control steps and pictures; what a task is, which start comes next and when an episode is over by
+time is the env's business. Shape letters: N slots, n slots of one call, K control steps, H x W image.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mujoco
+import numpy as np
+
+from vla_envs.vector.slot import GoalRecord, View
+
+ACTION_DIM = 7
+"""Translation (3), rotation (3), gripper (1)."""
+PROPRIOCEPTION_DIM = 8
+"""End-effector position (m), axis-angle (rad), two gripper joints (m)."""
+
+
+class Player(ABC):
+    """One simulation of one scene in native code: an mjData with its controller. Used by one thread at a time."""
+
+    view: View
+    """What is seen now; replaced in place."""
+    record: GoalRecord
+    """What goals look at, per control step of the last `play`."""
+
+    @abstractmethod
+    def begin(self, state: np.ndarray) -> None:
+        """Start an episode from [time, qpos, qvel]: physics, controller and view forget what was before."""
+
+    @abstractmethod
+    def play(self, actions: np.ndarray, num_steps: int) -> int:
+        """Play the first `num_steps` of `actions` (K, 7) without the GIL; returns the control steps completed."""
+
+    @abstractmethod
+    def save(self) -> Any:
+        """All that the future depends on, as a copy."""
+
+    @abstractmethod
+    def restore(self, saved: Any) -> None:
+        """Go back to what `save` returned, of this or another player of the same scene."""
+
+    @abstractmethod
+    def get_state(self) -> np.ndarray:
+        """[time, qpos, qvel], a copy."""
+
+    @abstractmethod
+    def set_state(self, state: np.ndarray) -> None:
+        """Put the physics into [time, qpos, qvel] and look at it; the controller goes on."""
+
+    @abstractmethod
+    def fault(self) -> str:
+        """Why the simulation gave up, or "" if it did not."""
+
+
+class EngineScene(ABC):
+    """A scene as engines take it; shared by all its players, in any number of threads.
+
+    Args:
+        model: Never written to, but for the look of switches (below).
+        cameras: Camera name -> camera id of the model.
+    """
+
+    def __init__(self, model: mujoco.MjModel, cameras: Mapping[str, int]) -> None:
+        self.model = model
+        self.cameras = cameras
+        self.switch_lock = threading.Lock()
+        """Held from `show_switches` until the visualiser has read the model."""
+
+    @abstractmethod
+    def new_player(self) -> Player:
+        """A simulation of its own."""
+
+    @abstractmethod
+    def judge(self, record: GoalRecord, num_steps: int) -> np.ndarray:
+        """(num_steps,) bool: whether the goal held after each control step."""
+
+    @abstractmethod
+    def show_switches(self, on: np.ndarray) -> None:
+        """Make the model look as with these visual switches on, (V,) bool."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What happened to n slots."""
+
+    num_steps: np.ndarray
+    """(n,) int32: control steps played; fewer than asked for if the goal was reached or the physics gave up."""
+    goal_reached: np.ndarray
+    """(n,) bool: whether the goal held after the last of them."""
+    faults: tuple[str, ...]
+    """n reasons why the physics gave up; "" where it did not."""
+
+
+class Engine(Protocol):
+    """N slots of physics and cameras. Calls do not overlap."""
+
+    num_slots: int
+    renderer: str
+    """What draws, for example "llvmpipe (LLVM 15.0.6, 256 bits)"; "" if nothing does."""
+
+    def begin(self, slots: Sequence[int], scenes: Sequence[EngineScene], states: Sequence[np.ndarray]) -> None:
+        """Start an episode in each of n slots, from [time, qpos, qvel] of its scene."""
+        ...
+
+    def step(
+        self,
+        slots: Sequence[int],
+        actions: np.ndarray,
+        num_steps: np.ndarray,
+        images: Mapping[str, np.ndarray],
+        *,
+        until_goal: bool = True,
+    ) -> StepResult:
+        """Play chunks, each until its goal holds, and draw each slot once, as it looks then.
+
+        Args:
+            slots: n slots; the others do not move.
+            actions: (n, K, 7) float64, finite.
+            num_steps: (n,) int: how many of the K to play at most.
+            images: Camera name -> (N, H, W, 3) uint8; the n rows of `slots` are written.
+            until_goal: Whether a chunk ends where its goal holds; False plays it through and judges nothing.
+        """
+        ...
+
+    def draw(self, slots: Sequence[int], images: Mapping[str, np.ndarray]) -> None:
+        """Draw slots as they look now."""
+        ...
+
+    def proprioception(self, slots: Sequence[int]) -> np.ndarray:
+        """(n, 8) float64, see `PROPRIOCEPTION_DIM`."""
+        ...
+
+    def save(self, slot: int) -> Any:
+        """All that the slot's future depends on, as a copy."""
+        ...
+
+    def restore(self, slot: int, scene: EngineScene, saved: Any) -> None:
+        """Continue in `slot` from what was saved in any slot with this scene."""
+        ...
+
+    def get_state(self, slot: int) -> np.ndarray:
+        """[time, qpos, qvel] of the slot."""
+        ...
+
+    def set_state(self, slot: int, state: np.ndarray) -> None:
+        """Put the slot's physics into [time, qpos, qvel]."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is under way, then free everything. Calling it again does nothing."""
+        ...

@@ -1,0 +1,154 @@
+"""OpenGL contexts without a window: on the GPU where there is one, in software otherwise.
+
+The choice is made once per process and device argument; `GLDevice.renderer` says what it is. Knows EGL, not MuJoCo's scenes.
+"""
+
+import ctypes
+import logging
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from vla_envs.errors import RenderingUnavailableError
+
+logger = logging.getLogger(__name__)
+
+Device = Literal["auto", "cuda", "cpu"]
+
+_PACKAGES = "libegl1 libgl1 libgl1-mesa-dri"
+_EGL_EXTENSIONS = 0x3055
+_EGL_CUDA_DEVICE_NV = 0x323A
+_GL_RENDERER = 0x1F01
+
+
+@dataclass(frozen=True, kw_only=True)
+class GLDevice:
+    """An EGL display on which contexts can be made, in any thread."""
+
+    renderer: str
+    """What OpenGL calls the device, for example "llvmpipe (LLVM 15.0.6, 256 bits)"."""
+    is_gpu: bool
+    display: Any
+    config: Any
+
+    def make_context(self) -> "GLContext":
+        """A context of the calling thread, made current there."""
+        return GLContext(self)
+
+
+class GLContext:
+    """An OpenGL context that belongs to the thread that made it."""
+
+    def __init__(self, device: GLDevice) -> None:
+        from mujoco.egl import egl_ext as egl
+
+        self._egl, self._display = egl, device.display
+        egl.eglBindAPI(egl.EGL_OPENGL_API)
+        self._context = egl.eglCreateContext(device.display, device.config, egl.EGL_NO_CONTEXT, None)
+        if not self._context:
+            raise RenderingUnavailableError(f"no OpenGL context could be made on {device.renderer}")
+        if not egl.eglMakeCurrent(device.display, egl.EGL_NO_SURFACE, egl.EGL_NO_SURFACE, self._context):
+            raise RenderingUnavailableError(f"no OpenGL context could be made current on {device.renderer}")
+
+    def free(self) -> None:
+        """Destroy the context; call it in its own thread."""
+        if self._context:
+            egl = self._egl
+            egl.eglMakeCurrent(self._display, egl.EGL_NO_SURFACE, egl.EGL_NO_SURFACE, egl.EGL_NO_CONTEXT)
+            egl.eglDestroyContext(self._display, self._context)
+            egl.eglReleaseThread()
+            self._context = None
+
+
+@cache
+def open_device(device: Device) -> GLDevice:
+    """The GPU for "cuda" and "auto" where there is one, else software; "cpu" is always software.
+
+    With several GPUs, `MUJOCO_EGL_DEVICE_ID` (an index into EGL's list) or else the first of `CUDA_VISIBLE_DEVICES` decides.
+
+    Raises:
+        RenderingUnavailableError: There is no usable OpenGL; names the system packages to install.
+    """
+    os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo asks it where to look up OpenGL's functions
+    displays = _displays()
+    wanted = [is_gpu for is_gpu in (True, False) if not (device == "cpu" and is_gpu)]
+    reasons = []
+    for is_gpu in wanted:
+        for display, gpu in displays:
+            if gpu == is_gpu:
+                try:
+                    opened = _open(display, is_gpu=is_gpu)
+                except Exception as error:  # drivers fail in many ways; what counts is whether another one works
+                    reasons.append(repr(error))
+                    continue
+                if device == "cuda" and not is_gpu:
+                    logger.warning("no GPU can render here: rendering in software (%s)", opened.renderer)
+                logger.info("rendering on %s", opened.renderer)
+                return opened
+    detail = f" ({'; '.join(reasons)})" if reasons else ""
+    raise RenderingUnavailableError(
+        f"no {'software ' if device == 'cpu' else ''}OpenGL device can render here{detail}. "
+        f"Install it: apt-get install {_PACKAGES} (on a GPU machine, also the driver's libnvidia-gl)"
+    )
+
+
+def _displays() -> list[tuple[Any, bool]]:
+    """All EGL devices as (display, is_gpu), the preferred GPU first."""
+    try:
+        from mujoco.egl import egl_ext as egl
+        from OpenGL.EGL.EXT.device_query import eglQueryDeviceStringEXT
+
+        devices = egl.eglQueryDevicesEXT()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise RenderingUnavailableError(
+            f"EGL is missing or too old ({error}). Install it: apt-get install {_PACKAGES}"
+        ) from error
+    found = []
+    for index, device in enumerate(devices):
+        extensions = (eglQueryDeviceStringEXT(device, _EGL_EXTENSIONS) or b"").decode()
+        display = egl.eglGetPlatformDisplayEXT(egl.EGL_PLATFORM_DEVICE_EXT, device, None)
+        found.append((display, "EGL_MESA_device_software" not in extensions, _preference(index, device, extensions)))
+    found.sort(key=lambda entry: entry[2])
+    return [(display, is_gpu) for display, is_gpu, _ in found]
+
+
+def _preference(index: int, device: Any, extensions: str) -> tuple[bool, int]:
+    """Sorts devices: the one asked for through the environment first."""
+    chosen = os.environ.get("MUJOCO_EGL_DEVICE_ID", "")
+    if chosen.isdigit():
+        return (index != int(chosen), index)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+    if visible.isdigit() and "EGL_NV_device_cuda" in extensions:
+        from OpenGL.EGL.EXT.device_query import eglQueryDeviceAttribEXT
+
+        ordinal = ctypes.c_ssize_t(-1)
+        eglQueryDeviceAttribEXT(device, _EGL_CUDA_DEVICE_NV, ctypes.byref(ordinal))
+        return (ordinal.value != int(visible), index)
+    return (True, index)
+
+
+def _open(display: Any, *, is_gpu: bool) -> GLDevice:
+    """Initialise a display, make one context on it and ask it who it is."""
+    from mujoco.egl import EGL_ATTRIBUTES
+    from mujoco.egl import egl_ext as egl
+
+    if display == egl.EGL_NO_DISPLAY or egl.eglInitialize(display, None, None) != egl.EGL_TRUE:
+        raise RenderingUnavailableError("an EGL display could not be initialised")
+    configs = (egl.EGLConfig * 1)()
+    num_configs = ctypes.c_long()
+    egl.eglChooseConfig(display, EGL_ATTRIBUTES, configs, 1, num_configs)
+    if num_configs.value < 1:
+        raise RenderingUnavailableError("no EGL configuration fits")
+    context = GLContext(GLDevice(renderer="an EGL device", is_gpu=is_gpu, display=display, config=configs[0]))
+    try:
+        address = ctypes.cast(egl.eglGetProcAddress(b"glGetString"), ctypes.c_void_p).value
+        assert address is not None
+        name = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_uint)(address)(_GL_RENDERER)
+    finally:
+        context.free()
+    renderer = (name or b"unknown").decode()
+    in_software = any(word in renderer.lower() for word in ("llvmpipe", "softpipe", "swrast"))
+    if in_software == is_gpu:
+        raise RenderingUnavailableError(f"{renderer} is not {'a GPU' if is_gpu else 'in software'}")
+    return GLDevice(renderer=renderer, is_gpu=is_gpu, display=display, config=configs[0])

@@ -1,0 +1,176 @@
+"""MuJoCo in C: slots are played by a thread pool, natively, and drawn by GL threads while others are still being played.
+
+    step --slot--> worker thread: play the chunk, judge its K states at once,  --frame--> GL thread: draw --> step returns
+                   rewind and replay up to the step whose goal held
+
+Judging after the chunk costs one Python call per slot and chunk instead of one per control step; the replay is exact,
+because a player is deterministic, and rare: once per success. What a slot does never depends on the number of threads.
+"""
+
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+
+from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player, StepResult
+from vla_envs.vector.gl_context import Device
+from vla_envs.vector.rendering import Frame, RenderPool
+
+
+class MujocoEngine:
+    """N slots on this machine's CPU, drawn by OpenGL.
+
+    Args:
+        num_slots: N.
+        device: Where OpenGL draws; None if nothing is ever drawn.
+        num_threads: Threads that play; None takes one per core.
+    """
+
+    def __init__(self, num_slots: int, *, device: Device | None, num_threads: int | None = None) -> None:
+        self.num_slots = num_slots
+        self._busy = threading.RLock()
+        self._closed = False
+        self._scenes: list[EngineScene | None] = [None] * num_slots
+        self._players: list[Player | None] = [None] * num_slots
+        self._spare: dict[EngineScene, list[Player]] = defaultdict(list)
+        self._renderers = RenderPool.acquire(device) if device is not None else None
+        self.renderer = self._renderers.renderer if self._renderers is not None else ""
+        threads = min(num_slots, num_threads or len(os.sched_getaffinity(0)))
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="vla_envs-physics")
+
+    def begin(self, slots: Sequence[int], scenes: Sequence[EngineScene], states: Sequence[np.ndarray]) -> None:
+        with self._busy:
+            for slot, scene in zip(slots, scenes, strict=True):
+                self._occupy(slot, scene)
+            self._for_each(slots, lambda index: self._player(slots[index]).begin(states[index]))
+
+    def step(
+        self,
+        slots: Sequence[int],
+        actions: np.ndarray,
+        num_steps: np.ndarray,
+        images: Mapping[str, np.ndarray],
+        *,
+        until_goal: bool = True,
+    ) -> StepResult:
+        with self._busy:
+            played = np.zeros(len(slots), np.int32)
+            reached = np.zeros(len(slots), bool)
+            faults = [""] * len(slots)
+            frames: list[list[Frame]] = [[] for _ in slots]
+
+            def play(index: int) -> None:
+                slot = slots[index]
+                outcome = self._play(slot, actions[index], int(num_steps[index]), until_goal=until_goal)
+                played[index], reached[index], faults[index] = outcome
+                frames[index] = self._draw(slot, images)
+
+            try:
+                self._for_each(slots, play)
+            finally:
+                _wait_for([frame for drawn in frames for frame in drawn])
+            return StepResult(num_steps=played, goal_reached=reached, faults=tuple(faults))
+
+    def draw(self, slots: Sequence[int], images: Mapping[str, np.ndarray]) -> None:
+        with self._busy:
+            _wait_for([frame for slot in slots for frame in self._draw(slot, images)])
+
+    def proprioception(self, slots: Sequence[int]) -> np.ndarray:
+        return np.array([self._player(slot).view.proprioception for slot in slots]).reshape(-1, PROPRIOCEPTION_DIM)
+
+    def save(self, slot: int) -> Any:
+        with self._busy:
+            return self._player(slot).save()
+
+    def restore(self, slot: int, scene: EngineScene, saved: Any) -> None:
+        with self._busy:
+            self._occupy(slot, scene)
+            self._player(slot).restore(saved)
+
+    def get_state(self, slot: int) -> np.ndarray:
+        return self._player(slot).get_state()
+
+    def set_state(self, slot: int, state: np.ndarray) -> None:
+        with self._busy:
+            self._player(slot).set_state(state)
+
+    def close(self) -> None:
+        with self._busy:
+            if self._closed:
+                return
+            self._closed = True
+            self._workers.shutdown()
+            if self._renderers is not None:
+                self._renderers.release()
+            self._players = [None] * self.num_slots
+            self._scenes = [None] * self.num_slots
+            self._spare.clear()
+
+    def _player(self, slot: int) -> Player:
+        player = self._players[slot]
+        assert player is not None, f"slot {slot} was never given a scene"
+        return player
+
+    def _occupy(self, slot: int, scene: EngineScene) -> None:
+        """Give the slot a player of this scene; the player that it had waits for the next slot that needs its scene."""
+        old = self._scenes[slot]
+        if old is scene:
+            return
+        if old is not None:
+            self._spare[old].append(self._player(slot))
+        self._players[slot] = self._spare[scene].pop() if self._spare[scene] else scene.new_player()
+        self._scenes[slot] = scene
+
+    def _play(self, slot: int, actions: np.ndarray, num_steps: int, *, until_goal: bool) -> tuple[int, bool, str]:
+        """Returns the control steps played, whether the goal holds after them, and why the physics gave up."""
+        player, scene = self._player(slot), self._scenes[slot]
+        assert scene is not None
+        start = player.save() if until_goal and num_steps > 1 else None
+        completed = player.play(actions, num_steps)
+        holding = np.flatnonzero(scene.judge(player.record, completed)) if until_goal else np.zeros(0)
+        if holding.size == 0:
+            fault = player.fault() if completed < num_steps else ""
+            return min(completed + 1, num_steps), False, fault
+        first = int(holding[0]) + 1
+        if first < num_steps:
+            player.restore(start)
+            player.play(actions, first)
+        return first, True, ""
+
+    def _draw(self, slot: int, images: Mapping[str, np.ndarray]) -> list[Frame]:
+        """Ask for the slot's pictures; the pixels of a slot whose physics gave up show the last state before."""
+        scene = self._scenes[slot]
+        assert scene is not None
+        view = self._player(slot).view
+        frames = [
+            Frame(scene=scene, view=view, camera_id=scene.cameras[name], pixels=pixels[slot]) for name, pixels in images.items()
+        ]
+        if frames:
+            assert self._renderers is not None, "this engine was made without a renderer"
+            self._renderers.draw(frames)
+        return frames
+
+    def _for_each(self, slots: Sequence[int], work: Callable[[int], None]) -> None:
+        """Do `work(index)` for each index of `slots`, in the pool; the first error is raised once all have ended."""
+        if len(slots) == 1:
+            work(0)
+            return
+        futures: list[Future] = []
+        try:
+            for index in range(len(slots)):
+                futures.append(self._workers.submit(work, index))
+        finally:
+            wait(futures)
+        for future in futures:
+            future.result()
+
+
+def _wait_for(frames: list[Frame]) -> None:
+    """Wait until all are drawn; the first error is raised once all have ended."""
+    wait([frame.done for frame in frames])
+    for frame in frames:
+        frame.done.result()

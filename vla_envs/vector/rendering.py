@@ -1,0 +1,212 @@
+"""GL threads that draw what slots show, each frame once, straight into the observation array.
+
+    engine --frame--> pending frames --> GL thread (own context; an MjrContext per scene it holds) --> pixels in place, Future
+
+One thread on a GPU; in software one per core, because there the vertex stage is serial per context. A thread prefers frames
+of scenes that it holds, then scenes that nobody holds; it builds a second copy of a scene that another thread holds only
+while memory allows, and frees its least recently used scene for a new one. So every frame has a thread that will draw it.
+
+Invariant: a pool is shared by all envs of the process that render on the same device; the last one to leave closes it.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import mujoco
+import numpy as np
+
+from vla_envs.vector.engine import EngineScene
+from vla_envs.vector.gl_context import Device, GLDevice, open_device
+from vla_envs.vector.slot import View, show_poses
+
+_MAX_VISIBLE_GEOMS = 1000  # as robosuite's renderer
+_GPU_MEMORY_BYTES = 8 << 30
+_MIN_MEMORY_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """One picture to draw. `view` and `pixels` must not be touched by others until `done`."""
+
+    scene: EngineScene
+    view: View
+    camera_id: int
+    pixels: np.ndarray
+    """(H, W, 3) uint8: receives the picture, rotated by 180 degrees against OpenGL's row order undone: see `_draw`."""
+    done: Future = field(default_factory=Future)
+
+
+class RenderPool:
+    """The GL threads of one device. Use `acquire` and `release`, not the constructor."""
+
+    _pools: dict[Device, "RenderPool"] = {}
+    _pools_lock = threading.Lock()
+
+    def __init__(self, device: Device) -> None:
+        gl_device = open_device(device)
+        self.renderer = gl_device.renderer
+        self._users = 0
+        self._pending: OrderedDict[int, Frame] = OrderedDict()
+        self._holders: dict[EngineScene, int] = {}
+        self._memory_bytes = 0
+        self._memory_limit = _GPU_MEMORY_BYTES if gl_device.is_gpu else max(_MIN_MEMORY_BYTES, _free_memory() // 2)
+        self._closing = False
+        self._changed = threading.Condition()
+        num_threads = 1 if gl_device.is_gpu else len(os.sched_getaffinity(0))
+        self._threads = [
+            threading.Thread(target=self._serve, args=(gl_device,), name=f"vla_envs-gl-{index}", daemon=True)
+            for index in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @classmethod
+    def acquire(cls, device: Device) -> "RenderPool":
+        """The process's pool for this device; give it back with `release`."""
+        with cls._pools_lock:
+            pool = cls._pools.get(device)
+            if pool is None:
+                pool = cls._pools[device] = cls(device)
+            pool._users += 1
+            return pool
+
+    def release(self) -> None:
+        """Leave the pool; the last to leave frees its contexts and ends its threads."""
+        with self._pools_lock:
+            self._users -= 1
+            if self._users > 0:
+                return
+            self._pools = {device: pool for device, pool in self._pools.items() if pool is not self}
+            type(self)._pools = self._pools
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def draw(self, frames: list[Frame]) -> None:
+        """Queue frames; each one's `done` tells when its pixels are there, or why they are not."""
+        with self._changed:
+            for frame in frames:
+                self._pending[id(frame)] = frame
+            self._changed.notify_all()
+
+    def _serve(self, device: GLDevice) -> None:
+        """A GL thread. Takes: pending frames. Gives: pixels, and the result or error of every frame it took."""
+        held: OrderedDict[EngineScene, _SceneRenderer] = OrderedDict()
+        context = None
+        try:
+            while (frame := self._take(held)) is not None:
+                try:
+                    context = context or device.make_context()
+                    renderer = held.get(frame.scene)
+                    if renderer is None:
+                        renderer = held[frame.scene] = _SceneRenderer(frame.scene)
+                    held.move_to_end(frame.scene)
+                    renderer.draw(frame)
+                except BaseException as error:  # the frame's owner gets it; this thread serves the others
+                    frame.done.set_exception(error)
+                else:
+                    frame.done.set_result(None)
+                del frame
+        finally:
+            for renderer in held.values():
+                renderer.free()
+            held.clear()
+            if context is not None:
+                context.free()
+
+    def _take(self, held: "OrderedDict[EngineScene, _SceneRenderer]") -> Frame | None:
+        """Wait for a frame that this thread should draw; None when the pool closes."""
+        with self._changed:
+            while True:
+                if self._closing:
+                    return None
+                frame = self._choose(held)
+                if frame is not None:
+                    del self._pending[id(frame)]
+                    if frame.scene not in held:
+                        self._make_room(frame.scene, held)
+                    return frame
+                self._changed.wait()
+
+    def _choose(self, held: "OrderedDict[EngineScene, _SceneRenderer]") -> Frame | None:
+        unclaimed = copyable = None
+        for frame in self._pending.values():
+            if frame.scene in held:
+                return frame
+            if frame.scene not in self._holders:
+                unclaimed = unclaimed or frame
+            elif self._memory_bytes + _context_bytes(frame.scene) <= self._memory_limit:
+                copyable = copyable or frame
+        return unclaimed or copyable
+
+    def _make_room(self, scene: EngineScene, held: "OrderedDict[EngineScene, _SceneRenderer]") -> None:
+        """Account for a scene that this thread will hold, and free its least recently used ones where memory is short."""
+        needed = _context_bytes(scene)
+        while held and self._memory_bytes + needed > self._memory_limit:
+            old, renderer = held.popitem(last=False)
+            renderer.free()
+            self._memory_bytes -= _context_bytes(old)
+            self._holders[old] -= 1
+            if self._holders[old] == 0:
+                del self._holders[old]
+        self._memory_bytes += needed
+        self._holders[scene] = self._holders.get(scene, 0) + 1
+
+
+class _SceneRenderer:
+    """What one GL thread keeps of one scene: uploaded meshes and textures, and room for what is drawn."""
+
+    def __init__(self, scene: EngineScene) -> None:
+        self._scene = scene
+        self._data = mujoco.MjData(scene.model)
+        self._context = mujoco.MjrContext(scene.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._drawn = mujoco.MjvScene(scene.model, maxgeom=_MAX_VISIBLE_GEOMS)
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[0] = 0  # collision shapes
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._no_perturbation = mujoco.MjvPerturb()
+
+    def draw(self, frame: Frame) -> None:
+        height, width, _ = frame.pixels.shape
+        if width > self._context.offWidth or height > self._context.offHeight:
+            mujoco.mjr_resizeOffscreen(width, height, self._context)
+        show_poses(frame.view.poses, self._data)
+        self._camera.fixedcamid = frame.camera_id
+        with self._scene.switch_lock:
+            self._scene.show_switches(frame.view.switches_on)
+            mujoco.mjv_updateScene(
+                self._scene.model,
+                self._data,
+                self._options,
+                self._no_perturbation,
+                self._camera,
+                mujoco.mjtCatBit.mjCAT_ALL,
+                self._drawn,
+            )
+        viewport = mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_render(viewport, self._drawn, self._context)
+        bottom_up = np.empty((height, width, 3), np.uint8)
+        mujoco.mjr_readPixels(bottom_up, None, viewport, self._context)
+        frame.pixels[:] = bottom_up[::-1, ::-1]
+
+    def free(self) -> None:
+        self._context.free()
+
+
+def _context_bytes(scene: EngineScene) -> int:
+    """Estimate of what an MjrContext takes: textures with mipmaps at four bytes a pixel, and vertices."""
+    model = scene.model
+    pixels = int((model.tex_width.astype(np.int64) * model.tex_height).sum())
+    return pixels * 16 // 3 + 3 * model.nmeshface * 32
+
+
+def _free_memory() -> int:
+    """Bytes of memory that are free now."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,76 @@
+"""One slot of a vector env as a plain `gymnasium.Env`."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from vla_envs.errors import NotResetError
+from vla_envs.vector.base import ChunkedVectorEnv
+
+
+class SingleEnv(gym.Env):
+    """A vector env of one slot, without the leading axis.
+
+    Args:
+        envs: Made with `AutoresetMode.DISABLED`; this env closes it.
+    """
+
+    def __init__(self, envs: ChunkedVectorEnv) -> None:
+        assert envs.num_envs == 1
+        assert envs.metadata["autoreset_mode"] == AutoresetMode.DISABLED
+        self._envs = envs
+        self._over = False
+        self.metadata = {"render_modes": envs.metadata["render_modes"], "render_fps": envs.metadata["render_fps"]}
+        self.render_mode = envs.render_mode
+        self.observation_space = envs.single_observation_space
+        self.action_space = envs.single_action_space
+        self.suite, self.renderer, self.chunk_size = envs.suite, envs.renderer, envs.chunk_size
+        self.task_ids, self.num_init_states, self.instructions = envs.task_ids, envs.num_init_states, envs.instructions
+        self.max_episode_steps = envs.max_episode_steps
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Begin an episode; see `ChunkedVectorEnv.reset`."""
+        super().reset(seed=seed)
+        observation, info = self._envs.reset(seed=seed, options=options)
+        self._over = False
+        return _first(observation), _first_info(info)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Play one chunk (K, 7), or one action (7,); see `ChunkedVectorEnv.step`."""
+        if self._over:
+            raise NotResetError("step was called on a finished episode: call reset() first")
+        observation, reward, terminated, truncated, info = self._envs.step(np.asarray(action)[None])
+        self._over = bool(terminated[0] or truncated[0])
+        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first_info(info)
+
+    def get_state(self) -> np.ndarray:
+        """[time, qpos, qvel]."""
+        return self._envs.get_state()[0]
+
+    def set_state(self, state: np.ndarray) -> dict[str, Any]:
+        """Put the physics into [time, qpos, qvel]; returns the observation there."""
+        return _first(self._envs.set_state([state]))
+
+    def render(self) -> np.ndarray | None:
+        """(H, W, 3) uint8, upright; None without `render_mode`."""
+        pictures = self._envs.render()
+        return None if pictures is None else pictures[0]
+
+    def close(self) -> None:
+        """Free everything."""
+        self._envs.close()
+
+
+def _first(observation: dict[str, Any]) -> dict[str, Any]:
+    return {key: value[0] for key, value in observation.items()}
+
+
+def _first_info(info: dict[str, Any]) -> dict[str, Any]:
+    """What a vector env's info says of its only slot."""
+    return {
+        key: _first_info(value) if isinstance(value, dict) else value[0]
+        for key, value in info.items()
+        if not key.startswith("_") and info.get(f"_{key}", [True])[0]
+    }
