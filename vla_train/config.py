@@ -87,8 +87,8 @@ class PolicyConfig:
     statistics_key: str | None = None
     """Key of the checkpoint's dataset statistics; None takes `<suite>_no_noops`, or the only one there is."""
     gripper: Literal["auto", "libero", "none"] = "auto"
-    """How a checkpoint's data store the gripper: libero is 0 close .. 1 open, none already the env's own values; auto takes what
-    the checkpoint or its statistics say, and asks where they do not."""
+    """How a checkpoint's data store the gripper: libero is 0 close .. 1 open, none already the env's own values; auto takes
+    what the checkpoint or its statistics say, and asks where they do not."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -285,8 +285,8 @@ class EvaluateConfig:
     eval: EvalConfig = field(default_factory=lambda: EvalConfig(episodes_per_task=0))
 
 
-def config_to_json(config: TrainConfig) -> dict[str, Any]:
-    """The config as plain JSON data; `config_from_json` gives it back."""
+def config_to_json(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
+    """The config as plain JSON data; `config_from_json` gives a `TrainConfig` back."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

@@ -14,10 +14,16 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """Chooses a chunk of actions for each row of a mixed batch; rows do not influence each other."""
 
-    chunk_size: int
-    """K: env steps per decision."""
-    action_dim: int
-    """A."""
+    @property
+    def chunk_size(self) -> int:
+        """K: env steps per decision."""
+        ...
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        ...
+
     version: int
     """Weight pushes so far."""
 

@@ -1,0 +1,345 @@
+"""One training run: the parts that the loop moves, and what is kept of them in the run's folder.
+
+    RUN/config.json  metrics.jsonl  tensorboard/    what was asked for, and the curves
+    RUN/checkpoints/step_000010/                    everything needed to go on (see trainer.checkpoint)
+    RUN/evaluations/iteration_000010/               episodes.jsonl and videos/
+    RUN/timeline/iteration_000010.png, .json.gz     who worked when; the second one opens in Perfetto
+
+Invariant: what the folder says of iteration i was computed by the weights after i updates, also after a resume.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any
+
+from vla_train.algo.filters import has_signal
+from vla_train.config import RolloutConfig, TrainConfig, config_to_json
+from vla_train.display import Display
+from vla_train.evaluation import EvaluationResult, evaluate
+from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
+from vla_train.pipeline.timeline import Timeline
+from vla_train.pipeline.workers import make_workers
+from vla_train.policy.torch_policy import TorchPolicy, build_policy
+from vla_train.prompts import PromptStream, evaluation_episodes
+from vla_train.tracking import RunLog
+from vla_train.trainer.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, prepare_run, save_checkpoint
+from vla_train.trainer.parallel import Ranks
+from vla_train.trainer.trainer import Trainer, UpdateMetrics
+from vla_train.types import EpisodeSpec, Group
+
+
+class Run:
+    """A run, set up or resumed; `close` ends it.
+
+    Args:
+        config: What to train, where, and how.
+        ranks: Who else trains. Each rank has env groups and a sampling policy of its own, and plays its share of the groups.
+        display: Where progress is shown.
+
+    Raises:
+        ValueError: It cannot work as configured, or its folder cannot be written to.
+    """
+
+    def __init__(self, config: TrainConfig, *, ranks: Ranks, display: Display) -> None:
+        self.config = config
+        self.ranks = ranks
+        self.display = display
+        self.timeline = Timeline()
+        self.done = 0
+        """Iterations done."""
+        self._score: float | None = None
+        """Success rate of the evaluation at `done`."""
+        self._saved = 0
+        """Iterations done at the newest checkpoint."""
+        self._rollout_config = _share(config.rollout, ranks)
+        self._next: Future[RolloutResult] | None = None
+        self._before_next: dict[str, Any] | None = None
+        """State of rollout and prompts before the rollout that is under way in the background."""
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="next-rollout")
+        self._began = time.perf_counter()
+
+        if not config.resume and list_checkpoints(config.output):
+            raise ValueError(f"{config.output} holds a run already: choose another output, or delete it")
+        prepare_run(config.output)
+        display.line(
+            f"[bold]{config.output}[/bold]: {config.env.num_groups} groups of {config.env.envs_per_group} {config.env.id}"
+        )
+        workers = make_workers(config.env, chunk_size=config.policy.chunk_size, seed=config.seed + 1000 * ranks.rank)
+        self.env = workers[0].description
+        try:
+            policy = self._build_policy()
+            # Nobody may sample from weights that change, or that are spread over ranks.
+            own_sampler = self._rollout_config.max_staleness > 0 or ranks.size > 1
+            self.policy = self._build_policy() if own_sampler else policy
+            self.rollout = Rollout(
+                self._rollout_config, policy=self.policy, workers=workers, timeline=self.timeline, seed=config.seed
+            )
+        except BaseException:
+            for worker in workers:
+                worker.kill()
+            raise
+        try:
+            self.trainer = Trainer(
+                config.optim,
+                config.algo,
+                policy=policy,
+                temperature=config.rollout.temperature,
+                timeline=self.timeline,
+                seed=config.seed,
+                ranks=ranks,
+            )
+            prepare_run(config.output, trainer=self.trainer, keep=config.keep_checkpoints)
+            self._prompts = PromptStream(
+                self.env.task_ids,
+                self.env.num_init_states,
+                group_size=config.rollout.group_size,
+                train_fraction=config.train_fraction,
+                seed=config.seed,
+            )
+            self._evaluation_episodes = self._plan_evaluation()
+            resumed = self._restore()
+            self.trainer.sync_weights(self.policy)
+            self._log = self._open_log(resumed) if ranks.rank == 0 else None
+        except BaseException:
+            self.rollout.close()
+            raise
+
+    # --- an iteration
+
+    @property
+    def complete(self) -> bool:
+        """Whether all iterations are done."""
+        return self.done >= self.config.iterations
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the present weights are to be evaluated."""
+        every = self.config.eval.every
+        return every > 0 and self.done > 0 and (self.done % every == 0 or self.complete) and self._score is None
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the present state is to be saved."""
+        return self.done > self._saved and (self.done % self.config.checkpoint_every == 0 or self.complete)
+
+    def collect(self) -> RolloutResult:
+        """Play the groups of the next iteration, or wait for those that are being played in the background."""
+        self._began = time.perf_counter()
+        with self.display.phase("rollout", total=self._rollout_config.groups_per_iteration, unit="groups") as show:
+            if self._next is None:
+                return self._play(lambda progress: show(progress.kept, _status(progress)))
+            result = self._next.result()
+        self._next = self._before_next = None
+        self.trainer.push_weights(self.policy)  # nobody samples now
+        return result
+
+    def begin_next(self) -> None:
+        """Let the env groups work while the model trains: resets, or with `max_staleness` the whole next rollout."""
+        if self.done + 1 >= self.config.iterations:
+            return
+        if self._rollout_config.max_staleness > 0:
+            self._before_next = self._rollout_state()
+            self._next = self._background.submit(self._play, lambda progress: None)
+        else:
+            self.rollout.prefetch(self._own_prompts())
+
+    def update(self, groups: tuple[Group, ...]) -> UpdateMetrics:
+        """Train on the groups, and push the weights to the policy that samples."""
+        rows = sum(len(trajectory) for group in groups for trajectory in group.trajectories)
+        with self.display.phase("update", total=max(1, rows * self.config.optim.epochs), unit="chunks") as show:
+            metrics = self.trainer.update(groups, iteration=self.done, on_progress=lambda done, total: show(done, ""))
+        if self._next is None:
+            self.trainer.push_weights(self.policy)
+        self.done += 1
+        self._score = None
+        return metrics
+
+    def record(self, result: RolloutResult, update: UpdateMetrics) -> None:
+        """Write down and show what the iteration did."""
+        stats, ended = result.stats, time.perf_counter()
+        if self._log is None:
+            return
+        values = {f"rollout/{name}": value for name, value in asdict(stats).items()}
+        values |= {"rollout/decisions_per_s": stats.decisions_per_s, "rollout/rows_per_batch": stats.rows_per_batch}
+        values |= {f"update/{name}": value for name, value in asdict(update).items()}
+        values |= {"update/chunks_per_s": update.chunks_per_s, "time/iteration_s": ended - self._began}
+        self._log.log("iteration", self.done, values)
+        self.display.line(
+            f"iteration {self.done}/{self.config.iterations}  success {stats.success_rate:.0%}  "
+            f"groups {stats.groups_kept} with signal, {stats.groups_rejected} without  "
+            f"{stats.decisions_per_s:.1f} chunks/s  overlap {stats.overlap_efficiency:.2f}  "
+            + (
+                f"update {update.duration_s:.1f} s  entropy {update.entropy:.2f}  KL {update.approx_kl:.1e}"
+                if update.updates
+                else "[yellow]no group with signal[/yellow]: in each, all episodes did equally well; weights unchanged"
+            )
+        )
+        if stats.worker_restarts:
+            self.display.line(
+                f"  [yellow]{stats.worker_restarts} env groups restarted, {stats.episodes_requeued} episodes replayed[/yellow]"
+            )
+        if self.checkpoint_due:
+            name = self.config.output / "timeline" / f"iteration_{self.done:06d}"
+            self.timeline.write_chrome_trace(name.with_suffix(".json.gz"), since=self._began)
+            title = f"iteration {self.done}: {stats.decisions_per_s:.1f} chunks/s, overlap {stats.overlap_efficiency:.2f}"
+            self.timeline.plot(name.with_suffix(".png"), since=self._began, until=ended, title=title)
+
+    def evaluate(self) -> EvaluationResult:
+        """Play the held-out episodes greedily; each rank plays its share."""
+        if self._next is not None:
+            self._next.result()
+        folder = self.config.output / "evaluations" / f"iteration_{self.done:06d}"
+        mine = self._evaluation_episodes[self.ranks.rank :: self.ranks.size]
+        with self.display.phase("evaluation", total=len(mine), unit="episodes") as show:
+            result = evaluate(
+                mine,
+                self.rollout.play,
+                folder=folder if self.ranks.rank == 0 else folder / f"rank_{self.ranks.rank}",
+                videos=self.config.eval.videos,
+                on_episode=lambda _, done, total: show(done, ""),
+            )
+        parts = self.ranks.gather_objects(result.episodes)
+        result = EvaluationResult(episodes=tuple(episode for part in parts for episode in part))
+        self._score = result.success_rate
+        if self._log is not None:
+            self._log.log("eval", self.done, {**summary(result), "folder": str(folder.relative_to(self.config.output))})
+            show_evaluation(self.display, result, title=f"evaluation after iteration {self.done}; videos in {folder}/videos")
+        return result
+
+    # --- what outlives the process
+
+    def save(self) -> None:
+        """Write a checkpoint of the present state.
+
+        Raises:
+            CheckpointError: It could not be written; older ones are as they were.
+        """
+        state = self._before_next or self._rollout_state()
+        path = save_checkpoint(
+            self.config.output,
+            iteration=self.done,
+            trainer=self.trainer,
+            rollout_state=state["rollout"],
+            extra={"next_group_ids": self.ranks.gather_objects(state["next_group_id"])},
+            score=self._score,
+            keep=self.config.keep_checkpoints,
+        )
+        self._saved = self.done
+        self.display.line(f"checkpoint: {path}")
+
+    def close(self) -> None:
+        """End env groups and trackers; a rollout under way is broken off."""
+        self.rollout.close()
+        self._background.shutdown()
+        if self._log is not None:
+            self._log.close()
+
+    def _rollout_state(self) -> dict[str, Any]:
+        return {"rollout": self.rollout.state_dict(), "next_group_id": self._prompts.next_group_id}
+
+    def _restore(self) -> bool:
+        """Go on from the newest checkpoint; returns whether there is one."""
+        path = latest_checkpoint(self.config.output)
+        if path is not None:
+            checkpoint = load_checkpoint(path, trainer=self.trainer)
+            next_group_ids = checkpoint.extra["next_group_ids"]
+            if len(next_group_ids) != self.ranks.size:
+                raise ValueError(
+                    f"{path} was written by {len(next_group_ids)} ranks: go on with as many, not {self.ranks.size}"
+                )
+            self.done = self._saved = checkpoint.iteration
+            self._score = checkpoint.score
+            self._prompts.next_group_id = next_group_ids[self.ranks.rank]
+            if self.ranks.rank == 0:
+                self.rollout.load_state_dict(checkpoint.rollout_state)
+            self.display.line(f"going on from {path}, iteration {self.done} of {self.config.iterations}")
+        if self.ranks.rank == 0:
+            for folder in (self.config.output / "evaluations").glob("iteration_*"):
+                if int(folder.name.removeprefix("iteration_")) > self.done:  # by weights that were lost
+                    shutil.rmtree(folder)
+        return path is not None
+
+    def _open_log(self, resumed: bool) -> RunLog:
+        return RunLog(
+            self.config.output,
+            trackers=self.config.trackers,
+            config=config_to_json(self.config),
+            resume_iteration=self.done if resumed else None,
+        )
+
+    # --- parts
+
+    def _build_policy(self) -> TorchPolicy:
+        return build_policy(
+            self.config.policy,
+            action_low=self.env.action_low,
+            action_high=self.env.action_high,
+            suite=self.env.suite,
+            seed=self.config.seed,
+        )
+
+    def _plan_evaluation(self) -> list[EpisodeSpec]:
+        if self.config.eval.every == 0:
+            return []
+        return evaluation_episodes(
+            self.env.task_ids,
+            self.env.num_init_states,
+            episodes_per_task=self.config.eval.episodes_per_task,
+            initial_states=self.config.eval.initial_states,
+            train_fraction=self.config.train_fraction,
+            seed=self.config.seed,
+        )
+
+    def _play(self, on_progress: Callable[[RolloutProgress], None]) -> RolloutResult:
+        def keep(group: Group) -> bool:
+            return has_signal(group, self.config.rollout, self.config.algo)
+
+        return self.rollout.collect(self._own_prompts(), keep, on_progress)
+
+    def _own_prompts(self) -> Iterator[tuple[EpisodeSpec, ...]]:
+        """This rank's part of the stream: every rank draws the same prompts and plays those whose turn is its own."""
+        return (prompt for prompt in self._prompts if prompt[0].group_id % self.ranks.size == self.ranks.rank)
+
+
+def summary(result: EvaluationResult) -> dict[str, Any]:
+    """An evaluation as JSON data: rates with 95 % intervals, in all and per task."""
+    low, high = result.interval
+    tasks = [asdict(task) | {"success_rate": task.success_rate, "interval": list(task.interval)} for task in result.tasks]
+    return {
+        "success_rate": result.success_rate,
+        "interval_low": low,
+        "interval_high": high,
+        "episodes": len(result.episodes),
+        "successes": result.successes,
+        "tasks": tasks,
+    }
+
+
+def show_evaluation(display: Display, result: EvaluationResult, *, title: str) -> None:
+    """Print an evaluation's table, one row per task."""
+    rows = [
+        [f"{task.task_id} {task.instruction}", str(task.episodes), f"{task.success_rate:.1%}", _interval(task.interval)]
+        for task in result.tasks
+    ]
+    rows.append(["all", str(len(result.episodes)), f"{result.success_rate:.1%}", _interval(result.interval)])
+    display.table(title, ["task", "episodes", "success", "95 % interval"], rows)
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.1%} - {interval[1]:.1%}"
+
+
+def _status(progress: RolloutProgress) -> str:
+    return f"{progress.decisions_per_s:.1f} chunks/s, {progress.episodes} episodes, {progress.consumed} groups played"
+
+
+def _share(config: RolloutConfig, ranks: Ranks) -> RolloutConfig:
+    """What one of several ranks plays. Ranks meet at each update, so none plays ahead: their states stay simple."""
+    if ranks.size == 1:
+        return config
+    if config.groups_per_iteration % ranks.size:
+        raise ValueError(f"rollout.groups_per_iteration {config.groups_per_iteration} must be a multiple of {ranks.size} ranks")
+    return replace(config, groups_per_iteration=config.groups_per_iteration // ranks.size, deterministic=True)
