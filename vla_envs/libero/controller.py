@@ -118,9 +118,8 @@ class Workspace(NamedTuple):
 def control_law(osc: OscConstants) -> ControlLaw:
     """The scene's constants."""
     constants = {name: getattr(osc, name) for name in ControlLaw._fields}
-    return ControlLaw(
-        **{name: np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value for name, value in constants.items()}
-    )
+    arrays = {name: np.ascontiguousarray(value) for name, value in constants.items() if isinstance(value, np.ndarray)}
+    return ControlLaw(**(constants | arrays))
 
 
 def workspace(model: mujoco.MjModel) -> Workspace:

@@ -11,8 +11,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from vla_envs.libero.cache import load_scene
 from vla_envs.libero.engine_scene import LiberoEngineScene
-from vla_envs.libero.scene import load_scene
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv, Start
 from vla_envs.vector.gl_context import Device
@@ -76,7 +76,7 @@ class LiberoEnv(ChunkedVectorEnv):
             settle_steps=settle_steps,
             render_mode=render_mode,
         )
-        self.suite = suite
+        self.suite = self._suite = suite
         self._detail = detail
         self._scene_dir = None if scene_dir is None else Path(scene_dir)
         tasks = suite_tasks(suite, scene_dir=self._scene_dir)
@@ -142,8 +142,9 @@ class LiberoEnv(ChunkedVectorEnv):
         missing = sorted(task_ids - set(self._scenes))
         if not missing:
             return
+        suite, detail, scene_dir = self._suite, self._detail, self._scene_dir
         with ThreadPoolExecutor(4) as pool:
-            loaded = pool.map(lambda task_id: shared_scene(self.suite, task_id, self._detail, self._scene_dir), missing)
+            loaded = pool.map(lambda task_id: shared_scene(suite, task_id, detail, scene_dir), missing)
             self._scenes.update(zip(missing, loaded, strict=True))
 
     def close_extras(self) -> None:

@@ -3,7 +3,7 @@
 Invariant: a `Scene` is immutable and shared by all slots of its task, in any number of threads.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mujoco
 import numpy as np
@@ -59,24 +59,32 @@ class OscConstants:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where one movable object starts: a rectangle on a surface, and how it may be turned."""
+    """Where one movable object may start. Heights and orientations are those of the stored initial states."""
 
     object_name: str
     qpos_address: int
     """Address of the object's free joint in qpos (7 numbers: position in m, quaternion w x y z)."""
-    reference: str
-    """Name of the object, fixture or site it stands on; "" for the arena's own surface."""
     ranges: np.ndarray
-    """(R, 4) float64: x_min, y_min, x_max, y_max in metres, in the frame of `reference`; one rectangle is drawn."""
-    yaw_range: tuple[float, float]
-    """Rotation about `rotation_axis`, radians, drawn uniformly."""
-    rotation_axis: str
-    base_height: float
-    """z of the surface in metres (world frame for the arena's surface, else above `reference`)."""
-    bottom_offset: float
-    """Distance in metres from the object's origin down to its lowest point."""
+    """(R, 4) float64: x_min, y_min, x_max, y_max of its origin in metres, world frame; one rectangle is drawn.
+    R = 0 for an object that starts in or on another one."""
+    attached_to: str
+    """Name of the object it starts on and moves with; "" if it stands by itself, or in a fixture."""
     horizontal_radius: float
     """Radius in metres used to keep objects apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualSwitch:
+    """A site that shows whether a joint is turned (the glow of a stove's burner)."""
+
+    site_id: int
+    qpos_address: int
+    threshold: float
+    """On from this joint position (rad) upwards."""
+    rgba_on: np.ndarray
+    """(4,) float32."""
+    rgba_off: np.ndarray
+    """(4,) float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,5 +106,8 @@ class Scene:
     goal: Goal
     osc: OscConstants
     placements: tuple[Placement, ...]
-    cameras: dict[str, int] = field(default_factory=dict)
-    """Public camera name ("agentview", "wrist", ...) -> camera id of the model."""
+    obstacles: np.ndarray
+    """(F, 3) float64: x, y and radius in metres of the fixtures that placements keep clear of."""
+    visual_switches: tuple[VisualSwitch, ...]
+    cameras: dict[str, int]
+    """Public camera name ("agentview", "wrist") -> camera id of the model."""

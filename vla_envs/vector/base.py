@@ -162,9 +162,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         info = {**self._identity(), "renderer": np.array([self.renderer] * self.num_envs, dtype=object)}
         return self._observe(), _with_masks(info, np.ones(self.num_envs, bool))
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:  # type: ignore[override]
+    def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:  # type: ignore[override]
         """Play one chunk in every slot whose episode is not over.
 
         Args:
@@ -328,10 +326,10 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         if first:
             self._settle(list(first.values()))
         for slot in slots:
-            start = self._starts[slot]
-            assert start is not None
-            if start.cache_key is not None:
-                self._copy_settled(slot, start)
+            begun = self._starts[slot]
+            assert begun is not None
+            if begun.cache_key is not None:
+                self._copy_settled(slot, begun)
         while len(self._settled) > _CACHED_STARTS:
             self._settled.popitem(last=False)
         self._episodes[slots] += 1

@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import mujoco
 import numpy as np
@@ -42,7 +43,7 @@ class Frame:
 class RenderPool:
     """The GL threads of one device. Use `acquire` and `release`, not the constructor."""
 
-    _pools: dict[Device, "RenderPool"] = {}
+    _pools: ClassVar[dict[Device, "RenderPool"]] = {}
     _pools_lock = threading.Lock()
 
     def __init__(self, device: Device) -> None:

@@ -29,8 +29,8 @@ def test_any_instruction_becomes_ids_that_read_as_its_prompt(instruction):
 
 def test_common_words_are_one_token_each():
     tokens = [_TOKENIZER.id_to_token(i) for i in PromptEncoder(_TOKENIZER, _CONFIG).ids("put the cream cheese in the bowl")]
-    assert tokens == ["<s>", "In", ":", *"ĠWhat Ġaction Ġshould Ġthe Ġrobot Ġtake Ġto".split()] + [
-        *"Ġput Ġthe Ġcream Ġcheese Ġin Ġthe Ġbowl ?".split(),
+    assert tokens == ["<s>", "In", ":", *["ĠWhat", "Ġaction", "Ġshould", "Ġthe", "Ġrobot", "Ġtake", "Ġto"]] + [
+        *["Ġput", "Ġthe", "Ġcream", "Ġcheese", "Ġin", "Ġthe", "Ġbowl", "?"],
         *["Ċ", "Out", ":", "<out>"],
     ]
 

@@ -1,0 +1,121 @@
+"""Scenes from where they are quickest to get: a folder of exported scenes, the cache on disk, or compiled now.
+
+Invariant: two processes that want the same scene compile it once and never see half of it; a damaged or outdated file in the
+cache is compiled again, one in a user's own folder is refused.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import mujoco
+
+from vla_envs.errors import SceneFormatError
+from vla_envs.libero.bundle import FORMAT, load_bundle, save_bundle
+from vla_envs.libero.scene import Scene
+from vla_envs.libero.suites import INDEX_FILE, libero_version, suite_tasks
+
+logger = logging.getLogger(__name__)
+
+
+def load_scene(suite: str, task_id: int, *, detail: str = "full", scene_dir: Path | None = None) -> Scene:
+    """One compiled task.
+
+    Args:
+        suite: Name of the suite.
+        task_id: Task within it.
+        detail: "full" or "fast".
+        scene_dir: Folder of exported scenes; None takes the cache, and compiles what is not there yet.
+
+    Raises:
+        SceneFormatError: A file in `scene_dir` is missing, damaged, or of another version.
+        MissingDependencyError: It has to be compiled, and LIBERO is not installed.
+    """
+    if scene_dir is not None:
+        file = scene_dir / _file_name(suite, task_id, detail)
+        if not file.exists():
+            raise SceneFormatError(f"{file} is missing: export it with python -m vla_envs.libero compile --detail {detail}")
+        return load_bundle(file)
+    libero = libero_version()
+    versions = re.sub(r"[^\w.]+", "-", f"{libero} mujoco {mujoco.__version__} format {FORMAT}")
+    file = cache_folder() / versions / _file_name(suite, task_id, detail)
+    with _locked(file):
+        if file.exists():
+            try:
+                return load_bundle(file, libero=libero)
+            except SceneFormatError as error:
+                logger.warning("%s; compiling it again", error)
+        from vla_envs.libero.compile import compile_scene
+
+        logger.info("compiling %s task %d (%s detail) into %s", suite, task_id, detail, file)
+        scene = compile_scene(suite, task_id, detail=detail)
+        try:
+            save_bundle(scene, file, libero=libero, compress=False)
+        except OSError as error:
+            logger.warning("%s could not be written (%s): it will be compiled again next time", file, error.strerror or error)
+        return scene
+
+
+def cache_folder() -> Path:
+    """`$VLA_ENVS_CACHE`, else `vla_envs` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
+    own = os.environ.get("VLA_ENVS_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vla_envs"
+
+
+def export_scenes(
+    suite: str,
+    task_ids: Sequence[int],
+    *,
+    detail: str,
+    folder: Path,
+    on_task: Callable[[int, Path], None] | None = None,
+) -> None:
+    """Write scenes into a folder that `scene_dir=` takes on any machine; scenes that are there stay.
+
+    Args:
+        suite: Name of the suite.
+        task_ids: Tasks within it.
+        detail: "full" or "fast".
+        folder: Made if need be.
+        on_task: Told each task and its file when it is done.
+    """
+    tasks = suite_tasks(suite)
+    for task_id in task_ids:
+        if task_id not in tasks:
+            raise ValueError(f"{suite} has tasks 0..{len(tasks) - 1}, got {task_id}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for task_id in task_ids:
+        file = folder / _file_name(suite, task_id, detail)
+        save_bundle(load_scene(suite, task_id, detail=detail), file, libero=libero_version(), compress=True)
+        index_file = folder / INDEX_FILE
+        index = json.loads(index_file.read_text()) if index_file.exists() else {"suites": {}}
+        index["suites"].setdefault(suite, {})[str(task_id)] = asdict(tasks[task_id])
+        index_file.write_text(json.dumps(index, indent=1) + "\n")
+        if on_task is not None:
+            on_task(task_id, file)
+
+
+def _file_name(suite: str, task_id: int, detail: str) -> str:
+    return f"{suite}_{task_id:02d}_{detail}.scene"
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold the file's lock against other processes and threads; without a writable folder there is nothing to protect."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.with_suffix(".lock").open("w")
+    except OSError:
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,264 @@
+"""Builds one LIBERO task with LIBERO and robosuite, once, and takes everything out that running it needs.
+
+The only module that needs robosuite. Where stock LIBERO leaves something to chance at every reset (the exact pose of
+fixtures, which no stored initial state holds), one draw with a fixed seed is kept: a task always looks the same.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from vla_envs.errors import MissingDependencyError
+from vla_envs.libero.goals import Always, Goal, InSite, JointPast, Lifted, OnObject, OnSite, Predicate
+from vla_envs.libero.scene import OscConstants, Placement, Scene, VisualSwitch
+from vla_envs.libero.suites import benchmark_suite, initial_states, quiet, suite_tasks
+
+CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+"""Public camera name -> LIBERO's."""
+_FIXTURE_SEED = 0
+
+
+def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
+    """Compile one task.
+
+    Raises:
+        ValueError: Unknown suite or task, or a goal that no predicate here covers.
+        MissingDependencyError: LIBERO or robosuite is not installed.
+    """
+    tasks = suite_tasks(suite)
+    if task_id not in tasks:
+        raise ValueError(f"{suite} has tasks 0..{len(tasks) - 1}, got {task_id}")
+    task, env = tasks[task_id], _build(suite, task_id)
+    try:
+        model = copy.copy(env.sim.model._model)
+        if detail == "fast":
+            model = _with_fast_visuals(model, env.model.get_xml())
+        placements, obstacles = _placements(env, model)
+        return Scene(
+            suite=suite,
+            task_id=task_id,
+            name=task.name,
+            instruction=task.instruction,
+            max_episode_steps=task.max_episode_steps,
+            detail=detail,
+            model=model,
+            init_states=initial_states(suite, task_id),
+            goal=_goal(env, model),
+            osc=_osc_constants(env, model),
+            placements=placements,
+            obstacles=obstacles,
+            visual_switches=_visual_switches(env, model),
+            cameras={name: model.camera(theirs).id for name, theirs in CAMERAS.items()},
+        )
+    finally:
+        env.close()
+
+
+def _build(suite: str, task_id: int) -> Any:
+    """LIBERO's own env, reset, without cameras."""
+    benchmark = benchmark_suite(suite)
+    try:
+        with quiet():
+            from libero.libero.envs.env_wrapper import ControlEnv
+    except ImportError as error:
+        raise MissingDependencyError(f"robosuite cannot be imported ({error}): pip install 'vla-envs[libero]'") from error
+    random_state = np.random.get_state()
+    np.random.seed(_FIXTURE_SEED)
+    try:
+        with quiet():
+            wrapper = ControlEnv(
+                bddl_file_name=benchmark.get_task_bddl_file_path(task_id),
+                use_camera_obs=False,
+                has_offscreen_renderer=False,
+                hard_reset=False,  # it was just built: reset need not build it again
+            )
+            np.random.seed(_FIXTURE_SEED)
+            wrapper.reset()
+    finally:
+        np.random.set_state(random_state)
+    return wrapper.env
+
+
+def _with_fast_visuals(model: mujoco.MjModel, xml: str) -> mujoco.MjModel:
+    """The same physics with simpler meshes and textures, looking as `model` does now."""
+    from vla_envs.libero.detail import simplify
+
+    spec = mujoco.MjSpec.from_string(xml)
+    simplify(spec)
+    fast = spec.compile()
+    for name in ("body_pos", "body_quat", "site_rgba", "geom_rgba"):  # written at reset
+        getattr(fast, name)[:] = getattr(model, name)
+    return fast
+
+
+def _osc_constants(env: Any, model: mujoco.MjModel) -> OscConstants:
+    robot = env.robots[0]
+    controller, gripper = robot.controller, robot.gripper
+    fingers = [model.actuator(name).id for name in gripper.actuators]
+    low, high = model.actuator_ctrlrange[fingers].T
+
+    def six(value: Any) -> np.ndarray:
+        return np.broadcast_to(np.asarray(value, np.float64), (6,)).copy()
+
+    return OscConstants(
+        arm_qpos=np.asarray(robot._ref_joint_pos_indexes, np.int32),
+        arm_dofs=np.asarray(robot._ref_joint_vel_indexes, np.int32),
+        arm_actuators=np.asarray(robot._ref_joint_actuator_indexes, np.int32),
+        gripper_actuators=np.asarray(fingers, np.int32),
+        gripper_qpos=np.asarray(robot._ref_gripper_joint_pos_indexes, np.int32),
+        grip_site=model.site(controller.eef_name).id,
+        eef_body=model.body(robot.robot_model.eef_name).id,
+        initial_joints=np.asarray(controller.initial_joint, np.float64),
+        kp=six(controller.kp),
+        kd=six(controller.kd),
+        input_min=six(controller.input_min),
+        input_max=six(controller.input_max),
+        output_min=six(controller.output_min),
+        output_max=six(controller.output_max),
+        torque_min=np.asarray(robot.torque_limits[0], np.float64),
+        torque_max=np.asarray(robot.torque_limits[1], np.float64),
+        gripper_speed=float(gripper.speed),
+        gripper_bias=(high + low) / 2,
+        gripper_weight=(high - low) / 2,
+        substeps=round(env.control_timestep / env.model_timestep),
+    )
+
+
+def _visual_switches(env: Any, model: mujoco.MjModel) -> tuple[VisualSwitch, ...]:
+    switches = []
+    for object_name in getattr(env, "visualization_sites_list", []):
+        owner = env.get_object(object_name)
+        for site_name, _ in owner.object_properties["vis_site_names"].values():
+            site = model.site(site_name)
+            alpha = max(float(site.rgba[3]), 1.0 - float(site.rgba[3]))
+            rgba_on, rgba_off = site.rgba.astype(np.float32), site.rgba.astype(np.float32)
+            rgba_on[3], rgba_off[3] = alpha, 1.0 - alpha
+            comparison, threshold = _threshold(owner.turn_on, owner.object_properties["articulation"])
+            assert comparison == ">=", "the engine judges switches by >="
+            switches.append(
+                VisualSwitch(
+                    site_id=int(site.id),
+                    qpos_address=_qpos_address(model, owner.joints[-1]),
+                    threshold=threshold,
+                    rgba_on=rgba_on,
+                    rgba_off=rgba_off,
+                )
+            )
+    return tuple(switches)
+
+
+# --- goals
+
+
+def _goal(env: Any, model: mujoco.MjModel) -> Goal:
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def contact(first: Any, second: Any) -> int:
+        pairs.append((_contact_geoms(model, first), _contact_geoms(model, second)))
+        return len(pairs) - 1
+
+    predicates = tuple(_predicate(env, model, state, contact) for state in env.parsed_problem["goal_state"])
+    return Goal(predicates=predicates, contact_pairs=tuple(pairs))
+
+
+def _predicate(env: Any, model: mujoco.MjModel, state: list[str], contact: Callable[[Any, Any], int]) -> Predicate:
+    name, arguments = state[0].lower(), state[1:]
+    first = env.object_states_dict[arguments[0]]
+    if name in ("open", "close", "turnon", "turnoff"):
+        return _joint_predicate(env, model, name, first)
+    body = env.obj_body_id.get(arguments[0])
+    if name == "up":
+        return Lifted(body=body)
+    if name not in ("on", "in"):
+        raise ValueError(f"goal predicate {name!r} is not known")
+    second = env.object_states_dict[arguments[1]]
+    if second.object_state_type == "object":
+        if name == "in":
+            raise ValueError(f"goal (in {' '.join(arguments)}) asks for a region, and {arguments[1]} is an object")
+        pair = contact(env.get_object(arguments[1]), env.get_object(arguments[0]))
+        return OnObject(body=body, support=env.obj_body_id[arguments[1]], contact=pair)
+    region = env.object_sites_dict[arguments[1]]
+    site, size = model.site(arguments[1]).id, tuple(float(extent) for extent in region.size)
+    if name == "in":
+        return InSite(body=body, site=int(site), size=size)
+    if not hasattr(region, "under"):
+        return Always()
+    parent = env.get_object(second.parent_name)
+    pair = -1 if parent is None else contact(parent, env.get_object(arguments[0]))
+    return OnSite(body=body, site=int(site), size=size, contact=pair)
+
+
+def _joint_predicate(env: Any, model: mujoco.MjModel, name: str, state: Any) -> JointPast:
+    of_region = state.object_state_type == "site"
+    owner = env.get_object(state.parent_name if of_region else state.object_name)
+    joints = (env.object_sites_dict[state.object_name] if of_region else owner).joints
+    judge = {"open": "is_open", "close": "is_close", "turnon": "turn_on", "turnoff": "turn_off"}[name]
+    shown = copy.deepcopy(owner.object_properties)
+    comparison, threshold = _threshold(getattr(owner, judge), owner.object_properties["articulation"])
+    owner.object_properties.update(shown)  # turn_on and turn_off write there
+    return JointPast(
+        qpos_addresses=tuple(_qpos_address(model, joint) for joint in joints),
+        comparison=comparison,
+        threshold=threshold,
+        every=name in ("close", "turnoff"),
+    )
+
+
+def _threshold(judge: Callable[[float], bool], ranges: dict[str, list[float]]) -> tuple[str, float]:
+    """The comparison that LIBERO's function makes with one of the joint's ranges, found by asking it around each bound."""
+    for bound in sorted({float(value) for pair in ranges.values() for value in pair}):
+        below, at, above = (bool(judge(q)) for q in (np.nextafter(bound, -np.inf), bound, np.nextafter(bound, np.inf)))
+        if below != above:
+            return {(True, False): "<", (True, True): "<=", (False, False): ">", (False, True): ">="}[below, at], bound
+    raise ValueError(f"{judge} does not change at any of {ranges}")
+
+
+def _contact_geoms(model: mujoco.MjModel, owner: Any) -> np.ndarray:
+    return np.array([model.geom(name).id for name in owner.contact_geoms], np.int32)
+
+
+def _qpos_address(model: mujoco.MjModel, joint: str) -> int:
+    return int(model.joint(joint).qposadr[0])
+
+
+# --- random starts
+
+
+def _placements(env: Any, model: mujoco.MjModel) -> tuple[tuple[Placement, ...], np.ndarray]:
+    """Where movable objects may start, and what stands in their way, as (x, y, radius)."""
+    placements, obstacles = [], []
+    for sampler in env.placement_initializer.samplers.values():
+        for item in sampler.mujoco_objects:
+            if item.name in env.fixtures_dict:
+                x, y = model.body(item.root_body).pos[:2]
+                obstacles.append((x, y, item.horizontal_radius))
+                continue
+            shrink = item.horizontal_radius if sampler.ensure_object_boundary_in_range else 0.0
+            x, y = sampler.reference_pos[:2]
+            ranges = []
+            for (x_low, x_high), (y_low, y_high) in zip(sampler.x_ranges, sampler.y_ranges, strict=True):
+                xs = sorted((x + x_low + shrink, x + x_high - shrink))  # a rectangle smaller than the object turns over
+                ys = sorted((y + y_low + shrink, y + y_high - shrink))
+                ranges.append((xs[0], ys[0], xs[1], ys[1]))
+            placements.append(_placement(model, item, np.array(ranges), ""))
+    conditional = env.conditional_placement_initializer
+    on_objects = env.conditional_placement_on_objects_initializer
+    for sampler in conditional.samplers.values():
+        placements += [_placement(model, item, np.zeros((0, 4)), "") for item in sampler.mujoco_objects]
+    for name, sampler in on_objects.samplers.items():
+        reference = on_objects.sample_args[name]["reference"]
+        placements += [_placement(model, item, np.zeros((0, 4)), reference) for item in sampler.mujoco_objects]
+    return tuple(placements), np.array(obstacles, np.float64).reshape(-1, 3)
+
+
+def _placement(model: mujoco.MjModel, item: Any, ranges: np.ndarray, attached_to: str) -> Placement:
+    return Placement(
+        object_name=item.name,
+        qpos_address=_qpos_address(model, item.joints[-1]),
+        ranges=np.asarray(ranges, np.float64),
+        attached_to=attached_to,
+        horizontal_radius=float(item.horizontal_radius),
+    )

