@@ -172,6 +172,6 @@ def goal_from_json(data: dict[str, Any]) -> Goal:
         arguments = {
             name: tuple(value) if isinstance(value, list) else value for name, value in entry.items() if name != "kind"
         }
-        predicates.append(_KINDS[arguments.pop("kind")](**arguments))
+        predicates.append(_KINDS[entry["kind"]](**arguments))
     pairs = tuple((np.array(first, np.int32), np.array(second, np.int32)) for first, second in data["contact_pairs"])
     return Goal(predicates=tuple(predicates), contact_pairs=pairs)
