@@ -56,7 +56,7 @@ def load_scene(suite: str, task_id: int, *, detail: str = "full", scene_dir: Pat
         logger.info("compiling %s task %d (%s detail) into %s", suite, task_id, detail, file)
         scene = compile_scene(suite, task_id, detail=detail)
         try:
-            save_bundle(scene, file, libero=libero, compress=False)
+            save_bundle(scene, file, libero=libero, portable=False)
         except OSError as error:
             logger.warning("%s could not be written (%s): it will be compiled again next time", file, error.strerror or error)
         return scene
@@ -94,7 +94,7 @@ def export_scenes(
     folder.mkdir(parents=True, exist_ok=True)
     for task_id in task_ids:
         file = folder / _file_name(suite, task_id, detail)
-        save_bundle(load_scene(suite, task_id, detail=detail), file, libero=libero_version(), compress=True)
+        save_bundle(load_scene(suite, task_id, detail=detail), file, libero=libero_version(), portable=True)
         index_file = folder / INDEX_FILE
         index = json.loads(index_file.read_text()) if index_file.exists() else {"suites": {}}
         index["suites"].setdefault(suite, {})[str(task_id)] = asdict(tasks[task_id])
