@@ -4,8 +4,9 @@
     arrays.npz    initial states, controller constants, placements
     model.mjb     MuJoCo's own binary format, of exactly one MuJoCo version
 
-A portable bundle is that one file, compressed. In the cache the model lies beside the archive instead (`NAME.scene.mjb`), as
-it is: a quarter of a gigabyte of textures that MuJoCo reads from a file three times as fast as from an archive.
+A portable bundle is that one file, compressed. In the cache the model lies beside the archive instead, as it is: a quarter of
+a gigabyte of textures that MuJoCo reads from a file three times as fast as from an archive. It is named by its checksum, so
+that tasks with the same model (the ten of `libero_goal`) share one file.
 
 Invariant: a bundle that loads is whole (checksums are verified before MuJoCo sees it) and fits this MuJoCo and this format.
 """
@@ -33,7 +34,6 @@ from vla_envs.libero.scene import OscConstants, Placement, Scene, VisualSwitch
 
 FORMAT = 1
 _HEADER, _ARRAYS, _MODEL = "header.json", "arrays.npz", "model.mjb"
-_BESIDE = ".mjb"
 _PLAIN = ("suite", "task_id", "name", "instruction", "max_episode_steps", "detail", "cameras")
 
 
@@ -57,7 +57,7 @@ def save_bundle(scene: Scene, file: Path, *, libero: str, portable: bool) -> Non
 
     file.parent.mkdir(parents=True, exist_ok=True)
     new_file = file.with_name(f".{file.name}.{os.getpid()}")
-    new_model = new_file.with_name(new_file.name + _BESIDE)
+    new_model = new_file.with_name(f"{new_file.name}.mjb")
     try:
         mujoco.mj_saveModel(scene.model, str(new_model), None)
         header["arrays_sha256"] = hashlib.sha256(packed.getvalue()).hexdigest()
@@ -68,7 +68,7 @@ def save_bundle(scene: Scene, file: Path, *, libero: str, portable: bool) -> Non
             if portable:
                 archive.write(new_model, _MODEL)
         if not portable:
-            os.replace(new_model, file.with_name(file.name + _BESIDE))
+            os.replace(new_model, _model_beside(file, header["model_sha256"]))
         os.replace(new_file, file)
     finally:
         new_file.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ def load_bundle(file: Path, *, libero: str | None = None) -> Scene:
                 raise SceneFormatError(f"{file} is damaged: the checksum of its arrays is wrong")
             with np.load(io.BytesIO(packed_arrays), allow_pickle=False) as packed:
                 arrays = {name: packed[name] for name in packed.files}
-            with _model_file(archive, file) as model_file:
+            with _model_file(archive, _model_beside(file, header["model_sha256"])) as model_file:
                 if _sha256(model_file) != header["model_sha256"]:
                     raise SceneFormatError(f"{file} is damaged: the checksum of its model is wrong")
                 model = mujoco.MjModel.from_binary_path(str(model_file))
@@ -122,16 +122,20 @@ def load_bundle(file: Path, *, libero: str | None = None) -> Scene:
 
 
 @contextmanager
-def _model_file(archive: zipfile.ZipFile, file: Path) -> Iterator[Path]:
+def _model_file(archive: zipfile.ZipFile, beside: Path) -> Iterator[Path]:
     """The model as a file that MuJoCo can read."""
     if _MODEL not in archive.namelist():
-        yield file.with_name(file.name + _BESIDE)
+        yield beside
         return
     with tempfile.TemporaryDirectory() as folder:
         extracted = Path(folder) / _MODEL
         with archive.open(_MODEL) as packed, extracted.open("wb") as plain:
             shutil.copyfileobj(packed, plain, 1 << 20)
         yield extracted
+
+
+def _model_beside(file: Path, sha256: str) -> Path:
+    return file.with_name(f"{sha256[:32]}.mjb")
 
 
 def _sha256(file: Path) -> str:

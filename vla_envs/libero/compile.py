@@ -5,6 +5,7 @@ fixtures, which no stored initial state holds), one draw with a fixed seed is ke
 """
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,12 @@ from vla_envs.libero.suites import benchmark_suite, initial_states, quiet, suite
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 """Public camera name -> LIBERO's."""
 _FIXTURE_SEED = 0
+_PHYSICS = (
+    *("body_pos", "body_quat", "body_ipos", "body_iquat", "body_mass", "body_inertia", "body_subtreemass"),
+    *("body_invweight0", "dof_invweight0", "dof_M0", "actuator_acc0"),
+)
+"""What the compiler derives from meshes, or LIBERO writes at reset: the same for every detail."""
+_one_at_a_time = threading.Lock()
 
 
 def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
@@ -31,7 +38,9 @@ def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
     tasks = suite_tasks(suite)
     if task_id not in tasks:
         raise ValueError(f"{suite} has tasks 0..{len(tasks) - 1}, got {task_id}")
-    task, env = tasks[task_id], _build(suite, task_id)
+    task = tasks[task_id]
+    with _one_at_a_time:  # LIBERO draws from numpy's global random numbers
+        env = build_libero(suite, task_id)
     try:
         model = copy.copy(env.sim.model._model)
         if detail == "fast":
@@ -57,8 +66,8 @@ def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
         env.close()
 
 
-def _build(suite: str, task_id: int) -> Any:
-    """LIBERO's own env, reset, without cameras."""
+def build_libero(suite: str, task_id: int) -> Any:
+    """LIBERO's own env of a task, reset, without cameras."""
     benchmark = benchmark_suite(suite)
     try:
         with quiet():
@@ -89,8 +98,9 @@ def _with_fast_visuals(model: mujoco.MjModel, xml: str) -> mujoco.MjModel:
     spec = mujoco.MjSpec.from_string(xml)
     simplify(spec)
     fast = spec.compile()
-    for name in ("body_pos", "body_quat", "site_rgba", "geom_rgba"):  # written at reset
+    for name in (*_PHYSICS, "site_rgba", "geom_rgba"):
         getattr(fast, name)[:] = getattr(model, name)
+    fast.stat.meaninertia = model.stat.meaninertia
     return fast
 
 

@@ -6,8 +6,11 @@ LIBERO is imported on first use; it may be LIBERO itself, or `libero-pro-benchma
 import contextlib
 import io
 import json
+import logging
 import os
 import re
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,8 +23,9 @@ import numpy as np
 from vla_envs.errors import MissingDependencyError, SceneFormatError
 
 TIME_LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
-"""Control steps per episode, as OpenVLA's evaluation counts them."""
+"""Control steps per episode, as OpenVLA's evaluation counts them. LIBERO-PRO's suites have those of the suite they vary."""
 _OTHER_TIME_LIMIT = 520
+"""Of any other suite."""
 INDEX_FILE = "suite.json"
 """In a folder of exported scenes: its tasks."""
 
@@ -83,10 +87,13 @@ def initial_states(suite: str, task_id: int) -> np.ndarray:
         return np.asarray(benchmark_suite(suite).get_task_init_states(task_id), np.float64)
 
 
+_quiet_lock = threading.RLock()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without LIBERO's and robosuite's printing."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    """Without LIBERO's and robosuite's printing; one thread at a time, since standard output belongs to the process."""
+    with _quiet_lock, contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
@@ -98,10 +105,16 @@ def _installed_tasks(suite: str) -> dict[int, SuiteTask]:
         tasks[task_id] = SuiteTask(
             name=task.name,
             instruction=task.language if suite in TIME_LIMITS else _spoken_instruction(benchmark, task_id),
-            max_episode_steps=TIME_LIMITS.get(suite, _OTHER_TIME_LIMIT),
+            max_episode_steps=_time_limit(suite),
             num_init_states=len(initial_states(suite, task_id)),
         )
     return tasks
+
+
+def _time_limit(suite: str) -> int:
+    """Control steps per episode."""
+    varied = [name for name in TIME_LIMITS if suite == name or suite.startswith(f"{name}_")]
+    return TIME_LIMITS[varied[0]] if varied else _OTHER_TIME_LIMIT
 
 
 def _spoken_instruction(benchmark: Any, task_id: int) -> str:
@@ -131,11 +144,22 @@ def _exported_tasks(suite: str, scene_dir: Path) -> dict[int, SuiteTask]:
 
 def _import_benchmark() -> Any:
     os.environ.setdefault("MUJOCO_GL", "egl")  # robosuite picks a renderer when it is imported, and may find no display
+    logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
-        with quiet():
+        with quiet(), _no_to_questions():
             from libero.libero import benchmark
     except ImportError as error:
         raise MissingDependencyError(
             f"LIBERO cannot be imported ({error}): pip install 'vla-envs[libero]', or use exported scenes with scene_dir="
         ) from error
     return benchmark
+
+
+@contextlib.contextmanager
+def _no_to_questions() -> Iterator[None]:
+    """LIBERO's original distribution asks on its first import whether its data sets should lie elsewhere."""
+    stdin, sys.stdin = sys.stdin, io.StringIO("n\n" * 8)
+    try:
+        yield
+    finally:
+        sys.stdin = stdin
