@@ -80,8 +80,8 @@ class RenderPool:
             self._users -= 1
             if self._users > 0:
                 return
-            self._pools = {device: pool for device, pool in self._pools.items() if pool is not self}
-            type(self)._pools = self._pools
+            for device in [device for device, pool in self._pools.items() if pool is self]:
+                del self._pools[device]
         with self._changed:
             self._closing = True
             self._changed.notify_all()
