@@ -19,7 +19,7 @@ def main() -> None:
     compile_parser.add_argument("--tasks", type=int, nargs="+", help="task ids (default: all)")
     arguments = parser.parse_args()
     try:
-        task_ids = arguments.tasks or list(suite_tasks(arguments.suite))
+        task_ids = arguments.tasks if arguments.tasks is not None else list(suite_tasks(arguments.suite))
         done = 0
 
         def report(task_id: int, file: Path) -> None:

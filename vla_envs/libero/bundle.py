@@ -62,7 +62,7 @@ def save_bundle(scene: Scene, file: Path, *, libero: str, portable: bool) -> Non
         mujoco.mj_saveModel(scene.model, str(new_model), None)
         header["arrays_sha256"] = hashlib.sha256(packed.getvalue()).hexdigest()
         header["model_sha256"] = _sha256(new_model)
-        with zipfile.ZipFile(new_file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(new_file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             archive.writestr(_HEADER, json.dumps(header, indent=1))
             archive.writestr(_ARRAYS, packed.getvalue())
             if portable:
@@ -118,7 +118,8 @@ def load_bundle(file: Path, *, libero: str | None = None) -> Scene:
         *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError),
         *(zipfile.BadZipFile, zlib.error, mujoco.FatalError),
     ) as error:
-        raise SceneFormatError(f"{file} is damaged or not a scene: {error!r}") from error
+        reason = str(error) if isinstance(error, OSError) else repr(error)
+        raise SceneFormatError(f"{file} is damaged or not a scene: {reason}") from error
 
 
 @contextmanager

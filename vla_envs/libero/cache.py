@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,10 +45,12 @@ def load_scene(suite: str, task_id: int, *, detail: str = "full", scene_dir: Pat
     libero = libero_version()
     versions = re.sub(r"[^\w.]+", "-", f"{libero} mujoco {mujoco.__version__} format {FORMAT}")
     file = cache_folder() / versions / _file_name(suite, task_id, detail)
+    with suppress(SceneFormatError):
+        return load_bundle(file, libero=libero)
     with _locked(file):
         if file.exists():
             try:
-                return load_bundle(file, libero=libero)
+                return load_bundle(file, libero=libero)  # made while this process waited
             except SceneFormatError as error:
                 logger.warning("%s; compiling it again", error)
         from vla_envs.libero.compile import compile_scene
