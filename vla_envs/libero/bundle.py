@@ -37,17 +37,17 @@ _HEADER, _ARRAYS, _MODEL = "header.json", "arrays.npz", "model.mjb"
 _PLAIN = ("suite", "task_id", "name", "instruction", "max_episode_steps", "detail", "cameras")
 
 
-def save_bundle(scene: Scene, file: Path, *, libero: str, portable: bool) -> None:
+def save_bundle(scene: Scene, file: Path, *, origin: str, portable: bool) -> None:
     """Write a scene; a bundle that is there is replaced when all is written.
 
     Args:
         scene: What to write.
         file: Where.
-        libero: Name and version of the LIBERO it comes from.
+        origin: What it is made from, by name and version.
         portable: One compressed file (about a quarter of the size), or the model beside it, quick to load.
     """
     arrays: dict[str, np.ndarray] = {"init_states": scene.init_states, "obstacles": scene.obstacles}
-    header: dict[str, Any] = {"format": FORMAT, "mujoco": mujoco.__version__, "libero": libero}
+    header: dict[str, Any] = {"format": FORMAT, "mujoco": mujoco.__version__, "origin": origin}
     header |= {name: getattr(scene, name) for name in _PLAIN} | {"goal": goal_to_json(scene.goal)}
     header["osc"] = _split(scene.osc, arrays, "osc")
     header["placements"] = [_split(item, arrays, f"placement{index}") for index, item in enumerate(scene.placements)]
@@ -75,20 +75,20 @@ def save_bundle(scene: Scene, file: Path, *, libero: str, portable: bool) -> Non
         new_model.unlink(missing_ok=True)
 
 
-def load_bundle(file: Path, *, libero: str | None = None) -> Scene:
+def load_bundle(file: Path, *, origin: str | None = None) -> Scene:
     """Read a scene.
 
     Args:
         file: What `save_bundle` wrote.
-        libero: The LIBERO it must come from; None accepts any.
+        origin: What it must be made from; None accepts anything.
 
     Raises:
-        SceneFormatError: It is damaged, or of another format, MuJoCo or LIBERO.
+        SceneFormatError: It is damaged, or of another format, MuJoCo or origin.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             header = json.loads(archive.read(_HEADER))
-            _check_versions(file, header, libero)
+            _check_versions(file, header, origin)
             packed_arrays = archive.read(_ARRAYS)
             if hashlib.sha256(packed_arrays).hexdigest() != header["arrays_sha256"]:
                 raise SceneFormatError(f"{file} is damaged: the checksum of its arrays is wrong")
@@ -144,7 +144,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _check_versions(file: Path, header: dict[str, Any], libero: str | None) -> None:
+def _check_versions(file: Path, header: dict[str, Any], origin: str | None) -> None:
     if header.get("format") != FORMAT:
         raise SceneFormatError(f"{file} has format {header.get('format')}, this version reads {FORMAT}: export it again")
     if header.get("mujoco") != mujoco.__version__:
@@ -152,8 +152,8 @@ def _check_versions(file: Path, header: dict[str, Any], libero: str | None) -> N
             f"{file} was compiled by MuJoCo {header.get('mujoco')}, this is {mujoco.__version__}: "
             "export it again, or install that version"
         )
-    if libero is not None and header.get("libero") != libero:
-        raise SceneFormatError(f"{file} comes from {header.get('libero')}, installed is {libero}")
+    if origin is not None and header.get("origin") != origin:
+        raise SceneFormatError(f"{file} was made from {header.get('origin')}, installed is {origin}")
 
 
 def _split(item: Any, arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:

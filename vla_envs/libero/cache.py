@@ -5,6 +5,7 @@ cache is compiled again, one in a user's own folder is refused.
 """
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -42,15 +43,15 @@ def load_scene(suite: str, task_id: int, *, detail: str = "full", scene_dir: Pat
         if not file.exists():
             raise SceneFormatError(f"{file} is missing: export it with python -m vla_envs.libero compile --detail {detail}")
         return load_bundle(file)
-    libero = libero_version()
+    libero, origin = libero_version(), _origin(detail)
     versions = re.sub(r"[^\w.]+", "-", f"{libero} mujoco {mujoco.__version__} format {FORMAT}")
     file = cache_folder() / versions / _file_name(suite, task_id, detail)
     with suppress(SceneFormatError):
-        return load_bundle(file, libero=libero)
+        return load_bundle(file, origin=origin)
     with _locked(file):
         if file.exists():
             try:
-                return load_bundle(file, libero=libero)  # made while this process waited
+                return load_bundle(file, origin=origin)  # made while this process waited
             except SceneFormatError as error:
                 logger.warning("%s; compiling it again", error)
         from vla_envs.libero.compile import compile_scene
@@ -58,7 +59,7 @@ def load_scene(suite: str, task_id: int, *, detail: str = "full", scene_dir: Pat
         logger.info("compiling %s task %d (%s detail) into %s", suite, task_id, detail, file)
         scene = compile_scene(suite, task_id, detail=detail)
         try:
-            save_bundle(scene, file, libero=libero, portable=False)
+            save_bundle(scene, file, origin=origin, portable=False)
         except OSError as error:
             logger.warning("%s could not be written (%s): it will be compiled again next time", file, error.strerror or error)
         return scene
@@ -96,13 +97,20 @@ def export_scenes(
     folder.mkdir(parents=True, exist_ok=True)
     for task_id in task_ids:
         file = folder / _file_name(suite, task_id, detail)
-        save_bundle(load_scene(suite, task_id, detail=detail), file, libero=libero_version(), portable=True)
+        save_bundle(load_scene(suite, task_id, detail=detail), file, origin=_origin(detail), portable=True)
         index_file = folder / INDEX_FILE
         index = json.loads(index_file.read_text()) if index_file.exists() else {"suites": {}}
         index["suites"].setdefault(suite, {})[str(task_id)] = asdict(tasks[task_id])
         index_file.write_text(json.dumps(index, indent=1) + "\n")
         if on_task is not None:
             on_task(task_id, file)
+
+
+def _origin(detail: str) -> str:
+    """What a scene is made from: LIBERO, and the code here that takes it apart."""
+    makers = ("compile.py", "goals.py", "scene.py", "suites.py", *(("detail.py",) if detail == "fast" else ()))
+    code = b"".join(Path(__file__).with_name(maker).read_bytes() for maker in makers)
+    return f"{libero_version()}, code {hashlib.sha256(code).hexdigest()[:8]}"
 
 
 def _file_name(suite: str, task_id: int, detail: str) -> str:

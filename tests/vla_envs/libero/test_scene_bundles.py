@@ -15,7 +15,7 @@ from vla_envs.libero.bundle import load_bundle, save_bundle
 from vla_envs.libero.goals import Goal, InSite, JointPast, OnObject
 from vla_envs.libero.scene import OscConstants, Placement, Scene, VisualSwitch
 
-LIBERO = "libero-test 1.0"
+ORIGIN = "libero-test 1.0"
 WORLD = """
 <mujoco>
   <asset><texture name="noise" type="2d" builtin="checker" rgb1="1 0 0" rgb2="0 1 0" width="64" height="64"/></asset>
@@ -98,7 +98,7 @@ def model_bytes(model: mujoco.MjModel) -> bytes:
 @pytest.fixture(params=[True, False], ids=["portable", "cached"])
 def bundle(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     file = tmp_path / "small.scene"
-    save_bundle(small_scene(), file, libero=LIBERO, portable=request.param)
+    save_bundle(small_scene(), file, origin=ORIGIN, portable=request.param)
     return file
 
 
@@ -121,7 +121,7 @@ def header(bundle: Path) -> dict[str, Any]:
 
 
 def test_a_scene_comes_back_as_it_was(bundle: Path):
-    assert_same(load_bundle(bundle, libero=LIBERO), small_scene())
+    assert_same(load_bundle(bundle, origin=ORIGIN), small_scene())
 
 
 def test_writing_leaves_nothing_but_the_bundle(bundle: Path):
@@ -130,7 +130,7 @@ def test_writing_leaves_nothing_but_the_bundle(bundle: Path):
 
 
 def test_a_portable_bundle_is_one_file_that_may_be_moved(tmp_path: Path):
-    save_bundle(small_scene(), tmp_path / "a.scene", libero=LIBERO, portable=True)
+    save_bundle(small_scene(), tmp_path / "a.scene", origin=ORIGIN, portable=True)
     assert model_beside(tmp_path / "a.scene") is None
     moved = (tmp_path / "a.scene").rename(tmp_path / "elsewhere")
     assert_same(load_bundle(moved), small_scene())
@@ -138,7 +138,7 @@ def test_a_portable_bundle_is_one_file_that_may_be_moved(tmp_path: Path):
 
 def test_scenes_with_the_same_model_share_its_file(tmp_path: Path):
     for name in ("a.scene", "b.scene"):
-        save_bundle(small_scene(), tmp_path / name, libero=LIBERO, portable=False)
+        save_bundle(small_scene(), tmp_path / name, origin=ORIGIN, portable=False)
     assert len(list(tmp_path.glob("*.mjb"))) == 1
 
 
@@ -167,7 +167,7 @@ def test_a_flipped_byte_of_the_model_or_the_arrays_is_refused(bundle: Path):
 def test_swapped_arrays_or_models_are_refused_though_the_archive_is_whole(tmp_path: Path):
     file = tmp_path / "small.scene"
     for name in ("arrays.npz", "model.mjb"):
-        save_bundle(small_scene(), file, libero=LIBERO, portable=True)
+        save_bundle(small_scene(), file, origin=ORIGIN, portable=True)
         rewrite(file, name, b"something else")
         with pytest.raises(SceneFormatError, match="checksum"):
             load_bundle(file)
@@ -205,7 +205,7 @@ def test_a_bundle_of_another_version_is_refused_with_both_versions(bundle: Path,
         load_bundle(bundle)
 
 
-def test_a_bundle_of_another_libero_is_refused_only_where_that_matters(bundle: Path):
+def test_a_bundle_of_another_origin_is_refused_only_where_that_matters(bundle: Path):
     load_bundle(bundle)
-    with pytest.raises(SceneFormatError, match=r"comes from libero-test 1\.0, installed is libero 9"):
-        load_bundle(bundle, libero="libero 9")
+    with pytest.raises(SceneFormatError, match=r"was made from libero-test 1\.0, installed is libero 9"):
+        load_bundle(bundle, origin="libero 9")

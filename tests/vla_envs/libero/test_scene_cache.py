@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vla_envs.errors import SceneFormatError
+from vla_envs.libero import cache as cache_module
 from vla_envs.libero import compile as compile_module
 from vla_envs.libero.cache import export_scenes, load_scene
 from vla_envs.libero.scene import Scene
@@ -104,6 +105,17 @@ def test_a_damaged_cache_is_repaired_with_a_warning(
     assert "compiling it again" in caplog.text
     load_scene(SUITE, TASK)
     assert compilations == [TASK]
+
+
+def test_a_scene_made_by_other_code_is_compiled_again(
+    in_cache: Path, compilations: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    load_scene(SUITE, TASK)
+    monkeypatch.setattr(cache_module, "_origin", lambda detail: "LIBERO, later code")
+    with caplog.at_level(logging.WARNING):
+        load_scene(SUITE, TASK)
+    assert compilations == [TASK]
+    assert "installed is LIBERO, later code; compiling it again" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_costs_time_but_works(
