@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vla_train.trainer.parallel import full_tensor, local_part
 from vla_train.types import EpisodeSpec, Group, Observation, PolicyOutput, Trajectory
 
 CHUNK_SIZE, ACTION_DIM, NUM_BINS = 3, 2, 5
@@ -79,8 +81,10 @@ class SmallPolicy:
         self.version = version
 
     def save_pretrained(self, folder: str) -> None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach() for name, value in self.module.named_parameters()}, Path(folder) / "model.safetensors")
+        whole = {name: full_tensor(local_part(value), value).contiguous() for name, value in self.module.named_parameters()}
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            save_file(whole, Path(folder) / "model.safetensors")
 
 
 def make_trajectory(

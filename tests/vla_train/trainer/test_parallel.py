@@ -1,6 +1,5 @@
 """Several ranks: the same loss and the same weights as one process. Ranks are processes on the CPU that talk through gloo."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,44 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
+from rank_processes import run_ranks
 from small_policy import IMAGE_SHAPE, NUM_TOKENS, TEMPERATURE, SmallPolicy, make_groups
 
 from vla_train.config import AlgoConfig, OptimConfig
 from vla_train.trainer.batching import select_rows
 from vla_train.trainer.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from vla_train.trainer.exchange import share_rows
-from vla_train.trainer.parallel import Ranks, join_ranks
+from vla_train.trainer.parallel import Ranks
 from vla_train.trainer.trainer import Trainer, UpdateMetrics
 from vla_train.types import Group, TrainBatch
 
 OPTIM = OptimConfig(learning_rate=1e-2, minibatch_trajectories=5, microbatch_rows=3, epochs=2)
 ITERATIONS = 3
-
-
-def run_ranks(function: Any, size: int, *arguments: Any) -> list[Any]:
-    """What `function(ranks, *arguments)` returns on each of `size` ranks."""
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    port = 29500 + os.getpid() % 2000
-    processes = [
-        context.Process(target=_run_rank, args=(rank, size, port, results, function, arguments)) for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-    assert all(process.exitcode == 0 for process in processes), [process.exitcode for process in processes]
-    return [value for _, value in sorted((results.get() for _ in processes), key=lambda pair: pair[0])]
-
-
-def _run_rank(rank: int, size: int, port: int, results: Any, function: Any, arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = join_ranks()
-    results.put((rank, function(ranks, *arguments)))
-    dist.destroy_process_group()
 
 
 def split(groups: list[Group], ranks: Ranks) -> list[Group]:
