@@ -6,6 +6,7 @@ The choice is made once per process and device argument; `GLDevice.renderer` say
 import ctypes
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -78,7 +79,8 @@ def open_device(device: Device) -> GLDevice:
         for display, gpu in displays:
             if gpu == is_gpu:
                 try:
-                    opened = _open(display, is_gpu=is_gpu)
+                    with ThreadPoolExecutor(1) as probe:  # the calling thread may have a context of its own
+                        opened = probe.submit(_open, display, is_gpu=is_gpu).result()
                 except Exception as error:  # drivers fail in many ways; what counts is whether another one works
                     reasons.append(repr(error))
                     continue

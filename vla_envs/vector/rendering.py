@@ -166,7 +166,6 @@ class _SceneRenderer:
         self._scene = scene
         self._data = mujoco.MjData(scene.model)
         self._context = mujoco.MjrContext(scene.model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._drawn = mujoco.MjvScene(scene.model, maxgeom=_MAX_VISIBLE_GEOMS)
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision shapes
@@ -178,6 +177,7 @@ class _SceneRenderer:
         height, width, _ = frame.pixels.shape
         if width > self._context.offWidth or height > self._context.offHeight:
             mujoco.mjr_resizeOffscreen(width, height, self._context)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # the last one drawn may be another scene's
         show_poses(frame.view.poses, self._data)
         self._camera.fixedcamid = frame.camera_id
         with self._scene.switch_lock:
