@@ -17,7 +17,7 @@ from rich.table import Table
 _PLAIN_INTERVAL_S = 10.0
 
 PhaseUpdate = Callable[[int, str], None]
-"""Called with how much is done and a short status text."""
+"""Called with how much is done and a short status text; an empty one shows how fast it goes."""
 
 
 class Display:
@@ -76,17 +76,43 @@ class Display:
         )
         with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task(name, total=total, status="")
-            yield lambda completed, status: progress.update(task, completed=completed, status=status)
+            speed = _Speed(unit)
+
+            def update(completed: int, status: str) -> None:
+                progress.update(task, completed=completed, status=status or speed.text(completed))
+
+            yield update
 
     @contextmanager
     def _plain(self, name: str, total: int, unit: str) -> Iterator[PhaseUpdate]:
         last_printed = time.monotonic()
+        speed = _Speed(unit)
 
         def update(completed: int, status: str) -> None:
             nonlocal last_printed
             now = time.monotonic()
+            status = status or speed.text(completed)
             if now - last_printed >= _PLAIN_INTERVAL_S:
                 last_printed = now
                 self._console.print(f"  {name}: {completed}/{total} {unit}  {status}", markup=False)
 
         yield update
+
+
+class _Speed:
+    """How fast a phase goes since it was first heard of: what was done before, and its setting up, do not count."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._first: tuple[int, float] | None = None
+
+    def text(self, completed: int) -> str:
+        """Units per second, or per minute if they are slow; empty before there are two readings."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = completed, now
+        before, began = self._first
+        if completed <= before or now <= began:
+            return ""
+        per_second = (completed - before) / (now - began)
+        return f"{per_second:.1f} {self._unit}/s" if per_second >= 1 else f"{60 * per_second:.1f} {self._unit}/min"

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -88,6 +89,20 @@ class EvaluationResult:
         )
 
 
+def summary(result: EvaluationResult) -> dict[str, Any]:
+    """An evaluation as JSON data: rates with 95 % intervals, in all and per task."""
+    low, high = result.interval
+    tasks = [asdict(task) | {"success_rate": task.success_rate, "interval": list(task.interval)} for task in result.tasks]
+    return {
+        "success_rate": result.success_rate,
+        "interval_low": low,
+        "interval_high": high,
+        "episodes": len(result.episodes),
+        "successes": result.successes,
+        "tasks": tasks,
+    }
+
+
 def wilson_interval(successes: int, episodes: int, *, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a success rate (95 % for z = 1.96); (0, 1) when nothing was played."""
     if episodes == 0:
@@ -105,6 +120,7 @@ def evaluate(
     *,
     folder: Path,
     videos: int,
+    mirrored_images: bool,
     on_episode: Callable[[EpisodeResult, int, int], None] | None = None,
 ) -> EvaluationResult:
     """Play the episodes that `folder` does not hold yet, and return all of them.
@@ -114,22 +130,24 @@ def evaluate(
         play: Plays specs greedily and yields each trajectory as it ends (`Rollout.play`).
         folder: Takes `episodes.jsonl`, one line per finished episode, and `videos/`.
         videos: Most videos kept of successes, and of failures.
+        mirrored_images: Images are mirrored left to right; videos undo it, so that "left" in an instruction is left.
         on_episode: Called with each result, how many are done, and how many there are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / "episodes.jsonl"
     wanted = {_identity(spec.task_id, spec.init_state_id, spec.seed) for spec in episodes}
-    results = [result for result in _read_journal(journal) if _identity_of(result) in wanted]
+    _drop_partial_line(journal)
+    results = [result for result in read_episodes(journal) if _identity_of(result) in wanted]
     done = {_identity_of(result) for result in results}
     kept = {outcome: sum(r.video is not None and r.success == outcome for r in results) for outcome in (True, False)}
     remaining = [spec for spec in episodes if _identity(spec.task_id, spec.init_state_id, spec.seed) not in done]
-    with journal.open("a") as lines:
+    with journal.open("a", encoding="utf-8") as lines:
         for trajectory in play(remaining):
             video = None
             if kept[trajectory.success] < videos:
                 kept[trajectory.success] += 1
                 video = _video_name(trajectory)
-                write_video(folder / "videos" / video, trajectory.images)
+                write_video(folder / "videos" / video, trajectory.images[:, :, ::-1] if mirrored_images else trajectory.images)
             spec = trajectory.spec
             result = EpisodeResult(
                 task_id=spec.task_id,
@@ -147,6 +165,24 @@ def evaluate(
             if on_episode is not None:
                 on_episode(result, len(results), len(episodes))
     return EvaluationResult(episodes=tuple(results))
+
+
+def read_episodes(journal: Path) -> list[EpisodeResult]:
+    """Results written so far, in the order they finished; a last line that is not complete is left out.
+
+    Raises:
+        ValueError: A line is not the result of an episode.
+    """
+    if not journal.exists():
+        return []
+    complete, _, _ = journal.read_text(encoding="utf-8").rpartition("\n")
+    results = []
+    for number, line in enumerate(filter(None, complete.split("\n")), start=1):
+        try:
+            results.append(EpisodeResult(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{journal}, line {number}: not the result of an episode ({error}): delete this line") from None
+    return results
 
 
 def write_video(path: Path, images: np.ndarray) -> None:
@@ -169,12 +205,10 @@ def _identity_of(result: EpisodeResult) -> tuple[int, int, int]:
     return _identity(result.task_id, result.init_state_id, result.seed)
 
 
-def _read_journal(journal: Path) -> list[EpisodeResult]:
-    """Results written so far; a last line cut short by a crash is dropped and its episode played again."""
-    if not journal.exists():
-        return []
-    text = journal.read_text()
-    complete, _, partial = text.rpartition("\n")
-    if partial:
-        journal.write_text(complete + "\n" if complete else "")
-    return [EpisodeResult(**json.loads(line)) for line in complete.splitlines()]
+def _drop_partial_line(journal: Path) -> None:
+    """Cut off a last line that a crash left incomplete: its episode is played again."""
+    if journal.exists():
+        text = journal.read_text(encoding="utf-8")
+        complete, newline, partial = text.rpartition("\n")
+        if partial:
+            journal.write_text(complete + newline, encoding="utf-8")

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from vla_train.config import EvaluateConfig, RolloutConfig, TrainConfig, config_to_json
 from vla_train.display import Display
-from vla_train.evaluation import evaluate
+from vla_train.evaluation import evaluate, summary
 from vla_train.interruption import Interrupted, Interruption
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
 from vla_train.pipeline.workers import make_workers
 from vla_train.policy.torch_policy import build_policy
 from vla_train.prompts import evaluation_episodes
-from vla_train.run import Run, show_evaluation, summary
+from vla_train.run import Run, show_evaluation
 from vla_train.trainer.checkpoint import latest_checkpoint
 from vla_train.trainer.parallel import join_ranks
 
@@ -94,6 +94,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> None:
             rollout.play,
             folder=output,
             videos=config.eval.videos,
+            mirrored_images=env.mirrored_images,
             on_episode=lambda _, done, total: show(done, ""),
         )
     (output / "results.json").write_text(json.dumps(summary(result), indent=1) + "\n")

@@ -18,7 +18,7 @@ from typing import Any
 from vla_train.algo.filters import has_signal
 from vla_train.config import RolloutConfig, TrainConfig, config_to_json
 from vla_train.display import Display
-from vla_train.evaluation import EvaluationResult, evaluate
+from vla_train.evaluation import EvaluationResult, evaluate, summary
 from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
 from vla_train.pipeline.timeline import Timeline
 from vla_train.pipeline.workers import make_workers
@@ -199,6 +199,7 @@ class Run:
                 self.rollout.play,
                 folder=folder if self.ranks.rank == 0 else folder / f"rank_{self.ranks.rank}",
                 videos=self.config.eval.videos,
+                mirrored_images=self.env.mirrored_images,
                 on_episode=lambda _, done, total: show(done, ""),
             )
         parts = self.ranks.gather_objects(result.episodes)
@@ -302,20 +303,6 @@ class Run:
     def _own_prompts(self) -> Iterator[tuple[EpisodeSpec, ...]]:
         """This rank's part of the stream: every rank draws the same prompts and plays those whose turn is its own."""
         return (prompt for prompt in self._prompts if prompt[0].group_id % self.ranks.size == self.ranks.rank)
-
-
-def summary(result: EvaluationResult) -> dict[str, Any]:
-    """An evaluation as JSON data: rates with 95 % intervals, in all and per task."""
-    low, high = result.interval
-    tasks = [asdict(task) | {"success_rate": task.success_rate, "interval": list(task.interval)} for task in result.tasks]
-    return {
-        "success_rate": result.success_rate,
-        "interval_low": low,
-        "interval_high": high,
-        "episodes": len(result.episodes),
-        "successes": result.successes,
-        "tasks": tasks,
-    }
 
 
 def show_evaluation(display: Display, result: EvaluationResult, *, title: str) -> None:

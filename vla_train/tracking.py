@@ -5,8 +5,8 @@ A run's folder:
     config.json            the whole config
     metrics.jsonl          one JSON object per record; `kind` is "iteration" or "eval", `iteration` its number
     checkpoints/           see `trainer.checkpoint`
-    videos/                *.mp4, by iteration and outcome
-    timeline/              *.png and *.json.gz
+    evaluations/           a folder per evaluation: episodes.jsonl and videos/; see `evaluation`
+    timeline/              iteration_000010.png and .json.gz; see `pipeline.timeline`
     tensorboard/           event files
     report.html            see `report`
 
@@ -94,7 +94,7 @@ def read_records(run: Path, kind: RecordKind | None = None) -> list[dict[str, An
             if kind is None or record["kind"] == kind:
                 records.append(record)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a record of a run ({error})") from None
+            raise ValueError(f"{path}, line {number}: not a record of a run ({error}): delete this line") from None
     return records
 
 

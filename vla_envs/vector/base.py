@@ -74,6 +74,8 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
 
     suite: str | None = None
     num_init_states: Mapping[int, int] = {}
+    mirrored_images = True
+    """Observed pictures are mirrored left to right, as those of the published LIBERO sets are; `render` undoes it."""
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ class SingleEnv(gym.Env):
         self.observation_space = envs.single_observation_space
         self.action_space = envs.single_action_space
         self.suite, self.renderer, self.chunk_size = envs.suite, envs.renderer, envs.chunk_size
+        self.mirrored_images = envs.mirrored_images
         self.task_ids, self.num_init_states, self.instructions = envs.task_ids, envs.num_init_states, envs.instructions
         self.max_episode_steps = envs.max_episode_steps
 

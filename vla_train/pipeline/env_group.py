@@ -39,6 +39,8 @@ class EnvDescription:
     """N."""
     image_shape: tuple[int, int, int]
     """(H, W, 3)."""
+    mirrored_images: bool
+    """Images are mirrored left to right (an env says so by an attribute of this name): videos for people undo it."""
     action_low: np.ndarray
     """(A,) float32."""
     action_high: np.ndarray

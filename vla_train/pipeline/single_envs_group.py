@@ -56,6 +56,7 @@ class SingleEnvsGroup(EnvGroup):
         return EnvDescription(
             num_slots=self._config.envs_per_group,
             image_shape=(int(image.shape[0]), int(image.shape[1]), 3),
+            mirrored_images=self._config.image_key != "render" and bool(getattr(env.unwrapped, "mirrored_images", False)),
             action_low=low,
             action_high=high,
             task_ids=(0,),

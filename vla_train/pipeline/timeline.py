@@ -8,6 +8,7 @@ Idle time is not recorded: it is what lies between the spans.
 import gzip
 import json
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Literal, NamedTuple
 
 SpanKind = Literal["simulate", "render", "reset", "preprocess", "policy", "train", "push", "evaluate"]
 
-_COLOURS: dict[str, str] = {
+SPAN_COLOURS: dict[str, str] = {
     "simulate": "#4e79a7",
     "render": "#76b7b2",
     "reset": "#a0cbe8",
@@ -129,7 +130,7 @@ class Timeline:
     def write_chrome_trace(self, path: Path, *, since: float = float("-inf")) -> None:
         """Write a trace that Perfetto and chrome://tracing open; compressed if the name ends in .gz."""
         spans = self.spans(since=since)
-        rows = {resource: index for index, resource in enumerate(_ordered_resources(spans))}
+        rows = {resource: index for index, resource in enumerate(ordered_resources(spans))}
         events: list[dict[str, object]] = [
             {"ph": "M", "pid": 0, "tid": row, "name": "thread_name", "args": {"name": resource}}
             for resource, row in rows.items()
@@ -147,8 +148,8 @@ class Timeline:
             for span in spans
         ]
         text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+        with _replacing(path) as temporary:
+            temporary.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
 
     def plot(self, path: Path, *, since: float | None = None, until: float | None = None, title: str = "") -> None:
         """Draw the window as a Gantt chart (PNG or SVG by the name), one lane per resource with its utilisation."""
@@ -158,7 +159,7 @@ class Timeline:
 
         spans = self.spans(since=float("-inf") if since is None else since, until=float("inf") if until is None else until)
         metrics = self.metrics(since=since, until=until)
-        lanes = _ordered_resources(spans)
+        lanes = ordered_resources(spans)
         origin = since if since is not None else min((span.start for span in spans), default=0.0)
         figure = Figure(figsize=(12, 1.4 + 0.42 * max(1, len(lanes))), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
@@ -168,7 +169,7 @@ class Timeline:
             axes.broken_barh(
                 [(span.start - origin, span.end - span.start) for span in own],
                 (row - 0.4, 0.8),
-                facecolors=[_COLOURS[span.kind] for span in own],
+                facecolors=[SPAN_COLOURS[span.kind] for span in own],
                 edgecolor="white",
                 linewidth=0.3,
             )
@@ -178,18 +179,39 @@ class Timeline:
         axes.set_xlabel("seconds")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(title, loc="left", fontsize=11)
-        kinds = [kind for kind in _COLOURS if any(span.kind == kind for span in spans)]
+        kinds = [kind for kind in SPAN_COLOURS if any(span.kind == kind for span in spans)]
         figure.legend(
-            handles=[Patch(color=_COLOURS[kind], label=kind) for kind in kinds],
+            handles=[Patch(color=SPAN_COLOURS[kind], label=kind) for kind in kinds],
             loc="outside lower left",
             ncols=max(1, len(kinds)),
             frameon=False,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        with _replacing(path) as temporary:
+            figure.savefig(temporary, format=path.suffix.removeprefix("."))
 
 
-def _ordered_resources(spans: Sequence[Span]) -> list[str]:
+def read_chrome_trace(path: Path) -> list[Span]:
+    """Spans that `write_chrome_trace` wrote, by start; times are seconds since the timeline's origin.
+
+    Raises:
+        ValueError: The file is damaged, or is no trace of ours.
+    """
+    try:
+        data = path.read_bytes()
+        events = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)["traceEvents"]
+        names = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+        return [
+            Span(
+                names[event["tid"]], event["name"], event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6, event["args"]["rows"]
+            )
+            for event in events
+            if event["ph"] == "X"
+        ]
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a trace that can be read ({error!r}): delete it") from error
+
+
+def ordered_resources(spans: Sequence[Span]) -> list[str]:
     """Trainer and policy on top, then env groups by number."""
 
     def rank(resource: str) -> tuple[int, int, str]:
@@ -198,3 +220,12 @@ def _ordered_resources(spans: Sequence[Span]) -> list[str]:
         return fixed.get(resource, 2), int(number) if name and number.isdigit() else -1, resource
 
     return sorted({span.resource for span in spans}, key=rank)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` when it is complete: who looks meanwhile never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    yield temporary
+    temporary.replace(path)

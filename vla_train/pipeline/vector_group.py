@@ -82,6 +82,7 @@ class VectorGroup(EnvGroup):
         return EnvDescription(
             num_slots=self._slots,
             image_shape=self._image_shape(),
+            mirrored_images=bool(getattr(unwrapped, "mirrored_images", False)),
             action_low=low,
             action_high=high,
             task_ids=task_ids,

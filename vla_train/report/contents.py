@@ -1,0 +1,147 @@
+"""What a run's folder holds, read once: all that the report knows comes from here.
+
+Reads only, so that a run that is still going on is not disturbed; whatever does not exist yet is None or empty.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_train.config import TrainConfig, config_from_json
+from vla_train.evaluation import EpisodeResult, EvaluationResult, read_episodes, summary
+from vla_train.pipeline.timeline import Span, read_chrome_trace
+from vla_train.tracking import read_records
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """One folder of `evaluations/`: of an iteration of the run, or of a checkpoint that `eval` was given."""
+
+    name: str
+    """Name of the folder, such as `iteration_000010`."""
+    results: Record | None
+    """As `evaluation.summary` gives them; None before the first episode has ended."""
+    complete: bool
+    """Whether all its episodes have been played."""
+    videos: tuple[tuple[Path, EpisodeResult], ...]
+    """Video files that are there, with the episode that each shows."""
+    missing_videos: int
+    """Videos that the results name and that are not there."""
+
+    @property
+    def title(self) -> str:
+        """What was evaluated, in words."""
+        kind, _, number = self.name.rpartition("_")
+        known = {"iteration": "after iteration", "step": "checkpoint of iteration"}
+        return f"{known[kind]} {int(number)}" if kind in known and number.isdigit() else self.name
+
+    @property
+    def of_iteration(self) -> bool:
+        """Whether the run itself evaluated, rather than `eval`."""
+        return self.name.startswith("iteration_")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunContents:
+    """A run, as its folder tells it."""
+
+    path: Path
+    config: TrainConfig
+    config_json: Mapping[str, Any]
+    iterations: tuple[Record, ...]
+    """One per iteration done, oldest first: `Run.record` names what is in them."""
+    evaluation_records: tuple[Record, ...]
+    """One per evaluation within training, oldest first: `evaluation.summary`, and its folder."""
+    evaluations: tuple[Evaluation, ...]
+    """Newest first."""
+    timeline_picture: Path | None
+    """The newest."""
+    spans: tuple[Span, ...]
+    """What the picture shows; empty where its trace is missing."""
+
+    @property
+    def done(self) -> int:
+        """Iterations done."""
+        return int(self.iterations[-1]["iteration"]) if self.iterations else 0
+
+    @property
+    def timeline_iteration(self) -> int | None:
+        """The iteration that picture and spans are of."""
+        return None if self.timeline_picture is None else int(self.timeline_picture.stem.rpartition("_")[2])
+
+
+def read_run(run: Path) -> RunContents:
+    """Read a run's folder.
+
+    Raises:
+        ValueError: It is not the folder of a run, or something in it is damaged; the message names the file.
+    """
+    try:
+        config_json = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        config = config_from_json(config_json)
+    except OSError as error:
+        raise ValueError(f"{run} is not the folder of a run: config.json: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{run / 'config.json'} is not the config of a run: {error}") from error
+    records = read_records(run)
+    own_evaluations = {Path(record["folder"]).name: record for record in records if record["kind"] == "eval"}
+    names = {folder.name for folder in (run / "evaluations").glob("*") if folder.is_dir()} | set(own_evaluations)
+    picture = max((run / "timeline").glob("iteration_*.png"), default=None)
+    trace = None if picture is None else picture.with_suffix(".json.gz")
+    return RunContents(
+        path=run,
+        config=config,
+        config_json=config_json,
+        iterations=tuple(record for record in records if record["kind"] == "iteration"),
+        evaluation_records=tuple(own_evaluations.values()),
+        evaluations=tuple(
+            _read_evaluation(run / "evaluations" / name, own_evaluations.get(name))
+            for name in sorted(names, key=_age, reverse=True)
+        ),
+        timeline_picture=picture,
+        spans=tuple(read_chrome_trace(trace)) if trace is not None and trace.exists() else (),
+    )
+
+
+def _age(name: str) -> tuple[int, str]:
+    """Sorts evaluations by the iteration in their name."""
+    number = re.search(r"\d+$", name)
+    return int(number.group()) if number else -1, name
+
+
+def _read_evaluation(folder: Path, record: Record | None) -> Evaluation:
+    """Read one evaluation; `record` is what the run's log says of it, if it belongs to an iteration and has ended."""
+    episodes: list[EpisodeResult] = []
+    videos: list[tuple[Path, EpisodeResult]] = []
+    missing = 0
+    for journal in sorted(folder.rglob("episodes.jsonl")):  # each rank of a run over several GPUs keeps its own
+        for episode in read_episodes(journal):
+            episodes.append(episode)
+            if episode.video is not None:
+                file = journal.parent / "videos" / episode.video
+                if file.is_file():
+                    videos.append((file, episode))
+                else:
+                    missing += 1
+    results = _read_results(folder / "results.json") or record
+    complete = results is not None
+    if results is None and episodes:
+        results = summary(EvaluationResult(episodes=tuple(episodes)))
+    return Evaluation(name=folder.name, results=results, complete=complete, videos=tuple(videos), missing_videos=missing)
+
+
+def _read_results(file: Path) -> Record | None:
+    if not file.is_file():
+        return None
+    try:
+        results: Record = json.loads(file.read_text(encoding="utf-8"))
+        if not {"success_rate", "tasks", "episodes"} <= set(results):
+            raise ValueError("it holds no success rates")
+        return results
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it, and evaluate again") from error

@@ -1,0 +1,193 @@
+"""Which of a run's numbers are drawn, together with which others, and in what words.
+
+Invariant: what was not measured is a gap. An iteration without a group with signal updates nothing, so it has no loss, no
+entropy, no gradient.
+"""
+
+import math
+from collections.abc import Sequence
+
+from vla_train.pipeline.timeline import Span, ordered_resources
+from vla_train.report.contents import Record, RunContents
+from vla_train.report.figures import Bar, Curve, Panel
+
+GREEN, BLUE, ORANGE, RED, PURPLE = "#3f9c5a", "#5b8fc7", "#f28e2b", "#e15759", "#b07aa1"
+"""Of a middle lightness: they read on white and on dark paper."""
+
+
+def success_panel(run: RunContents) -> Panel:
+    """Success over the whole suite: greedy on evaluation starts, and as sampled in the rollouts."""
+    return Panel(
+        title="Success over training",
+        y_label="success rate",
+        curves=[
+            _iteration_curve(run, "rollouts (sampled, training starts)", BLUE, "rollout/success_rate"),
+            _success_curve("evaluation (greedy), 95 % interval", GREEN, run.evaluation_records),
+        ],
+        x_max=_x_max(run),
+        percent=True,
+    )
+
+
+def task_panels(run: RunContents) -> list[Panel]:
+    """One panel per task, by task id."""
+    by_task: dict[int, list[Record]] = {}
+    for record in run.evaluation_records:
+        for task in record["tasks"]:
+            low, high = task["interval"]
+            point = {**task, "iteration": record["iteration"], "interval_low": low, "interval_high": high}
+            by_task.setdefault(task["task_id"], []).append(point)
+    return [
+        Panel(
+            title=f"{task_id} · {points[-1]['instruction']}",
+            y_label="success rate",
+            curves=[_success_curve("evaluation", GREEN, points)],
+            x_max=_x_max(run),
+            percent=True,
+        )
+        for task_id, points in sorted(by_task.items())
+    ]
+
+
+def training_panels(run: RunContents) -> list[Panel]:
+    """What the updates did."""
+    x_max = _x_max(run)
+    return [
+        Panel(
+            title="Groups with a learning signal",
+            y_label="groups per iteration",
+            curves=[
+                _iteration_curve(run, "with signal", GREEN, "rollout/groups_kept"),
+                _iteration_curve(run, "without", RED, "rollout/groups_rejected"),
+            ],
+            x_max=x_max,
+            note="In a group without signal all episodes did equally well; it is replaced, and teaches nothing.",
+        ),
+        Panel(
+            title="Entropy",
+            y_label="nats per token",
+            curves=[_iteration_curve(run, "entropy", PURPLE, "update/entropy")],
+            x_max=x_max,
+            note="At the sampling temperature.",
+            from_zero=False,
+        ),
+        Panel(
+            title="KL divergence",
+            y_label="nats per token",
+            curves=[
+                _iteration_curve(run, "from the sampling policy", BLUE, "update/approx_kl"),
+                _iteration_curve(run, "sampling gap", ORANGE, "update/sampling_gap"),
+            ],
+            x_max=x_max,
+            note="Sampling gap: |log-prob in training - in sampling| before the first update; rounding, unless weights lag.",
+        ),
+        Panel(
+            title="Clip fractions",
+            y_label="fraction of tokens",
+            curves=[
+                _iteration_curve(run, "at the upper bound", ORANGE, "update/clip_fraction_high"),
+                _iteration_curve(run, "at the lower bound", BLUE, "update/clip_fraction_low"),
+            ],
+            x_max=x_max,
+            note=f"The ratio is clipped at {1 - run.config.algo.clip_low:.2f} and {1 + run.config.algo.clip_high:.2f}.",
+        ),
+        Panel(
+            title="Gradient norm",
+            y_label="norm before clipping",
+            curves=[
+                _iteration_curve(run, "mean", BLUE, "update/grad_norm"),
+                _iteration_curve(run, "largest", ORANGE, "update/grad_norm_max"),
+            ],
+            x_max=x_max,
+            limits={"clipped at": run.config.optim.max_grad_norm},
+        ),
+        Panel(
+            title="Learning rate",
+            y_label="learning rate (AdamW)",
+            curves=[_iteration_curve(run, "learning rate", RED, "update/learning_rate")],
+            x_max=x_max,
+        ),
+    ]
+
+
+def throughput_panels(run: RunContents) -> list[Panel]:
+    """How fast it went."""
+    x_max = _x_max(run)
+    return [
+        Panel(
+            title="Chunks per second",
+            y_label="chunks/s",
+            curves=[
+                _iteration_curve(run, "rollout", BLUE, "rollout/decisions_per_s"),
+                _iteration_curve(run, "update", RED, "update/chunks_per_s"),
+            ],
+            x_max=x_max,
+            note="A chunk is one decision of the policy and the actions it stands for.",
+        ),
+        Panel(
+            title="Seconds per iteration",
+            y_label="s",
+            curves=[
+                _iteration_curve(run, "rollout", PURPLE, "rollout/duration_s"),
+                _iteration_curve(run, "policy", ORANGE, "rollout/policy_s"),
+                _iteration_curve(run, "env group", BLUE, "rollout/env_s"),
+                _iteration_curve(run, "update", RED, "update/duration_s"),
+            ],
+            x_max=x_max,
+            note="Policy and busiest env group: while they worked, which is at the same time. The rollout should take little "
+            "more than the slower of them.",
+        ),
+        Panel(
+            title="Overlap efficiency",
+            y_label="slower of the two / rollout",
+            curves=[_iteration_curve(run, "overlap", GREEN, "rollout/overlap_efficiency")],
+            x_max=x_max,
+            note="100 %: the slower of policy and env groups never waited.",
+            percent=True,
+        ),
+    ]
+
+
+def time_bars(spans: Sequence[Span]) -> list[Bar]:
+    """What each resource did with the time from the first span to the last."""
+    if not spans:
+        return []
+    wall_s = max(span.end for span in spans) - min(span.start for span in spans)
+    bars = []
+    for resource in ordered_resources(spans):
+        parts: dict[str, float] = {}
+        for span in spans:
+            if span.resource == resource:
+                parts[span.kind] = parts.get(span.kind, 0.0) + (span.end - span.start) / wall_s
+        bars.append(Bar(label=resource, parts={**parts, "idle": max(0.0, 1.0 - sum(parts.values()))}))
+    return bars
+
+
+def series(records: Sequence[Record], name: str) -> list[float]:
+    """One number per record; NaN where it was not measured."""
+
+    def value(record: Record) -> float:
+        measured = record.get("update/updates") if name.startswith("update/") else True
+        number = record.get(name)
+        return number if measured and number is not None else math.nan
+
+    return [value(record) for record in records]
+
+
+def _iteration_curve(run: RunContents, label: str, colour: str, name: str) -> Curve:
+    x = [record["iteration"] for record in run.iterations]
+    return Curve(label=label, colour=colour, x=x, y=series(run.iterations, name))
+
+
+def _success_curve(label: str, colour: str, points: Sequence[Record]) -> Curve:
+    return Curve(
+        label=label,
+        colour=colour,
+        x=[point["iteration"] for point in points],
+        y=[point["success_rate"] for point in points],
+        intervals=[(point["interval_low"], point["interval_high"]) for point in points],
+    )
+
+
+def _x_max(run: RunContents) -> float:
+    return max(run.done, 1)
