@@ -91,6 +91,10 @@ class PolicyConfig:
     what the checkpoint or its statistics say, and asks where they do not."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs."""
+    worker: Literal["local", "ray"] = "local"
+    """Where the sampling copy runs: in the training process, or in Ray actors (on nodes that offer `train_rollout`)."""
+    replicas: int = 1
+    """Sampling copies that share each batch (with worker = ray), each on a GPU of its own where the model runs on GPUs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Weights and activations; auto is bfloat16 on a GPU, float32 on the CPU. Log-probs are always float32."""
     jpeg: bool = False
@@ -105,6 +109,11 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         _require(self.chunk_size >= 1, f"policy.chunk_size must be at least 1, got {self.chunk_size}")
         _require(self.lora_rank >= 0, f"policy.lora_rank must not be negative, got {self.lora_rank}")
+        _require(self.replicas >= 1, f"policy.replicas must be at least 1, got {self.replicas}")
+        _require(
+            self.replicas == 1 or self.worker == "ray",
+            f"policy.replicas {self.replicas} needs policy.worker=ray: one process has one",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

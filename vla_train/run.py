@@ -13,15 +13,18 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from vla_train.algo.filters import has_signal
 from vla_train.config import RolloutConfig, TrainConfig, config_to_json
 from vla_train.display import Display
+from vla_train.distributed import local
 from vla_train.evaluation import EvaluationResult, evaluate, summary
 from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
 from vla_train.pipeline.timeline import Timeline
 from vla_train.pipeline.workers import make_workers
+from vla_train.policy.base import RolloutPolicy
 from vla_train.policy.torch_policy import TorchPolicy, build_policy
 from vla_train.prompts import PromptStream, evaluation_episodes
 from vla_train.tracking import RunLog
@@ -70,10 +73,10 @@ class Run:
         workers = make_workers(config.env, chunk_size=config.policy.chunk_size, seed=config.seed + 1000 * ranks.rank)
         self.env = workers[0].description
         try:
-            policy = self._build_policy()
-            # Nobody may sample from weights that change, or that are spread over ranks.
-            own_sampler = self._rollout_config.max_staleness > 0 or ranks.size > 1
-            self.policy = self._build_policy() if own_sampler else policy
+            policy = self._policy_factory()
+            # Nobody may sample from weights that change, or that are spread over ranks or machines.
+            apart = self._rollout_config.max_staleness > 0 or ranks.size > 1 or config.policy.worker == "ray"
+            self.policy = self._build_sampler(use_gpu=policy.device.type == "cuda") if apart else policy
             self.rollout = Rollout(
                 self._rollout_config, policy=self.policy, workers=workers, timeline=self.timeline, seed=config.seed
             )
@@ -273,8 +276,17 @@ class Run:
 
     # --- parts
 
-    def _build_policy(self) -> TorchPolicy:
-        return build_policy(
+    def _build_sampler(self, *, use_gpu: bool) -> RolloutPolicy:
+        if self.config.policy.worker == "ray":
+            from vla_train.distributed.ray import make_rollout_policy
+
+            return make_rollout_policy(self._policy_factory, replicas=self.config.policy.replicas, use_gpu=use_gpu)
+        return local.make_rollout_policy(self._policy_factory)
+
+    @property
+    def _policy_factory(self) -> Callable[[], TorchPolicy]:
+        return partial(
+            build_policy,
             self.config.policy,
             action_low=self.env.action_low,
             action_high=self.env.action_high,

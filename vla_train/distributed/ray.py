@@ -10,6 +10,9 @@ Actions and observations travel through Ray's object store: arrays are written o
 Weights are put there once per push, with their version, and read by every replica.
 
 A process that is not connected to a cluster joins the one named by RAY_ADDRESS, or starts one on this machine (Ray's rules).
+
+Faults of env groups are the rollout's to mend, as with any worker. Faults of policy replicas are mended here: a replica that
+dies or stays silent is replaced, takes the newest weights, and decides its rows again with the same numbers: the same way.
 """
 
 import logging
@@ -22,8 +25,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_train.config import EnvConfig
+from vla_train.distributed.weights import PackedWeight, pack_weights, unpack_weights
 from vla_train.pipeline.env_group import EnvDescription, EnvGroup, make_env_group
-from vla_train.pipeline.workers import Command, EnvWorker, GroupReply, Started, WorkerFault, execute
+from vla_train.pipeline.workers import (
+    CLOSE_TIMEOUT_S,
+    START_TIMEOUT_S,
+    Command,
+    EnvWorker,
+    GroupReply,
+    Started,
+    WorkerError,
+    WorkerFault,
+    execute,
+)
 from vla_train.policy.base import RolloutPolicy
 from vla_train.types import Observation, PolicyOutput
 
@@ -37,7 +51,6 @@ if TYPE_CHECKING:
 
 SIM_RESOURCE = "sim"
 TRAIN_ROLLOUT_RESOURCE = "train_rollout"
-_CLOSE_TIMEOUT_S = 10.0
 
 _logger = logging.getLogger(__name__)
 
@@ -85,11 +98,14 @@ class _EnvActor:
 class RayWorker(EnvWorker):
     """An env group in a Ray actor, on this machine or another."""
 
+    node_id = ""
+    """Ray's id of the node that it runs on; known once it has started."""
     _actor: Any = None
-    _same_clock = False
+    _up = False
 
     def start(self) -> None:
         self.incarnation += 1
+        self._up = False
         connect()
         options = _placement(SIM_RESOURCE, self.config.num_groups)
         self._actor = ray.remote(_EnvActor).options(max_restarts=0, **options).remote(sys.path)
@@ -109,20 +125,21 @@ class RayWorker(EnvWorker):
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            self._emit(incarnation, WorkerFault(error=error.cause if isinstance(error.cause, BaseException) else error))
+            self._emit(incarnation, WorkerFault(error=_cause(error)))
         except BaseException as error:
             self._emit(incarnation, WorkerFault(error=RuntimeError(f"the actor of env group {self.index} died: {error}")))
         else:
             if isinstance(answer, GroupReply):
-                self._emit(incarnation, answer if self._same_clock else self._on_our_clock(answer))
-            else:
-                description, node = answer
-                self._same_clock = node == ray.get_runtime_context().get_node_id()
+                self._emit(incarnation, self._on_our_clock(answer))
+            elif incarnation == self.incarnation:
+                description, self.node_id = answer
+                self._up = True
                 self._emit(incarnation, Started(description=description))
 
-    @staticmethod
-    def _on_our_clock(reply: GroupReply) -> GroupReply:
+    def _on_our_clock(self, reply: GroupReply) -> GroupReply:
         """Another machine's clock has another origin: place its work just before its answer arrived."""
+        if self.node_id == ray.get_runtime_context().get_node_id():
+            return reply
         now = time.perf_counter()
         return GroupReply(result=reply.result, start=now - (reply.end - reply.start), end=now)
 
@@ -135,10 +152,10 @@ class RayWorker(EnvWorker):
     def close(self) -> None:
         if self._actor is None or not ray.is_initialized():
             return
-        closing = self._actor.close.remote()
-        done, _ = ray.wait([closing], timeout=_CLOSE_TIMEOUT_S)
-        if not done:
-            _logger.warning("env group %d did not close within %g s and is killed", self.index, _CLOSE_TIMEOUT_S)
+        if self._up:  # while it is being made, it does not listen
+            done, _ = ray.wait([self._actor.close.remote()], timeout=CLOSE_TIMEOUT_S)
+            if not done:
+                _logger.warning("env group %d did not close within %g s and is killed", self.index, CLOSE_TIMEOUT_S)
         self.kill()
 
 
@@ -148,15 +165,16 @@ class _PolicyActor:
     def __init__(self, import_path: Sequence[str]) -> None:
         sys.path += [entry for entry in import_path if entry not in sys.path]
 
-    def build(self, factory: Callable[[], RolloutPolicy]) -> tuple[int, int, int]:
+    def build(self, factory: Callable[[], RolloutPolicy]) -> tuple[int, int, int, str]:
         self._policy = factory()
-        return self._policy.chunk_size, self._policy.action_dim, self._policy.version
+        node_id = ray.get_runtime_context().get_node_id()
+        return self._policy.chunk_size, self._policy.action_dim, self._policy.version, node_id
 
     def act(self, observation: Observation, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
         return self._policy.act(observation, uniforms=uniforms, temperature=temperature)
 
-    def load_weights(self, weights: Mapping[str, "torch.Tensor"], version: int) -> None:
-        self._policy.load_weights(weights, version=version)
+    def load_weights(self, weights: Mapping[str, PackedWeight], version: int) -> None:
+        self._policy.load_weights(unpack_weights(weights), version=version)
 
 
 class RayPolicy:
@@ -165,28 +183,58 @@ class RayPolicy:
     Args:
         factory: Builds the policy where it runs; must be picklable.
         replicas: How many; rows of a batch are split evenly.
-        gpus_per_replica: GPUs that Ray reserves for each.
+        use_gpu: Whether each replica has a GPU of its own.
+        timeout_s: A replica that does not answer for this long counts as hung.
+        max_restarts: How often each replica is replaced before the run stops with the cause.
+
+    Raises:
+        ValueError: The cluster has no room for the replicas, or the policy cannot be built (its own error is passed on).
+        WorkerError: The replicas died, or did not start in time.
     """
 
-    def __init__(self, factory: Callable[[], RolloutPolicy], *, replicas: int = 1, gpus_per_replica: float = 0.0) -> None:
-        if replicas < 1:
-            raise ValueError(f"a policy needs at least one replica, got {replicas}")
+    def __init__(
+        self,
+        factory: Callable[[], RolloutPolicy],
+        *,
+        replicas: int = 1,
+        use_gpu: bool = False,
+        timeout_s: float = 300.0,
+        max_restarts: int = 3,
+    ) -> None:
         connect()
         options = _placement(TRAIN_ROLLOUT_RESOURCE, replicas)
-        actor: Any = ray.remote(_PolicyActor).options(num_gpus=gpus_per_replica, **options)
-        self._actors: list[Any] = [actor.remote(sys.path) for _ in range(replicas)]
-        shapes = ray.get([actor.build.remote(factory) for actor in self._actors])
-        self.chunk_size, self.action_dim, self.version = shapes[0]
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if use_gpu and gpus < replicas:
+            raise ValueError(f"{replicas} policy replicas need a GPU each; the Ray cluster has {gpus:g}")
+        self._factory = factory
+        self._timeout_s = timeout_s
+        self._max_restarts = max_restarts
+        self._restarts = [0] * replicas
+        self._stored_weights: Any = None
+        """Reference of the newest weights in the object store."""
+        self._actor_class: Any = ray.remote(_PolicyActor).options(num_gpus=int(use_gpu), max_restarts=0, **options)
+        self._actors: list[Any] = [self._actor_class.remote(sys.path) for _ in range(replicas)]
+        try:
+            built = ray.get([actor.build.remote(factory) for actor in self._actors], timeout=START_TIMEOUT_S)
+        except ray.exceptions.RayTaskError as error:
+            self.close()
+            raise _cause(error) from None
+        except ray.exceptions.RayError as error:
+            self.close()
+            raise WorkerError(f"the policy's replicas did not start within {START_TIMEOUT_S:g} s, or died: {error}") from error
+        self.chunk_size, self.action_dim, self.version, _ = built[0]
+        self.node_ids = [node_id for _, _, _, node_id in built]
+        """Ray's id of the node that each replica was started on."""
 
     def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
         """As `Policy.act`; the rows are shared out among the replicas."""
+        calls = []
         parts = [part for part in np.array_split(np.arange(len(observation)), len(self._actors)) if len(part)]
-        references = []
-        for actor, part in zip(self._actors, parts, strict=False):
+        for index, part in enumerate(parts):
             rows = slice(int(part[0]), int(part[-1]) + 1)
             share = Observation(images=observation.images[rows], instructions=observation.instructions[rows])
-            references.append(actor.act.remote(share, None if uniforms is None else uniforms[rows], temperature))
-        outputs: list[PolicyOutput] = ray.get(references)
+            calls.append((index, "act", (share, None if uniforms is None else uniforms[rows], temperature)))
+        outputs: list[PolicyOutput] = self._ask(calls, timeout_s=self._timeout_s)
         return PolicyOutput(
             actions=np.concatenate([output.actions for output in outputs]),
             token_ids=np.concatenate([output.token_ids for output in outputs]),
@@ -196,9 +244,10 @@ class RayPolicy:
 
     def load_weights(self, weights: Mapping[str, "torch.Tensor"], *, version: int) -> None:
         """Push weights to all replicas: stored once in the object store, read by each; returns when all have them."""
-        stored = ray.put({name: weight.detach().cpu() for name, weight in weights.items()})
-        ray.get([actor.load_weights.remote(stored, version) for actor in self._actors])
+        self._stored_weights = ray.put(pack_weights(weights))
         self.version = version
+        arguments = (self._stored_weights, version)
+        self._ask([(index, "load_weights", arguments) for index in range(len(self._actors))], timeout_s=self._timeout_s)
 
     def close(self) -> None:
         """End the replicas."""
@@ -206,9 +255,57 @@ class RayPolicy:
             ray.kill(actor, no_restart=True)
         self._actors = []
 
+    def _ask(self, calls: Sequence[tuple[int, str, tuple[Any, ...]]], *, timeout_s: float) -> list[Any]:
+        """Answers to calls (replica, method, arguments), made all at once; made again where a replica has to be replaced.
 
-def make_rollout_policy(
-    factory: Callable[[], RolloutPolicy], *, replicas: int = 1, gpus_per_replica: float = 0.0
-) -> RolloutPolicy:
+        Raises:
+            WorkerError: A replica failed more often than it may.
+        """
+        references = [getattr(self._actors[index], method).remote(*arguments) for index, method, arguments in calls]
+        deadline = time.monotonic() + timeout_s
+        answers = []
+        for reference, (index, method, arguments) in zip(references, calls, strict=True):
+            while True:
+                try:
+                    answers.append(ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))
+                    break
+                except ray.exceptions.RayTaskError as error:  # the policy's own error
+                    raise _cause(error) from None
+                except ray.exceptions.GetTimeoutError:
+                    self._replace(index, f"no answer for {timeout_s:g} s")
+                except ray.exceptions.RayError as error:
+                    self._replace(index, f"its actor died: {error}")
+                reference = getattr(self._actors[index], method).remote(*arguments)
+                deadline = time.monotonic() + timeout_s
+        return answers
+
+    def _replace(self, index: int, cause: str) -> None:
+        """A new replica with the newest weights."""
+        while True:
+            ray.kill(self._actors[index], no_restart=True)
+            if self._restarts[index] >= self._max_restarts:
+                raise WorkerError(f"policy replica {index} failed after {self._restarts[index]} restarts: {cause}")
+            self._restarts[index] += 1
+            restart = f"restart {self._restarts[index]} of {self._max_restarts}"
+            _logger.warning("policy replica %d failed (%s): %s", index, cause, restart)
+            actor = self._actors[index] = self._actor_class.remote(sys.path)
+            starting = [actor.build.remote(self._factory)]
+            if self._stored_weights is not None:
+                starting.append(actor.load_weights.remote(self._stored_weights, self.version))
+            try:
+                ray.get(starting, timeout=START_TIMEOUT_S)
+                return
+            except ray.exceptions.RayTaskError as error:
+                raise _cause(error) from None
+            except ray.exceptions.RayError as error:
+                cause = f"it did not start: {error}"
+
+
+def _cause(error: Any) -> BaseException:
+    """What went wrong in an actor, as it was raised there."""
+    return error.cause if isinstance(error.cause, BaseException) else error
+
+
+def make_rollout_policy(factory: Callable[[], RolloutPolicy], *, replicas: int = 1, use_gpu: bool = False) -> RolloutPolicy:
     """The policy that samples, on nodes that offer `train_rollout`; see `RayPolicy`."""
-    return RayPolicy(factory, replicas=replicas, gpus_per_replica=gpus_per_replica)
+    return RayPolicy(factory, replicas=replicas, use_gpu=use_gpu)

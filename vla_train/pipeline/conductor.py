@@ -21,14 +21,15 @@ Faults: an env group's episodes are queued again, from their beginning, and the 
 import logging
 import queue
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from vla_train.pipeline.env_group import GroupResult
 from vla_train.pipeline.episode_recorder import EpisodeRecorder
+from vla_train.pipeline.messages import BatchRow, Complete, Decided, Failed, Outbox, PolicyBatch, Stop
+from vla_train.pipeline.objectives import Objective
 from vla_train.pipeline.policy_cost import PolicyCost
 from vla_train.pipeline.scheduler import Assignment, Scheduler, WorkerState
 from vla_train.pipeline.timeline import SpanKind, Timeline
@@ -45,87 +46,8 @@ from vla_train.pipeline.workers import (
     WorkerFault,
     require_same_env,
 )
-from vla_train.types import EpisodeSpec, PolicyOutput, Trajectory
 
 _logger = logging.getLogger(__name__)
-
-
-class Objective(Protocol):
-    """What the conductor plays episodes for."""
-
-    @property
-    def complete(self) -> bool:
-        """Nothing more needs to be played."""
-        ...
-
-    def feed(self, wanted: int) -> Iterable[EpisodeSpec]:
-        """Episodes to queue, now that the slots could take `wanted` more; none if there are none."""
-        ...
-
-    def finished(self, trajectory: Trajectory) -> None:
-        """An episode has ended."""
-        ...
-
-    def advanced(self) -> None:
-        """Some decisions were taken (for progress displays)."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BatchRow:
-    """One slot that waits for a decision."""
-
-    worker: int
-    slot: int
-    lease: int
-    spec: EpisodeSpec
-    decision: int
-    """Number of this decision in its episode."""
-    instruction: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PolicyBatch:
-    """Rows for one policy call; the images stay where they are until the decision is back."""
-
-    rows: tuple[BatchRow, ...]
-    workers: tuple[int, ...]
-    results: dict[int, GroupResult]
-    """Of each worker in the batch, whose images the rows show."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decided:
-    """The policy's answer to a batch."""
-
-    batch: PolicyBatch
-    images: np.ndarray
-    """(B, H, W, 3) uint8: what the policy saw; trajectories keep views of it."""
-    output: PolicyOutput
-    seconds: float
-    """How long the policy took."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Asks the conductor to end where it stands."""
-
-    outbox: "Outbox | None" = None
-    """Of the run that is meant; None means whichever is under way."""
-
-
-class Complete:
-    """Tells the caller that the objective is reached."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Tells the caller that the rollout cannot go on."""
-
-    error: BaseException
-
-
-Outbox = queue.SimpleQueue[PolicyBatch | Complete | Failed]
 
 
 @dataclass(kw_only=True, slots=True)

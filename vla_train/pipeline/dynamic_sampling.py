@@ -119,14 +119,18 @@ class DynamicSampling:
                 break
             self._consumed.append(self._open.pop(group_id))
 
-    def take(self) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-        """End the iteration: (kept groups, all consumed groups); what is open stays for the next one."""
-        consumed, self._consumed = self._consumed, []
-        kept = tuple(group.as_group() for group in consumed if group.keep)
-        return kept, tuple(group.as_group() for group in consumed)
+    @property
+    def outcome(self) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+        """The iteration's groups so far: (kept ones, all consumed ones)."""
+        kept = tuple(group.as_group() for group in self._consumed if group.keep)
+        return kept, tuple(group.as_group() for group in self._consumed)
+
+    def begin_next(self) -> None:
+        """Forget the iteration's groups: they are the caller's now. What is open stays for the next one."""
+        self._consumed = []
 
     def pending(self) -> tuple[OpenGroup, ...]:
-        """All that was launched and not taken, in order: what a checkpoint must hold."""
+        """All that was launched and not given to the caller, in order: what a checkpoint must hold."""
         return (*self._consumed, *self._open.values())
 
     def restore(self, groups: Iterable[OpenGroup]) -> None:

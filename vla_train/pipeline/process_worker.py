@@ -1,9 +1,10 @@
 """An env group in a process of its own: for envs that hold the GIL, crash or hang.
 
 Commands and replies are a few numbers through a pipe; observations and actions lie in shared memory. The child ignores
-Ctrl-C (its parent decides) and ends when the pipe closes, however its parent ended.
+Ctrl-C (its parent decides) and ends when the pipe closes, however its parent ended. It may have children of its own.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -20,10 +21,19 @@ import numpy as np
 from vla_train.config import EnvConfig
 from vla_train.pipeline.env_group import EnvDescription, GroupResult, make_env_group
 from vla_train.pipeline.shared_arrays import ArrayLayout, attach_arrays, create_arrays, make_shared_file
-from vla_train.pipeline.workers import Command, EnvWorker, GroupReply, Reset, Started, Step, WorkerFault, execute
+from vla_train.pipeline.workers import (
+    CLOSE_TIMEOUT_S,
+    Command,
+    EnvWorker,
+    GroupReply,
+    Reset,
+    Started,
+    Step,
+    WorkerFault,
+    execute,
+)
 
 _RESULT_FIELDS = ("rewards", "final_rewards", "num_steps", "terminated", "truncated")
-_JOIN_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +58,7 @@ class ProcessWorker(EnvWorker):
     """An env group in a spawned process."""
 
     _process: BaseProcess | None = None
+    _up = False
     _pipe: Connection
     _path: str
     _arrays: dict[str, np.ndarray]
@@ -55,6 +66,7 @@ class ProcessWorker(EnvWorker):
 
     def start(self) -> None:
         self.incarnation += 1
+        self._up = False
         context = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = context.Pipe()
         # The image size is not known yet; where the file lies only has to suit a usual one.
@@ -63,9 +75,10 @@ class ProcessWorker(EnvWorker):
             target=_serve,
             args=(child_pipe, self._path, self.config, self.chunk_size, self.seed),
             name=f"env {self.index}",
-            daemon=True,
+            daemon=False,  # daemonic processes may have no children
         )
         self._process.start()
+        atexit.register(self._process.kill)  # else Python would wait for it, where nobody closed this worker
         child_pipe.close()
         self._receiver = threading.Thread(
             target=self._receive,
@@ -85,7 +98,7 @@ class ProcessWorker(EnvWorker):
                     arrays = attach_arrays(path, _layout(message.description, self.chunk_size))
                     os.unlink(path)
                     if incarnation == self.incarnation:
-                        self._arrays = arrays
+                        self._arrays, self._up = arrays, True
                     self._emit(incarnation, Started(description=message.description))
                 elif isinstance(message, _Done):
                     if message.instructions is not None:
@@ -97,7 +110,7 @@ class ProcessWorker(EnvWorker):
                     self._emit(incarnation, WorkerFault(error=message))
                     return
         except (EOFError, OSError):
-            process.join(_JOIN_TIMEOUT_S)
+            process.join(CLOSE_TIMEOUT_S)
             code = process.exitcode
             how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
             self._emit(incarnation, WorkerFault(error=RuntimeError(f"the process of env group {self.index} {how}")))
@@ -120,21 +133,20 @@ class ProcessWorker(EnvWorker):
         self.incarnation += 1
         process, self._process = self._process, None
         if process is not None:
+            atexit.unregister(process.kill)
             process.kill()
-            process.join(_JOIN_TIMEOUT_S)
+            process.join(CLOSE_TIMEOUT_S)
 
     def close(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
+        if self._process is None:
             return
         self.incarnation += 1
-        with contextlib.suppress(OSError):
-            self._pipe.send(None)
-        process.join(_JOIN_TIMEOUT_S)
-        if process.exitcode is None:
-            process.kill()
-            process.join(_JOIN_TIMEOUT_S)
-        self._receiver.join(_JOIN_TIMEOUT_S)
+        if self._up:  # while it is being made, it does not listen
+            with contextlib.suppress(OSError):
+                self._pipe.send(None)
+            self._process.join(CLOSE_TIMEOUT_S)
+        self.kill()
+        self._receiver.join(CLOSE_TIMEOUT_S)
         self._pipe.close()
 
 

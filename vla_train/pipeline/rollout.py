@@ -11,99 +11,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from vla_train.config import RolloutConfig
-from vla_train.pipeline.conductor import (
-    Complete,
-    Conductor,
-    ConductorCounts,
-    Decided,
-    Failed,
-    Objective,
-    Outbox,
-    PolicyBatch,
-    Stop,
-)
+from vla_train.pipeline.conductor import Conductor, ConductorCounts
 from vla_train.pipeline.dynamic_sampling import DynamicSampling
 from vla_train.pipeline.group_store import pack_groups, unpack_groups
+from vla_train.pipeline.messages import Complete, Decided, Failed, Outbox, PolicyBatch, Stop
+from vla_train.pipeline.objectives import CollectGroups, Objective, PlayEpisodes
+from vla_train.pipeline.rollout_result import RolloutProgress, RolloutResult, RolloutStats
 from vla_train.pipeline.sampling_numbers import sampling_numbers
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import EnvWorker
+from vla_train.pipeline.workers import CLOSE_TIMEOUT_S, EnvWorker, close_workers
 from vla_train.policy.base import Policy
 from vla_train.types import EpisodeSpec, Group, Observation, PolicyOutput, Trajectory
-
-_PROGRESS_INTERVAL_S = 0.2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutProgress:
-    """How far an iteration is."""
-
-    kept: int
-    """Groups with a signal so far."""
-    target: int
-    """Groups with a signal that complete the iteration."""
-    consumed: int
-    """Groups played so far, with or without signal."""
-    episodes: int
-    """Episodes finished in this call."""
-    decisions: int
-    """Chunks played in this call."""
-    elapsed_s: float
-
-    @property
-    def decisions_per_s(self) -> float:
-        return self.decisions / self.elapsed_s if self.elapsed_s > 0 else 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutStats:
-    """What one `collect` did."""
-
-    groups_kept: int
-    groups_rejected: int
-    """Played, but without a learning signal."""
-    groups_carried_over: int
-    """Finished already, and left for the next iteration."""
-    episodes_in_flight: int
-    """Begun, and left for the next iteration."""
-    success_rate: float
-    """Over all groups consumed, kept or not; 0 if there was none."""
-    episodes: int
-    """Finished during this call."""
-    decisions: int
-    """Chunks played during this call."""
-    env_steps: int
-    policy_batches: int
-    duration_s: float
-    policy_s: float
-    """Time the policy worked."""
-    env_s: float
-    """Time the busiest env group worked."""
-    overlap_efficiency: float
-    """max(policy_s, env_s) / duration_s: 1 when the slower of the two never waited."""
-    worker_restarts: int
-    episodes_requeued: int
-    """Episodes that started again because their env group failed."""
-
-    @property
-    def decisions_per_s(self) -> float:
-        return self.decisions / self.duration_s if self.duration_s > 0 else 0.0
-
-    @property
-    def rows_per_batch(self) -> float:
-        return self.decisions / self.policy_batches if self.policy_batches else 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutResult:
-    """The groups of one iteration that carry a signal, by group_id, and how it went."""
-
-    groups: tuple[Group, ...]
-    stats: RolloutStats
 
 
 class Rollout:
@@ -140,6 +62,7 @@ class Rollout:
         )
         self._busy = threading.Lock()
         self._closed = False
+        self._conducting: threading.Thread | None = None
 
     # --- training
 
@@ -162,11 +85,11 @@ class Rollout:
             ValueError: The policy returned a wrong shape or NaN.
         """
         started, before = time.perf_counter(), self._snapshot()
-        objective = _CollectGroups(self._sampling, prompts, keep, on_progress, self._progress_since(started, before))
+        objective = CollectGroups(self._sampling, prompts, keep, on_progress, self._progress_since(started, before))
         with self._exclusive():
             for _ in self._play(objective, greedy=False):
                 pass
-        kept, consumed = self._sampling.take()
+        kept, consumed = self._sampling.outcome
         ended, after = time.perf_counter(), self._snapshot()
         names = [f"env {index}" for index in range(len(self._workers))]
         busy = self._timeline.metrics(since=started, until=ended, resources=["policy", *names])
@@ -188,12 +111,14 @@ class Rollout:
             worker_restarts=after.restarts - before.restarts,
             episodes_requeued=after.requeued - before.requeued,
         )
-        return RolloutResult(groups=kept, stats=stats)
+        result = RolloutResult(groups=kept, stats=stats)
+        self._sampling.begin_next()  # last: an interrupted call has lost nothing
+        return result
 
     def prefetch(self, prompts: Iterator[tuple[EpisodeSpec, ...]]) -> None:
         """Start resetting free slots for the next `collect`, and return at once: call it before training."""
         with self._exclusive():
-            self._conductor.pump(_CollectGroups(self._sampling, prompts, lambda group: True, None, None))
+            self._conductor.pump(CollectGroups(self._sampling, prompts, lambda group: True, None, None))
 
     # --- evaluation
 
@@ -206,7 +131,7 @@ class Rollout:
         with self._exclusive():
             self._conductor.evict()
             try:
-                yield from self._play(_PlayEpisodes(iter(specs), trajectories), greedy=True, finished=trajectories)
+                yield from self._play(PlayEpisodes(iter(specs), trajectories), greedy=True, finished=trajectories)
             finally:
                 self._conductor.evict()
                 self._submit_unplayed()
@@ -216,8 +141,9 @@ class Rollout:
     def _play(self, objective: Objective, *, greedy: bool, finished: list[Trajectory] | None = None) -> Iterator[Trajectory]:
         outbox: Outbox = queue.SimpleQueue()
         thread = threading.Thread(target=self._conductor.run, args=(objective, outbox), name="rollout", daemon=True)
-        thread.start()
+        self._conducting = thread
         try:
+            thread.start()
             while True:
                 message = outbox.get()
                 while finished:
@@ -228,8 +154,9 @@ class Rollout:
                     raise message.error
                 self._conductor.inbox.put(self._decide(message, greedy=greedy))
         finally:
-            self._conductor.inbox.put(Stop(outbox))
-            thread.join()
+            if thread.ident is not None:
+                self._conductor.inbox.put(Stop(outbox))
+                thread.join()
             self._conductor.withdraw()
 
     def _decide(self, batch: PolicyBatch, *, greedy: bool) -> Decided:
@@ -298,10 +225,10 @@ class Rollout:
     def close(self) -> None:
         """Close the workers; a `collect` under way in another thread ends with an error."""
         self._closed = True
-        if self._busy.locked():
+        if self._conducting is not None:
             self._conductor.inbox.put(Stop())
-        for worker in self._workers:
-            worker.close()
+            self._conducting.join(timeout=CLOSE_TIMEOUT_S)  # first: it might be restarting a worker
+        close_workers(self._workers)
 
     # --- bookkeeping
 
@@ -341,86 +268,6 @@ class _Exclusive:
 
     def __exit__(self, *exception: object) -> None:
         self._lock.release()
-
-
-class _CollectGroups:
-    """The objective of `collect`."""
-
-    def __init__(
-        self,
-        sampling: DynamicSampling,
-        prompts: Iterator[tuple[EpisodeSpec, ...]],
-        keep: Callable[[Group], bool],
-        on_progress: Callable[[RolloutProgress], None] | None,
-        progress: Callable[[], RolloutProgress] | None,
-    ) -> None:
-        self._sampling = sampling
-        self._prompts = prompts
-        self._keep = keep
-        self._on_progress = on_progress
-        self._progress = progress
-        self._exhausted = False
-        self._told = 0.0
-        sampling.consume()
-
-    @property
-    def complete(self) -> bool:
-        return self._sampling.complete or (self._exhausted and not self._sampling.open_groups)
-
-    def feed(self, wanted: int) -> Iterator[EpisodeSpec]:
-        while wanted > 0 and not self._exhausted and self._sampling.wants_prompt:
-            specs = next(self._prompts, None)
-            if specs is None:
-                self._exhausted = True
-                return
-            self._sampling.launch(specs)
-            wanted -= len(specs)
-            yield from specs
-
-    def finished(self, trajectory: Trajectory) -> None:
-        group = self._sampling.add(trajectory)
-        if group is not None:
-            self._sampling.judge(group, keep=self._keep(group))
-            self._tell()
-
-    def advanced(self) -> None:
-        if time.monotonic() - self._told > _PROGRESS_INTERVAL_S:
-            self._tell()
-
-    def _tell(self) -> None:
-        self._told = time.monotonic()
-        if self._on_progress is not None and self._progress is not None:
-            self._on_progress(self._progress())
-
-
-class _PlayEpisodes:
-    """The objective of `play`."""
-
-    def __init__(self, specs: Iterator[EpisodeSpec], trajectories: list[Trajectory]) -> None:
-        self._specs = specs
-        self._trajectories = trajectories
-        self._exhausted = False
-        self._open = 0
-
-    @property
-    def complete(self) -> bool:
-        return self._exhausted and self._open == 0
-
-    def feed(self, wanted: int) -> Iterator[EpisodeSpec]:
-        for _ in range(wanted):
-            spec = next(self._specs, None)
-            if spec is None:
-                self._exhausted = True
-                return
-            self._open += 1
-            yield spec
-
-    def finished(self, trajectory: Trajectory) -> None:
-        self._open -= 1
-        self._trajectories.append(trajectory)
-
-    def advanced(self) -> None:
-        pass
 
 
 def _concatenate(outputs: Sequence[PolicyOutput]) -> PolicyOutput:

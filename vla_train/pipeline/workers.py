@@ -15,6 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,8 @@ from vla_train.types import EpisodeSpec
 
 START_TIMEOUT_S = 600.0
 """Making an env may compile scenes; nothing takes longer than this without being stuck."""
+CLOSE_TIMEOUT_S = 10.0
+"""A worker that is asked to end may finish its command, if that takes no longer than this."""
 
 _logger = logging.getLogger(__name__)
 
@@ -195,9 +198,9 @@ class ThreadWorker(EnvWorker):
         if thread is None:
             return
         self.kill()
-        thread.join(timeout=10.0)
+        thread.join(timeout=CLOSE_TIMEOUT_S)
         if thread.is_alive():
-            _logger.warning("env group %d did not end within 10 s and is left behind", self.index)
+            _logger.warning("env group %d did not end within %g s and is left behind", self.index, CLOSE_TIMEOUT_S)
 
 
 def make_workers(config: EnvConfig, *, chunk_size: int, seed: int) -> list[EnvWorker]:
@@ -231,6 +234,12 @@ def make_workers(config: EnvConfig, *, chunk_size: int, seed: int) -> list[EnvWo
             worker.kill()
         raise
     return list(workers)
+
+
+def close_workers(workers: Sequence[EnvWorker]) -> None:
+    """Close all at the same time: it takes as long as the slowest of them."""
+    with ThreadPoolExecutor(len(workers)) as pool:
+        list(pool.map(lambda worker: worker.close(), workers))
 
 
 def require_same_env(descriptions: Sequence[EnvDescription]) -> None:

@@ -48,7 +48,8 @@ def play_iterations(
             group = sampling.add(make_trajectory(spec))
             if group is not None:
                 sampling.judge(group, keep=verdicts[group.group_id % len(verdicts)])
-        kept, consumed = sampling.take()
+        kept, consumed = sampling.outcome
+        sampling.begin_next()
         still_open = [group.specs[0].group_id for group in sampling.open_groups]
         history.append(([g.group_id for g in kept], [g.group_id for g in consumed], still_open))
     return history

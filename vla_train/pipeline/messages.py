@@ -1,0 +1,66 @@
+"""What the caller's thread and the conductor say to each other; see `conductor` for who they are."""
+
+import queue
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_train.pipeline.env_group import GroupResult
+from vla_train.types import EpisodeSpec, PolicyOutput
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchRow:
+    """One slot that waits for a decision."""
+
+    worker: int
+    slot: int
+    lease: int
+    spec: EpisodeSpec
+    decision: int
+    """Number of this decision in its episode."""
+    instruction: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyBatch:
+    """Rows for one policy call; the images stay where they are until the decision is back."""
+
+    rows: tuple[BatchRow, ...]
+    workers: tuple[int, ...]
+    results: dict[int, GroupResult]
+    """Of each worker in the batch, whose images the rows show."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decided:
+    """The policy's answer to a batch."""
+
+    batch: PolicyBatch
+    images: np.ndarray
+    """(B, H, W, 3) uint8: what the policy saw; trajectories keep views of it."""
+    output: PolicyOutput
+    seconds: float
+    """How long the policy took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Asks the conductor to end where it stands."""
+
+    outbox: "Outbox | None" = None
+    """Of the run that is meant; None means whichever is under way."""
+
+
+class Complete:
+    """Tells the caller that the objective is reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Tells the caller that the rollout cannot go on."""
+
+    error: BaseException
+
+
+Outbox = queue.SimpleQueue[PolicyBatch | Complete | Failed]

@@ -1,0 +1,73 @@
+"""What a rollout reports: while it runs, and of an iteration."""
+
+from dataclasses import dataclass
+
+from vla_train.types import Group
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutProgress:
+    """How far an iteration is."""
+
+    kept: int
+    """Groups with a signal so far."""
+    target: int
+    """Groups with a signal that complete the iteration."""
+    consumed: int
+    """Groups played so far, with or without signal."""
+    episodes: int
+    """Episodes finished in this call."""
+    decisions: int
+    """Chunks played in this call."""
+    elapsed_s: float
+
+    @property
+    def decisions_per_s(self) -> float:
+        return self.decisions / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutStats:
+    """What one `collect` did."""
+
+    groups_kept: int
+    groups_rejected: int
+    """Played, but without a learning signal."""
+    groups_carried_over: int
+    """Finished already, and left for the next iteration."""
+    episodes_in_flight: int
+    """Begun, and left for the next iteration."""
+    success_rate: float
+    """Over all groups consumed, kept or not; 0 if there was none."""
+    episodes: int
+    """Finished during this call."""
+    decisions: int
+    """Chunks played during this call."""
+    env_steps: int
+    policy_batches: int
+    duration_s: float
+    policy_s: float
+    """Time the policy worked."""
+    env_s: float
+    """Time the busiest env group worked."""
+    overlap_efficiency: float
+    """max(policy_s, env_s) / duration_s: 1 when the slower of the two never waited."""
+    worker_restarts: int
+    episodes_requeued: int
+    """Episodes that started again because their env group failed."""
+
+    @property
+    def decisions_per_s(self) -> float:
+        return self.decisions / self.duration_s if self.duration_s > 0 else 0.0
+
+    @property
+    def rows_per_batch(self) -> float:
+        return self.decisions / self.policy_batches if self.policy_batches else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutResult:
+    """The groups of one iteration that carry a signal, by group_id, and how it went."""
+
+    groups: tuple[Group, ...]
+    stats: RolloutStats
