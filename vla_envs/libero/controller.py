@@ -193,6 +193,8 @@ def play_actions(
     for step in range(num_steps):
         for substep in range(law.substeps):
             call_c(functions.mj_step1, (arrays.model_address, arrays.data_address))
+            if has_fault(arrays, faults):
+                return step  # MuJoCo has reset the simulation: there is no pose that the controller could work with
             if not control.stale[0]:
                 _sense(functions, arrays, law, scratch, control.sensed)
             control.stale[0] = False

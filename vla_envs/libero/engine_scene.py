@@ -56,6 +56,7 @@ class LiberoEngineScene(EngineScene):
 
 class _Saved(NamedTuple):
     physics: np.ndarray
+    warnings: np.ndarray
     control: ControlState
     switches_on: np.ndarray
     view: View
@@ -115,6 +116,7 @@ class LiberoPlayer(Player):
         copy_control_state(self._control, control)
         return _Saved(
             physics=physics,
+            warnings=self._arrays.warnings.copy(),
             control=control,
             switches_on=self._switches.now_on.copy(),
             view=View(*(array.copy() for array in self.view)),
@@ -123,6 +125,7 @@ class LiberoPlayer(Player):
     def restore(self, saved: Any) -> None:
         mujoco.mj_resetData(self._model, self._data)
         mujoco.mj_setState(self._model, self._data, saved.physics, _STATE)
+        self._arrays.warnings[:] = saved.warnings
         copy_control_state(saved.control, self._control)
         self._switches.now_on[:] = saved.switches_on
         for mine, theirs in zip(self.view, saved.view, strict=True):
