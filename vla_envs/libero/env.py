@@ -38,7 +38,8 @@ class LiberoEnv(ChunkedVectorEnv):
         image_size: Height and width of the pictures in pixels.
         cameras: Any of "agentview" (observed as `image`) and "wrist" (`wrist_image`); none draws nothing.
         detail: "full" draws what LIBERO draws, "fast" simplified meshes and smaller textures.
-        device: "cuda" draws on the GPU, "cpu" in software, "auto" on what there is.
+        device: "cuda" draws on the GPU, or in software with a warning where there is none; "cpu" draws in software; "auto" on
+            what there is. The attribute `renderer`, the info of `reset` and the log say what draws.
         max_episode_steps: Time limit in control steps; None: the suite's own.
         autoreset_mode: See `ChunkedVectorEnv`.
         settle_steps: Control steps without motion at the start of each episode, not counted.
@@ -80,42 +81,41 @@ class LiberoEnv(ChunkedVectorEnv):
         self._detail = detail
         self._scene_dir = None if scene_dir is None else Path(scene_dir)
         tasks = suite_tasks(suite, scene_dir=self._scene_dir)
-        chosen = tuple(tasks) if task_ids is None else tuple(int(task_id) for task_id in task_ids)
+        chosen = tuple(tasks) if task_ids is None else tuple(task_ids)
         unknown = [task_id for task_id in chosen if task_id not in tasks]
         if unknown or not chosen:
             raise ValueError(f"{suite} has tasks {_span(tuple(tasks))}, got task_ids={list(chosen)}")
         super().__init__(
             num_envs,
             engine=MujocoEngine(num_envs, device=device if cameras else None, num_threads=num_threads),
-            instructions={task_id: tasks[task_id].instruction for task_id in chosen},
+            instructions={int(task_id): tasks[task_id].instruction for task_id in chosen},
             max_episode_steps=max_episode_steps or tasks[chosen[0]].max_episode_steps,
             chunk_size=chunk_size,
             image_size=image_size,
             cameras=cameras,
-            autoreset_mode=AutoresetMode(autoreset_mode),
+            autoreset_mode=autoreset_mode,
             settle_steps=settle_steps,
             render_mode=render_mode,
         )
-        self.num_init_states = {task_id: tasks[task_id].num_init_states for task_id in chosen}
+        self.num_init_states = {task_id: tasks[task_id].num_init_states for task_id in self.task_ids}
         self._scenes: dict[int, LiberoEngineScene] = {}
 
-    def _check_options(self, options: Mapping[str, np.ndarray], mask: np.ndarray) -> None:
+    def _check_options(self, options: Mapping[str, np.ndarray], slots: Sequence[int], episodes: np.ndarray) -> None:
         unknown = set(options) - {"task_id", "init_state_id"}
         if unknown:
             raise ValueError(f"unknown reset option {min(unknown)!r}: this env takes reset_mask, task_id, init_state_id")
         for name, values in options.items():
             if not np.issubdtype(values.dtype, np.integer):
                 raise ValueError(f"reset option {name!r} must be integers, got {values.dtype}")
-        wanted = options.get("task_id")
-        for slot in np.flatnonzero(mask):
-            if wanted is not None and int(wanted[slot]) not in self.num_init_states:
-                raise ValueError(f"task_id must be one of {_span(self.task_ids)}, got {wanted[slot]} for slot {slot}")
+        for slot in slots:
+            task_id = self._task_of(slot, int(episodes[slot]), options)
+            if task_id not in self.num_init_states:
+                raise ValueError(f"task_id must be one of {_span(self.task_ids)}, got {task_id} for slot {slot}")
             if "init_state_id" in options:
-                task_id = self._task_of(int(slot), int(self._episodes[slot]), options)
                 state_id, count = int(options["init_state_id"][slot]), self.num_init_states[task_id]
                 if not 0 <= state_id < count:
                     raise ValueError(f"init_state_id of task {task_id} must be in 0..{count - 1}, got {state_id}")
-        self._load({self._task_of(int(slot), int(self._episodes[slot]), options) for slot in np.flatnonzero(mask)})
+        self._load({self._task_of(slot, int(episodes[slot]), options) for slot in slots})
 
     def _task_of(self, slot: int, episode: int, options: Mapping[str, np.ndarray]) -> int:
         if "task_id" in options:
@@ -153,7 +153,11 @@ class LiberoEnv(ChunkedVectorEnv):
 
 
 def make_libero_env(**kwargs: Any) -> SingleEnv:
-    """One LIBERO env for `gymnasium.make`; takes `LiberoEnv`'s arguments, and `task_id` for `task_ids` of one task."""
+    """One LIBERO env for `gymnasium.make`; takes `LiberoEnv`'s arguments, and `task_id` for `task_ids` of one task.
+
+    `gymnasium.make` keeps `max_episode_steps` to itself and counts calls of `step` with it, which are chunks if there is a
+    `chunk_size`; the suite's time limit holds as well.
+    """
     task_id = kwargs.pop("task_id", None)
     if task_id is not None:
         kwargs["task_ids"] = [task_id]

@@ -4,9 +4,12 @@
     step:  check actions -> play each live slot's chunk until its goal, its time limit or a fault -> observe -> autoreset
 
 Invariants: actions are checked before anything moves; cameras draw once per slot and call; a slot whose episode is over does
-not move until it is reset; what a slot does depends on its starts and actions only. Knows no simulator and no benchmark.
+not move until it is reset; what a slot does depends on its starts and actions only; calls from several threads, `close`
+among them, take turns. Knows no simulator and no benchmark.
 """
 
+import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -21,6 +24,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from vla_envs.errors import NotResetError
+from vla_envs.vector.arguments import read_actions, read_reset_options, read_seeds, read_states
 from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM, Engine, EngineScene
 
 SETTLING_ACTION = np.array([0.0] * (ACTION_DIM - 1) + [-1.0])
@@ -87,10 +91,14 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         chunk_size: int | None,
         image_size: int,
         cameras: Sequence[str],
-        autoreset_mode: AutoresetMode,
+        autoreset_mode: AutoresetMode | str,
         settle_steps: int,
         render_mode: str | None,
     ) -> None:
+        self._engine = engine
+        self._busy = threading.RLock()
+        """Held by whatever uses the engine."""
+        self._autoreset = AutoresetMode(autoreset_mode)
         self.num_envs = num_envs
         self.instructions = dict(instructions)
         self.task_ids = tuple(instructions)
@@ -98,9 +106,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         self.chunk_size = chunk_size
         self.renderer = engine.renderer
         self.render_mode = render_mode
-        self.metadata = {"autoreset_mode": autoreset_mode, "render_modes": ["rgb_array"], "render_fps": 20}
-        self._engine = engine
-        self._autoreset = autoreset_mode
+        self.metadata = {"autoreset_mode": self._autoreset, "render_modes": ["rgb_array"], "render_fps": 20}
         self._settle_steps = settle_steps
         self._settled: OrderedDict[Hashable, _Settled] = OrderedDict()
 
@@ -110,7 +116,8 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         spaces: dict[str, gym.Space] = {key: gym.spaces.Box(0, 255, picture, np.uint8) for key in self._keys.values()}
         spaces["state"] = gym.spaces.Box(-np.inf, np.inf, (PROPRIOCEPTION_DIM,), np.float32)
         longest = max(len(text) for text in instructions.values())
-        spaces["instruction"] = gym.spaces.Text(max_length=longest, charset=_CHARACTERS)
+        characters = set(_CHARACTERS).union(*instructions.values())
+        spaces["instruction"] = gym.spaces.Text(max_length=longest, charset="".join(sorted(characters)))
         self.single_observation_space = gym.spaces.Dict(spaces)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         shape = (ACTION_DIM,) if chunk_size is None else (chunk_size, ACTION_DIM)
@@ -118,6 +125,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         self.action_space = batch_space(self.single_action_space, num_envs)
 
         self._starts: list[Start | None] = [None] * num_envs
+        """None for a slot that was never reset, or that an error has left in an unknown state."""
         self._slot_seeds = np.zeros(num_envs, np.int64)
         self._slot_rngs: list[np.random.Generator | None] = [None] * num_envs
         self._episodes = np.zeros(num_envs, np.int64)
@@ -138,8 +146,8 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             options: `reset`'s options other than the mask, each (N,); empty for an automatic reset.
         """
 
-    def _check_options(self, options: Mapping[str, np.ndarray], mask: np.ndarray) -> None:
-        """Raise `ValueError` for options that cannot be met."""
+    def _check_options(self, options: Mapping[str, np.ndarray], slots: Sequence[int], episodes: np.ndarray) -> None:
+        """Raise `ValueError` for options that cannot be met in these slots; arguments as for `_next_start`, `episodes` (N,)."""
         if options:
             raise ValueError(f"unknown reset option {next(iter(options))!r}: this env takes 'reset_mask'")
 
@@ -153,16 +161,25 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             options: `reset_mask`, and what the env's starts can be chosen by; arrays of N, or one value for all.
 
         Returns:
-            Observation of all slots, and info.
+            Observation of all slots, and info: `task_id`, `init_state_id`, and `renderer`, what draws (see `Engine.renderer`).
+
+        Raises:
+            NotResetError: The env is closed, or a slot outside the mask was never reset.
+            ValueError: Options or seeds that cannot be met; nothing has moved.
         """
-        self._check_open()
-        mask, chosen = self._read_options(options)
-        self._check_options(chosen, mask)
-        self._seed_slots(seed, mask)
-        slots = np.flatnonzero(mask).tolist()
-        self._begin(slots, chosen)
-        info = {**self._identity(), "renderer": np.array([self.renderer] * self.num_envs, dtype=object)}
-        return self._observe(), _with_masks(info, np.ones(self.num_envs, bool))
+        with self._busy:
+            self._check_open()
+            mask, chosen = read_reset_options(options, self.num_envs)
+            slots = np.flatnonzero(mask).tolist()
+            self._check_begun("reset with a reset_mask", np.flatnonzero(~mask).tolist())
+            seeds = read_seeds(seed, self.num_envs)
+            self._check_options(chosen, slots, np.where([slot_seed is None for slot_seed in seeds], self._episodes, 0))
+            if isinstance(seed, int | np.integer):
+                super().reset(seed=int(seed))
+            self._seed_slots(slots, seeds)
+            self._begin(slots, chosen)
+            info = {**self._identity(), "renderer": np.array([self.renderer] * self.num_envs, dtype=object)}
+            return self._observe(), _with_masks(info, np.ones(self.num_envs, bool))
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:  # type: ignore[override]
         """Play one chunk in every slot whose episode is not over.
@@ -178,13 +195,16 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             `SAME_STEP`, also `final_obs` and `final_info`.
 
         Raises:
-            NotResetError: Some slot was never reset.
-            ValueError: Wrong shape, or a number that is not finite.
+            NotResetError: Some slot was never reset, or the env is closed.
+            ValueError: Wrong shape, or a number that is not finite; nothing has moved.
         """
-        self._check_open()
-        if any(start is None for start in self._starts):
-            raise NotResetError("step was called before reset: call reset() first")
-        chunk = self._read_actions(actions)
+        with self._busy:
+            self._check_open()
+            self._check_begun("step", range(self.num_envs))
+            return self._play(read_actions(actions, self.action_space.shape))  # type: ignore[arg-type]
+
+    def _play(self, chunk: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """`step` with checked actions, (N, K, 7)."""
         restarting = self._over.copy() if self._autoreset == AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
         playing = ~self._over
         num_steps = np.zeros(self.num_envs, np.int32)
@@ -195,7 +215,11 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         slots = np.flatnonzero(playing).tolist()
         if slots:
             limits = np.minimum(chunk.shape[1], self.max_episode_steps - self._elapsed[slots])
-            result = self._engine.step(slots, chunk[slots], limits, self._images)
+            try:
+                result = self._engine.step(slots, chunk[slots], limits, self._images)
+            except BaseException:
+                self._forget(slots)
+                raise
             num_steps[slots] = result.num_steps
             success[slots] = result.goal_reached
             faults[slots] = [fault or None for fault in result.faults]
@@ -223,10 +247,10 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
 
     def get_state(self) -> tuple[np.ndarray, ...]:
         """N arrays [time, qpos, qvel], as LIBERO stores them; their lengths differ between tasks."""
-        self._check_open()
-        if any(start is None for start in self._starts):
-            raise NotResetError("get_state was called before reset: call reset() first")
-        return tuple(self._engine.get_state(slot) for slot in range(self.num_envs))
+        with self._busy:
+            self._check_open()
+            self._check_begun("get_state", range(self.num_envs))
+            return tuple(self._engine.get_state(slot) for slot in range(self.num_envs))
 
     def set_state(self, states: Sequence[np.ndarray]) -> dict[str, Any]:
         """Put every slot's physics into a state of its current task, as LIBERO's `set_init_state` does.
@@ -239,19 +263,12 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         Returns:
             The observation there.
         """
-        current = self.get_state()
-        if len(states) != self.num_envs:
-            raise ValueError(f"set_state takes {self.num_envs} states, got {len(states)}")
-        checked = [np.asarray(state, np.float64) for state in states]
-        for slot, (state, now) in enumerate(zip(checked, current, strict=True)):
-            if state.shape != now.shape:
-                raise ValueError(f"the state of slot {slot} must have shape {now.shape}, got {state.shape}")
-            if not np.isfinite(state).all():
-                raise ValueError(f"the state of slot {slot} is not finite")
-        for slot, state in enumerate(checked):
-            self._engine.set_state(slot, state)
-        self._engine.draw(range(self.num_envs), self._images)
-        return self._observe()
+        with self._busy:
+            checked = read_states(states, [state.shape for state in self.get_state()])
+            for slot, state in enumerate(checked):
+                self._engine.set_state(slot, state)
+            self._engine.draw(range(self.num_envs), self._images)
+            return self._observe()
 
     def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
         """N pictures (H, W, 3) uint8 of the first camera, upright; None without `render_mode`."""
@@ -259,9 +276,17 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             return None
         if not self._images:
             raise ValueError("render needs a camera: make the env with cameras=('agentview',)")
-        first = next(iter(self._images.values()))
-        # Observations are rotated by 180 degrees against OpenGL's bottom-up rows; undoing the mirroring leaves them upright.
-        return tuple(picture[:, ::-1].copy() for picture in first)
+        with self._busy:
+            self._check_open()
+            self._check_begun("render", range(self.num_envs))
+            first = next(iter(self._images.values()))
+            # Observations are rotated by 180 degrees against OpenGL's bottom-up rows: undo the mirroring that is left.
+            return tuple(picture[:, ::-1].copy() for picture in first)
+
+    def close(self, **kwargs: Any) -> None:
+        """Wait for what is under way in other threads, then free everything. Calling it again does nothing."""
+        with self._busy:
+            super().close(**kwargs)
 
     def close_extras(self) -> None:
         """Free physics, cameras and cached starts."""
@@ -270,68 +295,50 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         self._starts = [None] * self.num_envs
 
     def __del__(self) -> None:
-        if getattr(self, "_engine", None) is not None and not self.closed:
-            self.close()
+        """Close the engine, in a thread of its own: the collector runs in any thread, also in one that closing waits for."""
+        if hasattr(self, "_engine") and not self.closed and not sys.is_finalizing():
+            threading.Thread(target=self._engine.close, name="vla_envs-close").start()
 
     def _check_open(self) -> None:
         if self.closed:
             raise NotResetError("this env is closed: make a new one")
 
-    def _read_actions(self, actions: np.ndarray) -> np.ndarray:
-        """(N, K, 7) float64, checked."""
-        chunk = np.asarray(actions, np.float64)
-        if chunk.shape != self.action_space.shape:
-            raise ValueError(f"actions must have shape {self.action_space.shape}, got {chunk.shape}")
-        if not np.isfinite(chunk).all():
-            raise ValueError(f"actions must be finite, got {chunk[~np.isfinite(chunk)][0]}")
-        return np.ascontiguousarray(chunk.reshape(self.num_envs, -1, ACTION_DIM))
+    def _check_begun(self, call: str, slots: Sequence[int]) -> None:
+        for slot in slots:
+            if self._starts[slot] is None:
+                raise NotResetError(f"{call}: slot {slot} was never reset, or an error ended its episode: reset it first")
 
-    def _read_options(self, options: Mapping[str, Any] | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The reset mask, and the other options broadcast to (N,)."""
-        chosen = dict(options or {})
-        mask = np.asarray(chosen.pop("reset_mask", np.ones(self.num_envs, bool)))
-        if mask.shape != (self.num_envs,) or mask.dtype != bool:
-            raise ValueError(f"reset_mask must be ({self.num_envs},) bool, got {mask.shape} {mask.dtype}")
-        arrays = {}
-        for name, value in chosen.items():
-            array = np.asarray(value)
-            if array.shape not in ((), (self.num_envs,)):
-                raise ValueError(f"reset option {name!r} must have shape () or ({self.num_envs},), got {array.shape}")
-            arrays[name] = np.broadcast_to(array, (self.num_envs,))
-        return mask, arrays
+    def _forget(self, slots: Sequence[int]) -> None:
+        """These slots are in an unknown state until they are reset."""
+        for slot in slots:
+            self._starts[slot] = None
 
-    def _seed_slots(self, seed: int | Sequence[int | None] | None, mask: np.ndarray) -> None:
+    def _seed_slots(self, slots: Sequence[int], seeds: Sequence[list[int] | None]) -> None:
         """Give slots new streams: those with a seed, and those that have none yet."""
-        if seed is None or isinstance(seed, int | np.integer):
-            super().reset(seed=None if seed is None else int(seed))
-            seeds: list[Any] = [None if seed is None else [int(seed), slot] for slot in range(self.num_envs)]
-        else:
-            if len(seed) != self.num_envs:
-                raise ValueError(f"seed must be one number or {self.num_envs} of them, got {len(seed)}")
-            seeds = list(seed)
-        for slot in np.flatnonzero(mask):
+        for slot in slots:
             if seeds[slot] is not None or self._slot_rngs[slot] is None:
-                fresh = seeds[slot] if seeds[slot] is not None else [int(self.np_random.integers(2**32)), int(slot)]
+                fresh = seeds[slot] or [int(self.np_random.integers(2**32)), slot]
                 self._slot_rngs[slot] = np.random.default_rng(fresh)
                 self._episodes[slot] = 0
 
     def _begin(self, slots: Sequence[int], options: Mapping[str, np.ndarray]) -> None:
         """Begin an episode in each slot; equal starts are settled and drawn once."""
-        first: dict[Hashable, int] = {}
+        starts: dict[int, Start] = {}
+        unsettled: dict[Hashable, int] = {}
+        self._forget(slots)
         for slot in slots:
             rng = self._slot_rngs[slot]
             assert rng is not None
-            start = self._starts[slot] = self._next_start(slot, rng, int(self._episodes[slot]), options)
+            start = starts[slot] = self._next_start(slot, rng, int(self._episodes[slot]), options)
             key = start.cache_key if start.cache_key is not None else ("slot", slot)
             if key not in self._settled:
-                first.setdefault(key, slot)
-        if first:
-            self._settle(list(first.values()))
-        for slot in slots:
-            begun = self._starts[slot]
-            assert begun is not None
-            if begun.cache_key is not None:
-                self._copy_settled(slot, begun)
+                unsettled.setdefault(key, slot)
+        if unsettled:
+            self._settle({slot: starts[slot] for slot in unsettled.values()})
+        for slot, start in starts.items():
+            if start.cache_key is not None:
+                self._copy_settled(slot, start)
+            self._starts[slot] = start
         while len(self._settled) > _CACHED_STARTS:
             self._settled.popitem(last=False)
         self._episodes[slots] += 1
@@ -340,17 +347,17 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         self._returns[slots] = 0.0
         self._began_at[slots] = time.perf_counter()
 
-    def _settle(self, slots: list[int]) -> None:
+    def _settle(self, starts: Mapping[int, Start]) -> None:
         """Play the settling steps in these slots, draw them, and keep what may be needed again."""
-        starts = [start for slot in slots if (start := self._starts[slot]) is not None]
-        self._engine.begin(slots, [start.scene for start in starts], [start.state for start in starts])
+        slots = list(starts)
+        self._engine.begin(slots, [start.scene for start in starts.values()], [start.state for start in starts.values()])
         if self._settle_steps > 0:
             actions = np.broadcast_to(SETTLING_ACTION, (len(slots), self._settle_steps, ACTION_DIM)).copy()
             steps = np.full(len(slots), self._settle_steps)
             self._engine.step(slots, actions, steps, self._images, until_goal=False)
         else:
             self._engine.draw(slots, self._images)
-        for slot, start in zip(slots, starts, strict=True):
+        for slot, start in starts.items():
             if start.cache_key is not None:
                 images = {name: pictures[slot].copy() for name, pictures in self._images.items()}
                 self._settled[start.cache_key] = _Settled(saved=self._engine.save(slot), images=images)

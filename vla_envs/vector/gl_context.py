@@ -1,13 +1,14 @@
 """OpenGL contexts without a window: on the GPU where there is one, in software otherwise.
 
-The choice is made once per process and device argument; `GLDevice.renderer` says what it is. Knows EGL, not MuJoCo's scenes.
+The choice is made once per process and device argument; `GLDevice.renderer` says what it is. Displays stay initialised until
+the process ends, since other users of EGL may share them: Mesa keeps its worker threads. Knows EGL, not MuJoCo's scenes.
 """
 
 import ctypes
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -25,13 +26,15 @@ _GL_RENDERER = 0x1F01
 
 @dataclass(frozen=True, kw_only=True)
 class GLDevice:
-    """An EGL display on which contexts can be made, in any thread."""
+    """An EGL display on which contexts can be made, in any thread; equal to any other on the same display."""
 
     renderer: str
     """What OpenGL calls the device, for example "llvmpipe (LLVM 15.0.6, 256 bits)"."""
     is_gpu: bool
-    display: Any
-    config: Any
+    address: int | None
+    """Of the EGL display."""
+    display: Any = field(compare=False)
+    config: Any = field(compare=False)
 
     def make_context(self) -> "GLContext":
         """A context of the calling thread, made current there."""
@@ -64,7 +67,7 @@ class GLContext:
 
 @cache
 def open_device(device: Device) -> GLDevice:
-    """The GPU for "cuda" and "auto" where there is one, else software; "cpu" is always software.
+    """The GPU for "cuda" and "auto" where there is one, else software ("cuda" then warns); "cpu" is always software.
 
     With several GPUs, `MUJOCO_EGL_DEVICE_ID` (an index into EGL's list) or else the first of `CUDA_VISIBLE_DEVICES` decides.
 
@@ -102,9 +105,13 @@ def _displays() -> list[tuple[Any, bool]]:
         from OpenGL.EGL.EXT.device_query import eglQueryDeviceStringEXT
 
         devices = egl.eglQueryDevicesEXT()
-    except (ImportError, AttributeError, TypeError) as error:
+    except Exception as error:  # without EGL, its bindings fail in many ways
+        platform = os.environ.get("PYOPENGL_PLATFORM", "egl")
+        if platform != "egl":
+            chosen_by = f"PYOPENGL_PLATFORM={platform} (MuJoCo sets it where MUJOCO_GL={platform})"
+            raise RenderingUnavailableError(f"EGL draws here, but {chosen_by} rules it out: set MUJOCO_GL=egl alone") from error
         raise RenderingUnavailableError(
-            f"EGL is missing or too old ({error}). Install it: apt-get install {_PACKAGES}"
+            f"EGL is missing or too old ({error!r}). Install it: apt-get install {_PACKAGES}"
         ) from error
     found = []
     for index, device in enumerate(devices):
@@ -142,7 +149,14 @@ def _open(display: Any, *, is_gpu: bool) -> GLDevice:
     egl.eglChooseConfig(display, EGL_ATTRIBUTES, configs, 1, num_configs)
     if num_configs.value < 1:
         raise RenderingUnavailableError("no EGL configuration fits")
-    context = GLContext(GLDevice(renderer="an EGL device", is_gpu=is_gpu, display=display, config=configs[0]))
+    device = GLDevice(
+        renderer="an EGL device",
+        is_gpu=is_gpu,
+        address=ctypes.cast(display, ctypes.c_void_p).value,
+        display=display,
+        config=configs[0],
+    )
+    context = device.make_context()
     try:
         address = ctypes.cast(egl.eglGetProcAddress(b"glGetString"), ctypes.c_void_p).value
         assert address is not None
@@ -153,4 +167,4 @@ def _open(display: Any, *, is_gpu: bool) -> GLDevice:
     in_software = any(word in renderer.lower() for word in ("llvmpipe", "softpipe", "swrast"))
     if in_software == is_gpu:
         raise RenderingUnavailableError(f"{renderer} is not {'a GPU' if is_gpu else 'in software'}")
-    return GLDevice(renderer=renderer, is_gpu=is_gpu, display=display, config=configs[0])
+    return replace(device, renderer=renderer)

@@ -28,9 +28,14 @@ class MujocoEngine:
         num_slots: N.
         device: Where OpenGL draws; None if nothing is ever drawn.
         num_threads: Threads that play; None takes one per core.
+
+    Raises:
+        RenderingUnavailableError: OpenGL cannot draw here.
     """
 
     def __init__(self, num_slots: int, *, device: Device | None, num_threads: int | None = None) -> None:
+        if num_threads is not None and num_threads < 1:
+            raise ValueError(f"num_threads must be None or at least 1, got {num_threads}")
         self.num_slots = num_slots
         self._busy = threading.RLock()
         self._closed = False
@@ -72,12 +77,12 @@ class MujocoEngine:
             try:
                 self._for_each(slots, play)
             finally:
-                _wait_for([frame for drawn in frames for frame in drawn])
+                _wait_for([frame.done for drawn in frames for frame in drawn])
             return StepResult(num_steps=played, goal_reached=reached, faults=tuple(faults))
 
     def draw(self, slots: Sequence[int], images: Mapping[str, np.ndarray]) -> None:
         with self._busy:
-            _wait_for([frame for slot in slots for frame in self._draw(slot, images)])
+            _wait_for([frame.done for slot in slots for frame in self._draw(slot, images)])
 
     def proprioception(self, slots: Sequence[int]) -> np.ndarray:
         return np.array([self._player(slot).view.proprioception for slot in slots]).reshape(-1, PROPRIOCEPTION_DIM)
@@ -164,13 +169,15 @@ class MujocoEngine:
             for index in range(len(slots)):
                 futures.append(self._workers.submit(work, index))
         finally:
-            wait(futures)
-        for future in futures:
-            future.result()
+            _wait_for(futures)
 
 
-def _wait_for(frames: list[Frame]) -> None:
-    """Wait until all are drawn; the first error is raised once all have ended."""
-    wait([frame.done for frame in frames])
-    for frame in frames:
-        frame.done.result()
+def _wait_for(futures: list[Future]) -> None:
+    """Wait until all have ended, even if interrupted meanwhile; then raise the first error."""
+    try:
+        wait(futures)
+    except BaseException:
+        wait(futures)  # players and arrays are in use until then; it takes no longer than a chunk
+        raise
+    for future in futures:
+        future.result()

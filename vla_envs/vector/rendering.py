@@ -3,10 +3,11 @@
     engine --frame--> pending frames --> GL thread (own context; an MjrContext per scene it holds) --> pixels in place, Future
 
 One thread on a GPU; in software one per core, because there the vertex stage is serial per context. A thread prefers frames
-of scenes that it holds, then scenes that nobody holds; it builds a second copy of a scene that another thread holds only
-while memory allows, and frees its least recently used scene for a new one. So every frame has a thread that will draw it.
+of scenes that it holds, then scenes that nobody holds; it builds a copy of a scene that others hold only while they are all
+busy and memory allows, and frees its least recently used scenes for a new one. So every frame has a thread that will draw it.
 
-Invariant: a pool is shared by all envs of the process that render on the same device; the last one to leave closes it.
+Invariants: a pool is shared by all envs of the process that render on the same device, and the last one to leave closes it.
+A scene is held as long as memory allows, but no longer than some env uses it.
 """
 
 import os
@@ -14,7 +15,9 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, TypeAlias
+from weakref import ref
 
 import mujoco
 import numpy as np
@@ -40,25 +43,33 @@ class Frame:
     done: Future = field(default_factory=Future)
 
 
+_SceneRef: TypeAlias = ref[EngineScene]
+_Held: TypeAlias = "OrderedDict[_SceneRef, _SceneRenderer]"
+"""What one thread holds, the least recently used first."""
+
+
 class RenderPool:
     """The GL threads of one device. Use `acquire` and `release`, not the constructor."""
 
-    _pools: ClassVar[dict[Device, "RenderPool"]] = {}
+    _pools: ClassVar[dict[GLDevice, "RenderPool"]] = {}
     _pools_lock = threading.Lock()
 
-    def __init__(self, device: Device) -> None:
-        gl_device = open_device(device)
-        self.renderer = gl_device.renderer
+    def __init__(self, device: GLDevice) -> None:
+        self.renderer = device.renderer
+        self._device = device
         self._users = 0
         self._pending: OrderedDict[int, Frame] = OrderedDict()
-        self._holders: dict[EngineScene, int] = {}
+        self._holders: dict[_SceneRef, set[int]] = {}
+        """Scene -> threads that hold it, or are about to."""
+        self._drawing: set[int] = set()
+        """Threads that are busy."""
         self._memory_bytes = 0
-        self._memory_limit = _GPU_MEMORY_BYTES if gl_device.is_gpu else max(_MIN_MEMORY_BYTES, _free_memory() // 2)
+        self._memory_limit = _GPU_MEMORY_BYTES if device.is_gpu else max(_MIN_MEMORY_BYTES, _free_memory() // 2)
         self._closing = False
         self._changed = threading.Condition()
-        num_threads = 1 if gl_device.is_gpu else len(os.sched_getaffinity(0))
+        num_threads = 1 if device.is_gpu else len(os.sched_getaffinity(0))
         self._threads = [
-            threading.Thread(target=self._serve, args=(gl_device,), name=f"vla_envs-gl-{index}", daemon=True)
+            threading.Thread(target=self._serve, args=(index,), name=f"vla_envs-gl-{index}", daemon=True)
             for index in range(num_threads)
         ]
         for thread in self._threads:
@@ -68,9 +79,10 @@ class RenderPool:
     def acquire(cls, device: Device) -> "RenderPool":
         """The process's pool for this device; give it back with `release`."""
         with cls._pools_lock:
-            pool = cls._pools.get(device)
+            gl_device = open_device(device)
+            pool = cls._pools.get(gl_device)
             if pool is None:
-                pool = cls._pools[device] = cls(device)
+                pool = cls._pools[gl_device] = cls(gl_device)
             pool._users += 1
             return pool
 
@@ -80,8 +92,7 @@ class RenderPool:
             self._users -= 1
             if self._users > 0:
                 return
-            for device in [device for device, pool in self._pools.items() if pool is self]:
-                del self._pools[device]
+            del self._pools[self._device]
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -95,20 +106,28 @@ class RenderPool:
                 self._pending[id(frame)] = frame
             self._changed.notify_all()
 
-    def _serve(self, device: GLDevice) -> None:
+    @property
+    def num_held(self) -> int:
+        """How many scenes are held now, copies counted."""
+        with self._changed:
+            return sum(len(threads) for threads in self._holders.values())
+
+    def _serve(self, thread: int) -> None:
         """A GL thread. Takes: pending frames. Gives: pixels, and the result or error of every frame it took."""
-        held: OrderedDict[EngineScene, _SceneRenderer] = OrderedDict()
+        held: _Held = OrderedDict()
         context = None
         try:
-            while (frame := self._take(held)) is not None:
+            while (frame := self._take(thread, held)) is not None:
+                scene = ref(frame.scene)
                 try:
-                    context = context or device.make_context()
-                    renderer = held.get(frame.scene)
-                    if renderer is None:
-                        renderer = held[frame.scene] = _SceneRenderer(frame.scene)
-                    held.move_to_end(frame.scene)
-                    renderer.draw(frame)
+                    context = context or self._device.make_context()
+                    if scene not in held:
+                        held[scene] = _SceneRenderer(frame.scene)
+                    held.move_to_end(scene)
+                    held[scene].draw(frame)
                 except BaseException as error:  # the frame's owner gets it; this thread serves the others
+                    if scene not in held:
+                        self._give_up(thread, scene, _context_bytes(frame.scene))
                     frame.done.set_exception(error)
                 else:
                     frame.done.set_result(None)
@@ -120,50 +139,67 @@ class RenderPool:
             if context is not None:
                 context.free()
 
-    def _take(self, held: "OrderedDict[EngineScene, _SceneRenderer]") -> Frame | None:
+    def _take(self, thread: int, held: _Held) -> Frame | None:
         """Wait for a frame that this thread should draw; None when the pool closes."""
         with self._changed:
+            self._drawing.discard(thread)
             while True:
+                for scene in [scene for scene in held if scene() is None]:
+                    self._drop(thread, scene, held)
                 if self._closing:
                     return None
-                frame = self._choose(held)
+                frame = self._choose(thread)
                 if frame is not None:
-                    del self._pending[id(frame)]
-                    if frame.scene not in held:
-                        self._make_room(frame.scene, held)
-                    return frame
+                    break
                 self._changed.wait()
+            del self._pending[id(frame)]
+            self._drawing.add(thread)
+            scene = ref(frame.scene)
+            if scene not in held:
+                needed = _context_bytes(frame.scene)
+                while held and self._memory_bytes + needed > self._memory_limit:
+                    self._drop(thread, next(iter(held)), held)
+                self._memory_bytes += needed
+                self._holders.setdefault(scene, set()).add(thread)
+            if self._pending:
+                self._changed.notify_all()  # others may copy its scenes, now that this thread is busy
+            return frame
 
-    def _choose(self, held: "OrderedDict[EngineScene, _SceneRenderer]") -> Frame | None:
+    def _choose(self, thread: int) -> Frame | None:
         unclaimed = copyable = None
         for frame in self._pending.values():
-            if frame.scene in held:
+            holders = self._holders.get(ref(frame.scene), set())
+            if thread in holders:
                 return frame
-            if frame.scene not in self._holders:
+            if not holders:
                 unclaimed = unclaimed or frame
-            elif self._memory_bytes + _context_bytes(frame.scene) <= self._memory_limit:
+            elif holders <= self._drawing and self._memory_bytes + _context_bytes(frame.scene) <= self._memory_limit:
                 copyable = copyable or frame
         return unclaimed or copyable
 
-    def _make_room(self, scene: EngineScene, held: "OrderedDict[EngineScene, _SceneRenderer]") -> None:
-        """Account for a scene that this thread will hold, and free its least recently used ones where memory is short."""
-        needed = _context_bytes(scene)
-        while held and self._memory_bytes + needed > self._memory_limit:
-            old, renderer = held.popitem(last=False)
-            renderer.free()
-            self._memory_bytes -= _context_bytes(old)
-            self._holders[old] -= 1
-            if self._holders[old] == 0:
-                del self._holders[old]
-        self._memory_bytes += needed
-        self._holders[scene] = self._holders.get(scene, 0) + 1
+    def _drop(self, thread: int, scene: _SceneRef, held: _Held) -> None:
+        """Free what this thread holds of a scene."""
+        renderer = held.pop(scene)
+        renderer.free()
+        self._give_up(thread, scene, renderer.num_bytes)
+
+    def _give_up(self, thread: int, scene: _SceneRef, num_bytes: int) -> None:
+        """Take a scene that this thread does not hold off the books."""
+        with self._changed:
+            self._memory_bytes -= num_bytes
+            self._holders[scene].remove(thread)
+            if not self._holders[scene]:
+                del self._holders[scene]
 
 
 class _SceneRenderer:
-    """What one GL thread keeps of one scene: uploaded meshes and textures, and room for what is drawn."""
+    """What one GL thread keeps of one scene: uploaded meshes and textures, and room for what is drawn.
+
+    It does not keep the scene itself alive.
+    """
 
     def __init__(self, scene: EngineScene) -> None:
-        self._scene = scene
+        self.num_bytes = _context_bytes(scene)
         self._data = mujoco.MjData(scene.model)
         self._context = mujoco.MjrContext(scene.model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._drawn = mujoco.MjvScene(scene.model, maxgeom=_MAX_VISIBLE_GEOMS)
@@ -180,10 +216,10 @@ class _SceneRenderer:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # the last one drawn may be another scene's
         show_poses(frame.view.poses, self._data)
         self._camera.fixedcamid = frame.camera_id
-        with self._scene.switch_lock:
-            self._scene.show_switches(frame.view.switches_on)
+        with frame.scene.switch_lock:
+            frame.scene.show_switches(frame.view.switches_on)
             mujoco.mjv_updateScene(
-                self._scene.model,
+                frame.scene.model,
                 self._data,
                 self._options,
                 self._no_perturbation,
@@ -209,5 +245,8 @@ def _context_bytes(scene: EngineScene) -> int:
 
 
 def _free_memory() -> int:
-    """Bytes of memory that are free now."""
+    """Bytes of memory that are free now, or hold nothing but cached files."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -42,6 +42,8 @@ class SingleEnv(gym.Env):
         """Play one chunk (K, 7), or one action (7,); see `ChunkedVectorEnv.step`."""
         if self._over:
             raise NotResetError("step was called on a finished episode: call reset() first")
+        if np.shape(action) != self.action_space.shape:
+            raise ValueError(f"the action must have shape {self.action_space.shape}, got {np.shape(action)}")
         observation, reward, terminated, truncated, info = self._envs.step(np.asarray(action)[None])
         self._over = bool(terminated[0] or truncated[0])
         return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first_info(info)

@@ -1,0 +1,77 @@
+"""What users hand to a vector env, checked before anything moves and brought into the shape the env works with."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vla_envs.vector.engine import ACTION_DIM
+
+
+def read_actions(actions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(N, K, 7) float64 from actions of the action space's shape, (N, 7) or (N, K, 7).
+
+    Raises:
+        ValueError: Wrong shape, or a number that is not finite.
+    """
+    chunk = np.asarray(actions, np.float64)
+    if chunk.shape != shape:
+        raise ValueError(f"actions must have shape {shape}, got {chunk.shape}")
+    if not np.isfinite(chunk).all():
+        raise ValueError(f"actions must be finite, got {chunk[~np.isfinite(chunk)][0]}")
+    return np.ascontiguousarray(chunk.reshape(shape[0], -1, ACTION_DIM))
+
+
+def read_reset_options(options: Mapping[str, Any] | None, num_envs: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The reset mask (N,) bool, all True by default, and the other options, each (N,).
+
+    Raises:
+        ValueError: Wrong shape, or a mask that is not boolean.
+    """
+    chosen = dict(options or {})
+    mask = np.array(chosen.pop("reset_mask", np.ones(num_envs, bool)))
+    if mask.shape != (num_envs,) or mask.dtype != bool:
+        raise ValueError(f"reset_mask must be ({num_envs},) bool, got {mask.shape} {mask.dtype}")
+    arrays = {}
+    for name, value in chosen.items():
+        array = np.asarray(value)
+        if array.shape not in ((), (num_envs,)):
+            raise ValueError(f"reset option {name!r} must have shape () or ({num_envs},), got {array.shape}")
+        arrays[name] = np.broadcast_to(array, (num_envs,))
+    return mask, arrays
+
+
+def read_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[list[int] | None]:
+    """What each slot's random stream starts from: (seed, slot) for one seed, (its own, slot) for one per slot; None keeps it.
+
+    Raises:
+        ValueError: Not N seeds, or a negative one.
+    """
+    single = seed is None or isinstance(seed, int | np.integer)
+    seeds = [seed] * num_envs if single else list(seed)  # type: ignore[arg-type]
+    if len(seeds) != num_envs:
+        raise ValueError(f"seed must be one number or {num_envs} of them, got {len(seeds)}")
+    for number in seeds:
+        if number is not None and (not isinstance(number, int | np.integer) or number < 0):
+            raise ValueError(f"seeds must be integers from 0 upwards, got {number!r}")
+    return [
+        None if number is None else [int(number), slot] if single else [int(number)]  # type: ignore[arg-type]
+        for slot, number in enumerate(seeds)
+    ]
+
+
+def read_states(states: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """N arrays [time, qpos, qvel] float64, of these shapes.
+
+    Raises:
+        ValueError: Not N, a wrong shape, or a number that is not finite.
+    """
+    if len(states) != len(shapes):
+        raise ValueError(f"set_state takes {len(shapes)} states, got {len(states)}")
+    checked = [np.asarray(state, np.float64) for state in states]
+    for slot, (state, shape) in enumerate(zip(checked, shapes, strict=True)):
+        if state.shape != shape:
+            raise ValueError(f"the state of slot {slot} must have shape {shape}, got {state.shape}")
+        if not np.isfinite(state).all():
+            raise ValueError(f"the state of slot {slot} is not finite")
+    return checked
