@@ -211,12 +211,13 @@ class Conductor:
 
     def _dispatch(self, decided: Decided) -> None:
         """Send each worker its chunk, unless it died or lost its episodes meanwhile."""
-        batch, output = decided.batch, decided.output
+        batch = decided.batch
         if batch is not self._outstanding:
             return
         self._outstanding = None
         self._policy_cost.record(len(batch.rows), decided.seconds)
-        description = self._workers[0].description
+        decisions = [(output, line) for output in decided.outputs for line in range(len(output.actions))]
+        description, chunk_size = self._workers[0].description, decided.outputs[0].actions.shape[1]
         rows_of: dict[int, list[int]] = {worker: [] for worker in batch.workers}
         for index, row in enumerate(batch.rows):
             rows_of[row.worker].append(index)
@@ -225,17 +226,16 @@ class Conductor:
             indices = [index for index in indices if batch.rows[index].lease in current]
             if not self.scheduler.decided(worker):
                 continue
-            num_slots, chunk_size = self._workers[worker].description.num_slots, output.actions.shape[1]
+            num_slots = self._workers[worker].description.num_slots
             actions = np.empty((num_slots, chunk_size, description.action_dim), np.float32)
             actions[:] = self._neutral_action
             active = np.zeros(num_slots, bool)
             for index in indices:
-                row = batch.rows[index]
+                row, (output, line) = batch.rows[index], decisions[index]
                 self._recorders[row.lease].decide(
-                    decided.images[index], output.token_ids[index], output.logprobs[index], output.policy_version
+                    decided.images[index], output.token_ids[line], output.logprobs[line], output.policy_version
                 )
-                actions[row.slot] = output.actions[index]
-                active[row.slot] = True
+                actions[row.slot], active[row.slot] = output.actions[line], True
             self._send(worker, Step(actions=actions, active=active))
 
     def _record(self, worker: int, reply: GroupReply, objective: Objective) -> None:

@@ -39,7 +39,8 @@ class Decided:
     batch: PolicyBatch
     images: np.ndarray
     """(B, H, W, 3) uint8: what the policy saw; trajectories keep views of it."""
-    output: PolicyOutput
+    outputs: tuple[PolicyOutput, ...]
+    """Of the calls that it took (more than one for more rows than a call may have), B rows together."""
     seconds: float
     """How long the policy took."""
 

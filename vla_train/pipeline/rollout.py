@@ -181,14 +181,12 @@ class Rollout:
                 uniforms=None if uniforms is None else uniforms[rows],
                 temperature=self._config.temperature,
             )
-            outputs.append(output)
+            outputs.append(self._check(output, len(images[rows])))
         ended = time.perf_counter()
         self._timeline.add("policy", "policy", began, ended, rows=len(batch.rows))
-        output = outputs[0] if len(outputs) == 1 else _concatenate(outputs)
-        self._check(output, len(batch.rows))
-        return Decided(batch=batch, images=images, output=output, seconds=ended - began)
+        return Decided(batch=batch, images=images, outputs=tuple(outputs), seconds=ended - began)
 
-    def _check(self, output: PolicyOutput, rows: int) -> None:
+    def _check(self, output: PolicyOutput, rows: int) -> PolicyOutput:
         num_tokens = self._policy.chunk_size * self._policy.action_dim
         expected = {
             "actions": (rows, self._policy.chunk_size, self._policy.action_dim),
@@ -201,6 +199,7 @@ class Rollout:
                 raise ValueError(f"the policy's {name} must have shape {shape}, got {value.shape}")
             if not np.isfinite(value).all():
                 raise ValueError(f"the policy's {name} contain NaN or infinity")
+        return output
 
     # --- checkpoints
 
@@ -268,12 +267,3 @@ class _Exclusive:
 
     def __exit__(self, *exception: object) -> None:
         self._lock.release()
-
-
-def _concatenate(outputs: Sequence[PolicyOutput]) -> PolicyOutput:
-    return PolicyOutput(
-        actions=np.concatenate([output.actions for output in outputs]),
-        token_ids=np.concatenate([output.token_ids for output in outputs]),
-        logprobs=np.concatenate([output.logprobs for output in outputs]),
-        policy_version=min(output.policy_version for output in outputs),
-    )

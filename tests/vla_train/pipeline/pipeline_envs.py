@@ -5,6 +5,7 @@ reward 1 on the right side. The image shows the seed, the step and the position,
 """
 
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ class DriftEnv(gym.Env[dict[str, Any], np.ndarray]):
         fault: What goes wrong at step `fault_step` of an episode: "raise", "die", "hang", "nan" or "shape".
         marker: The fault happens once in each of this folder's first `fault_times` visits; None never stops it.
         seconds_per_step: Time that a step takes without holding the GIL.
+        jitter_s: Longest additional time that a step takes, drawn anew each time, not from the episode's seed.
     """
 
     observation_space = gym.spaces.Dict(
@@ -48,9 +50,10 @@ class DriftEnv(gym.Env[dict[str, Any], np.ndarray]):
         fault_times: int = 1,
         marker: str | None = None,
         seconds_per_step: float = 0.0,
+        jitter_s: float = 0.0,
     ) -> None:
         self._fault, self._fault_step, self._fault_times, self._marker = fault, fault_step, fault_times, marker
-        self._seconds_per_step = seconds_per_step
+        self._seconds_per_step, self._jitter_s = seconds_per_step, jitter_s
 
     def _faulty_now(self) -> bool:
         if not self._fault or self._steps != self._fault_step:
@@ -78,8 +81,8 @@ class DriftEnv(gym.Env[dict[str, Any], np.ndarray]):
         return self._observe(), {}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        if self._seconds_per_step:
-            time.sleep(self._seconds_per_step)
+        if self._seconds_per_step or self._jitter_s:
+            time.sleep(self._seconds_per_step + random.uniform(0, self._jitter_s))
         self._steps += 1
         self._position += 0.2 * float(action[0]) + 0.05 * float(action[1])
         ended = abs(self._position) > 1
@@ -161,9 +164,9 @@ def make_same_step(num_envs: int, **kwargs: Any) -> VectorEnv:
     return _make_sync(num_envs, AutoresetMode.SAME_STEP, **kwargs)
 
 
-def _make_sync(num_envs: int, mode: AutoresetMode, *, max_episode_steps: int) -> VectorEnv:
+def _make_sync(num_envs: int, mode: AutoresetMode, *, max_episode_steps: int, jitter_s: float = 0.0) -> VectorEnv:
     def make() -> gym.Env[Any, Any]:
-        return gym.wrappers.TimeLimit(DriftEnv(), max_episode_steps)
+        return gym.wrappers.TimeLimit(DriftEnv(jitter_s=jitter_s), max_episode_steps)
 
     env = SyncVectorEnv([make] * num_envs, autoreset_mode=mode)
     env.max_episode_steps = max_episode_steps  # type: ignore[attr-defined]

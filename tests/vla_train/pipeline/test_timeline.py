@@ -8,7 +8,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import pytest
 
-from vla_train.pipeline.timeline import Timeline
+from vla_train.pipeline.timeline import Timeline, read_chrome_trace
 
 
 def test_utilisation_and_overlap_efficiency_of_a_known_schedule() -> None:
@@ -103,3 +103,33 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     assert image.shape[1] > 1000
     colours = {tuple(pixel) for pixel in image[::4, ::4, :3].reshape(-1, 3)}
     assert {(242, 142, 43), (78, 121, 167)} <= colours  # policy and simulation
+
+
+@pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
+def test_a_trace_that_was_written_is_read_back(name: str, tmp_path: Path) -> None:
+    timeline = Timeline()
+    timeline.add("policy", "policy", 100.0, 100.5, rows=8)
+    timeline.add("env 0", "simulate", 100.25, 101.0, rows=4)
+    timeline.write_chrome_trace(tmp_path / name)
+    policy, simulate = read_chrome_trace(tmp_path / name)
+    assert (policy.resource, policy.kind, policy.rows) == ("policy", "policy", 8)
+    assert (simulate.resource, simulate.kind, simulate.rows) == ("env 0", "simulate", 4)
+    assert policy.end - policy.start == pytest.approx(0.5)
+    assert simulate.start - policy.start == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x1f\x8b\x08broken", gzip.compress(b"[]"), gzip.compress(b"x" * 999)[:20]])
+def test_a_damaged_trace_is_an_error_that_names_the_file(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "trace.json.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"trace\.json\.gz"):
+        read_chrome_trace(tmp_path / "trace.json.gz")
+
+
+def test_pictures_and_traces_replace_older_ones_as_a_whole(tmp_path: Path) -> None:
+    timeline = Timeline()
+    timeline.add("policy", "policy", 0.0, 0.5)
+    for _ in range(2):
+        timeline.plot(tmp_path / "timeline.svg")
+        timeline.write_chrome_trace(tmp_path / "timeline.json.gz")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["timeline.json.gz", "timeline.svg"]
+    assert (tmp_path / "timeline.svg").read_text().lstrip().startswith("<?xml")
