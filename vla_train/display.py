@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -43,12 +44,12 @@ class Display:
         self._console.print(text)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """Print a table; the first column is left-aligned, numbers to the right."""
-        table = Table(title=title, title_justify="left")
+        """Print a table of plain texts; the first column is left-aligned, numbers to the right."""
+        table = Table(title=escape(title), title_justify="left")
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(escape(cell) for cell in row))
         self._console.print(table)
 
     @contextmanager

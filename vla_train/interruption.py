@@ -50,8 +50,8 @@ class Interruption:
             yield
         finally:
             self._deferring = False
-        if self._pending:
-            self._pending = False
+            pending, self._pending = self._pending, False
+        if pending:
             raise Interrupted
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -13,16 +13,19 @@ A run's folder:
 Invariant: a resumed run's curves are those of an uninterrupted one: records after the checkpoint it resumes from are dropped.
 """
 
+import importlib
 import json
 import math
 import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, Protocol
 
 RecordKind = Literal["iteration", "eval"]
 METRICS_FILE = "metrics.jsonl"
+_PROJECT = "vla-train"
 
 
 class Tracker(Protocol):
@@ -91,21 +94,22 @@ def read_records(run: Path, kind: RecordKind | None = None) -> list[dict[str, An
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
+            if not {"kind", "iteration"} <= record.keys():
+                raise ValueError("it has no kind or no iteration")
             if kind is None or record["kind"] == kind:
                 records.append(record)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, AttributeError) as error:
             raise ValueError(f"{path}, line {number}: not a record of a run ({error}): delete this line") from None
     return records
 
 
 class TensorBoardTracker:
-    """Event files in `tensorboard/`; a resumed run hides what it does again."""
+    """Event files in `tensorboard/`; what was written past the iteration that the run goes on from is hidden."""
 
     def __init__(self, run: Path, resume_iteration: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        purge = None if resume_iteration is None else resume_iteration + 1
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=purge)
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=(resume_iteration or 0) + 1)
 
     def log(self, scalars: Mapping[str, float], *, iteration: int) -> None:
         for name, value in scalars.items():
@@ -117,21 +121,36 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """Weights & Biases (or trackio, which has the same interface)."""
+    """Weights & Biases; a resumed run goes on where it was."""
 
-    def __init__(
-        self, module_name: Literal["wandb", "trackio"], run: Path, config: Mapping[str, Any], resume_iteration: int | None
-    ) -> None:
-        import importlib
+    def __init__(self, run: Path, config: Mapping[str, Any], resume_iteration: int | None) -> None:
+        wandb = _installed("wandb")
+        id_file = run / "wandb_run_id"
+        known = id_file.read_text() if resume_iteration is not None and id_file.exists() else None
+        self._run = wandb.init(
+            project=_PROJECT,
+            name=run.resolve().name,
+            config=dict(config),
+            dir=str(run),
+            id=known,
+            resume=None if known is None else "allow",
+        )
+        id_file.write_text(self._run.id)
 
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError:
-            raise ImportError(
-                f"{module_name} is not installed: pip install {module_name}, or leave it out of trackers"
-            ) from None
+    def log(self, scalars: Mapping[str, float], *, iteration: int) -> None:
+        self._run.log(dict(scalars), step=iteration)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class TrackioTracker:
+    """trackio; a resumed run goes on in the newest of its name."""
+
+    def __init__(self, run: Path, config: Mapping[str, Any], resume_iteration: int | None) -> None:
+        trackio = _installed("trackio")
         resume = "never" if resume_iteration is None else "allow"
-        self._run = module.init(project="vla-train", name=run.resolve().name, config=dict(config), resume=resume)
+        self._run = trackio.init(project=_PROJECT, name=run.resolve().name, config=dict(config), resume=resume, embed=False)
 
     def log(self, scalars: Mapping[str, float], *, iteration: int) -> None:
         self._run.log(dict(scalars), step=iteration)
@@ -150,9 +169,18 @@ def make_tracker(name: str, run: Path, config: Mapping[str, Any], resume_iterati
     match name:
         case "tensorboard":
             return TensorBoardTracker(run, resume_iteration)
-        case "wandb" | "trackio":
-            return WandbTracker(name, run, config, resume_iteration)  # type: ignore[arg-type]
+        case "wandb":
+            return WandbTracker(run, config, resume_iteration)
+        case "trackio":
+            return TrackioTracker(run, config, resume_iteration)
     raise ValueError(f"unknown tracker {name!r}: choose among tensorboard, wandb, trackio")
+
+
+def _installed(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{name} cannot be imported ({error}): pip install {name}, or leave it out of trackers") from error
 
 
 def _finite(value: Any) -> Any:
