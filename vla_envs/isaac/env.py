@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from vla_envs.isaac.isaaclab import require_isaaclab
-from vla_envs.isaac.randomize import sample_initial_states
+from vla_envs.isaac.randomize import InitialStates
 from vla_envs.libero.env import check_arguments, shared_scene
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv, Start
@@ -75,6 +75,7 @@ class IsaacEnv(ChunkedVectorEnv):
         self.suite = suite
         self._task_id = task_id
         self._scene = shared_scene(suite, task_id, detail, folder)
+        self._initial_states = InitialStates(self._scene.scene)
         super().__init__(
             num_envs,
             engine=MujocoEngine(num_envs, device=device if cameras else None, num_threads=num_threads),
@@ -91,7 +92,7 @@ class IsaacEnv(ChunkedVectorEnv):
     def _next_start(self, slot: int, rng: np.random.Generator, episode: int, options: Mapping[str, np.ndarray]) -> Start:
         return Start(
             scene=self._scene,
-            state=sample_initial_states(self._scene.scene, rng, 1)[0],
+            state=self._initial_states.draw(rng),
             task_id=self._task_id,
             init_state_id=-1,
             instruction=self.instructions[self._task_id],

@@ -1,84 +1,96 @@
-"""Random initial states of a task: objects placed anew inside the regions that the task itself allows, never in collision.
+"""Random initial states of a task: movable objects placed anew in the regions that the task itself allows, never in collision.
 
-Positions are drawn; heights, orientations and everything that is not a movable object (robot, drawers, knobs) come from one
-of the benchmark's stored states, drawn too, so that objects stand as they stand there. What starts on another object moves with it.
+Places and angles are drawn as LIBERO's own samplers draw them; what is not a movable object (robot, drawers, knobs) and all
+heights come from one of the benchmark's stored states, drawn too. LIBERO keeps objects apart by nominal radii, smaller than the
+objects; here MuJoCo's own contacts decide, so that nothing is thrown about when the episode starts.
 """
 
+import mujoco
 import numpy as np
 
 from vla_envs.libero.scene import Placement, Scene
 
 _MAX_ATTEMPTS = 1000
-_CLEARANCE = 0.01
-"""Metres between the circles that keep two objects apart."""
+_TOLERANCE = 1e-3
+"""Metres by which bodies that lie in each other in all stored states (a can and the floor) may be deeper than there."""
 
 
-def sample_initial_states(scene: Scene, random: np.random.Generator, count: int) -> np.ndarray:
-    """Draw states.
+class InitialStates:
+    """Draws initial states of one scene, one thread at a time.
 
     Args:
         scene: The task.
-        random: Where numbers come from.
-        count: How many.
-
-    Returns:
-        (count, 1 + nq + nv) float64: [time, qpos, qvel], at rest.
-
-    Raises:
-        RuntimeError: The task's regions leave no room for its objects.
     """
-    return (
-        np.stack([_sample(scene, random) for _ in range(count)])
-        if count
-        else np.zeros((0, 1 + scene.model.nq + scene.model.nv))
-    )
 
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        model = self._model = scene.model
+        self._data = mujoco.MjData(model)
+        self._root_of_geom = model.body_rootid[model.geom_bodyid]
+        movable = model.body_rootid[model.jnt_bodyid[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE]]
+        self._watched = np.zeros((model.nbody, model.nbody), bool)
+        self._watched[movable, :] = self._watched[:, movable] = True
+        usual = np.min([self._depths(state) for state in scene.init_states], axis=0)
+        self._allowed_depths = np.where(usual > 0, usual + _TOLERANCE, 0.0)
 
-def _sample(scene: Scene, random: np.random.Generator) -> np.ndarray:
-    stored = scene.init_states[random.integers(len(scene.init_states))]
-    state = stored.copy()
-    state[0] = 0.0
-    state[1 + scene.model.nq :] = 0.0
-    free = [placement for placement in scene.placements if len(placement.ranges)]
-    radii = np.array([placement.horizontal_radius for placement in free])
-    stored_places = np.array([_place(stored, placement) for placement in free]).reshape(-1, 2)
-    for _ in range(_MAX_ATTEMPTS):
-        places = np.array([_draw(placement, random) for placement in free]).reshape(-1, 2)
-        if _is_clear(places, radii, scene.obstacles, stored_places):
-            break
-    else:
-        raise RuntimeError(f"{scene.name}: no free placement of {len(free)} objects was found in {_MAX_ATTEMPTS} attempts")
-    moved = {placement.object_name: place - _place(stored, placement) for placement, place in zip(free, places, strict=True)}
-    for placement in scene.placements:
-        shift = moved.get(placement.object_name, moved.get(placement.attached_to))
-        if shift is not None:
+    def draw(self, random: np.random.Generator) -> np.ndarray:
+        """One state.
+
+        Args:
+            random: Where numbers come from.
+
+        Returns:
+            (1 + nq + nv,) float64: [time, qpos, qvel], at time 0 and at rest.
+
+        Raises:
+            RuntimeError: The task's regions leave no room for its objects.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            state = self._place_objects(random)
+            if (self._depths(state) <= self._allowed_depths).all():
+                return state
+        raise RuntimeError(f"{self._scene.name}: no placement without collisions was found in {_MAX_ATTEMPTS} attempts")
+
+    def _place_objects(self, random: np.random.Generator) -> np.ndarray:
+        state = self._scene.init_states[random.integers(len(self._scene.init_states))].copy()
+        state[0] = 0.0
+        state[1 + self._model.nq :] = 0.0
+        self._data.qpos[:] = state[1 : 1 + self._model.nq]
+        mujoco.mj_kinematics(self._model, self._data)
+        places: dict[str, np.ndarray] = {}
+        for placement in self._scene.placements:
+            origin = places[placement.attached_to] if placement.attached_to else np.zeros(2)
+            if placement.site >= 0:
+                origin = self._data.site_xpos[placement.site, :2]
+            places[placement.object_name] = place = origin + _draw_place(placement, random)
             address = 1 + placement.qpos_address
-            state[address : address + 2] += shift
-    return state
+            state[address : address + 2] = place
+            state[address + 3 : address + 7] = _draw_orientation(placement, random)
+        return state
+
+    def _depths(self, state: np.ndarray) -> np.ndarray:
+        """(nbody, nbody) metres: how deep a movable body and another one are in each other; 0 if they do not touch.
+
+        Bodies are named by the root of their tree: a whole object, fixture or robot.
+        """
+        self._data.qpos[:] = state[1 : 1 + self._model.nq]
+        mujoco.mj_fwdPosition(self._model, self._data)
+        depths = np.zeros((self._model.nbody, self._model.nbody))
+        contact = self._data.contact
+        first, second = self._root_of_geom[contact.geom.reshape(-1, 2)].T
+        np.maximum.at(depths, (np.minimum(first, second), np.maximum(first, second)), -contact.dist)
+        return np.where(self._watched, depths, 0.0)
 
 
-def _place(state: np.ndarray, placement: Placement) -> np.ndarray:
-    return state[1 + placement.qpos_address : 3 + placement.qpos_address]
-
-
-def _draw(placement: Placement, random: np.random.Generator) -> np.ndarray:
+def _draw_place(placement: Placement, random: np.random.Generator) -> np.ndarray:
+    """(2,) metres."""
     x_min, y_min, x_max, y_max = placement.ranges[random.integers(len(placement.ranges))]
-    return np.array([random.uniform(x_min, x_max), random.uniform(y_min, y_max)])
+    return random.uniform((x_min, y_min), (x_max, y_max))
 
 
-def _is_clear(places: np.ndarray, radii: np.ndarray, obstacles: np.ndarray, stored_places: np.ndarray) -> bool:
-    """Whether no two circles overlap more than the benchmark's own states have them.
-
-    Radii are LIBERO's, which its own regions do not always respect (a bowl's region may touch a cabinet's circle): what is
-    closer in the stored state may be as close here.
-    """
-
-    def gaps(at: np.ndarray) -> np.ndarray:
-        others = np.concatenate([at, obstacles[:, :2]])
-        apart = np.linalg.norm(at[:, None] - others[None], axis=-1)
-        wanted = radii[:, None] + np.concatenate([radii, obstacles[:, 2]])[None] + _CLEARANCE
-        return apart - wanted
-
-    mine, theirs = gaps(places), gaps(stored_places)
-    different = ~np.eye(len(places), mine.shape[1], dtype=bool)
-    return bool((mine >= np.minimum(0.0, theirs))[different].all())
+def _draw_orientation(placement: Placement, random: np.random.Generator) -> np.ndarray:
+    """(4,) w x y z."""
+    yaw, turn, orientation = random.uniform(*placement.yaw_range), np.zeros(4), np.zeros(4)
+    mujoco.mju_axisAngle2Quat(turn, np.array([0.0, 0.0, 1.0]), yaw)
+    mujoco.mju_mulQuat(orientation, turn, placement.orientation)
+    return orientation

@@ -32,7 +32,7 @@ from vla_envs.errors import SceneFormatError
 from vla_envs.libero.goals import goal_from_json, goal_to_json
 from vla_envs.libero.scene import OscConstants, Placement, Scene, VisualSwitch
 
-FORMAT = 1
+FORMAT = 2
 _HEADER, _ARRAYS, _MODEL = "header.json", "arrays.npz", "model.mjb"
 _PLAIN = ("suite", "task_id", "name", "instruction", "max_episode_steps", "detail", "cameras")
 
@@ -46,7 +46,7 @@ def save_bundle(scene: Scene, file: Path, *, origin: str, portable: bool) -> Non
         origin: What it is made from, by name and version.
         portable: One compressed file (about a quarter of the size), or the model beside it, quick to load.
     """
-    arrays: dict[str, np.ndarray] = {"init_states": scene.init_states, "obstacles": scene.obstacles}
+    arrays: dict[str, np.ndarray] = {"init_states": scene.init_states}
     header: dict[str, Any] = {"format": FORMAT, "mujoco": mujoco.__version__, "origin": origin}
     header |= {name: getattr(scene, name) for name in _PLAIN} | {"goal": goal_to_json(scene.goal)}
     header["osc"] = _split(scene.osc, arrays, "osc")
@@ -107,7 +107,6 @@ def load_bundle(file: Path, *, origin: str | None = None) -> Scene:
             placements=tuple(
                 _join(Placement, item, arrays, f"placement{index}") for index, item in enumerate(header["placements"])
             ),
-            obstacles=arrays["obstacles"],
             visual_switches=tuple(
                 _join(VisualSwitch, item, arrays, f"switch{index}") for index, item in enumerate(header["visual_switches"])
             ),

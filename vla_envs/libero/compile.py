@@ -6,7 +6,8 @@ fixtures, which no stored initial state holds), one draw with a fixed seed is ke
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mujoco
@@ -41,11 +42,11 @@ def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
     task = tasks[task_id]
     with _one_at_a_time:  # LIBERO draws from numpy's global random numbers
         env = build_libero(suite, task_id)
+        placements = _placements(env)
     try:
         model = copy.copy(env.sim.model._model)
         if detail == "fast":
             model = _with_fast_visuals(model, env.model.get_xml())
-        placements, obstacles = _placements(env, model)
         return Scene(
             suite=suite,
             task_id=task_id,
@@ -58,7 +59,6 @@ def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
             goal=_goal(env, model),
             osc=_osc_constants(env, model),
             placements=placements,
-            obstacles=obstacles,
             visual_switches=_visual_switches(env, model),
             cameras={name: model.camera(theirs).id for name, theirs in CAMERAS.items()},
         )
@@ -74,21 +74,27 @@ def build_libero(suite: str, task_id: int) -> Any:
             from libero.libero.envs.env_wrapper import ControlEnv
     except ImportError as error:
         raise MissingDependencyError(f"robosuite cannot be imported ({error}): pip install 'vla-envs[libero]'") from error
-    random_state = np.random.get_state()
+    with _fixed_random_numbers(), quiet():
+        wrapper = ControlEnv(
+            bddl_file_name=benchmark.get_task_bddl_file_path(task_id),
+            use_camera_obs=False,
+            has_offscreen_renderer=False,
+            hard_reset=False,  # it was just built: reset need not build it again
+        )
+        np.random.seed(_FIXTURE_SEED)
+        wrapper.reset()
+    return wrapper.env
+
+
+@contextmanager
+def _fixed_random_numbers() -> Iterator[None]:
+    """numpy's global random numbers, seeded, and put back afterwards."""
+    before = np.random.get_state()
     np.random.seed(_FIXTURE_SEED)
     try:
-        with quiet():
-            wrapper = ControlEnv(
-                bddl_file_name=benchmark.get_task_bddl_file_path(task_id),
-                use_camera_obs=False,
-                has_offscreen_renderer=False,
-                hard_reset=False,  # it was just built: reset need not build it again
-            )
-            np.random.seed(_FIXTURE_SEED)
-            wrapper.reset()
+        yield
     finally:
-        np.random.set_state(random_state)
-    return wrapper.env
+        np.random.set_state(before)
 
 
 def _with_fast_visuals(model: mujoco.MjModel, xml: str) -> mujoco.MjModel:
@@ -237,38 +243,70 @@ def _qpos_address(model: mujoco.MjModel, joint: str) -> int:
 # --- random starts
 
 
-def _placements(env: Any, model: mujoco.MjModel) -> tuple[tuple[Placement, ...], np.ndarray]:
-    """Where movable objects may start, and what stands in their way, as (x, y, radius)."""
-    placements, obstacles = [], []
+def _placements(env: Any) -> tuple[Placement, ...]:
+    """What LIBERO's placement samplers draw from, object by object."""
+    from libero.libero.envs.regions.base_region_sampler import InSiteRegionRandomSampler
+
+    model = env.sim.model._model
+    on_sites, on_objects = env.conditional_placement_initializer, env.conditional_placement_on_objects_initializer
+    placements = []
     for sampler in env.placement_initializer.samplers.values():
-        for item in sampler.mujoco_objects:
-            if item.name in env.fixtures_dict:
-                x, y = model.body(item.root_body).pos[:2]
-                obstacles.append((x, y, item.horizontal_radius))
-                continue
-            shrink = item.horizontal_radius if sampler.ensure_object_boundary_in_range else 0.0
-            x, y = sampler.reference_pos[:2]
-            ranges = []
-            for (x_low, x_high), (y_low, y_high) in zip(sampler.x_ranges, sampler.y_ranges, strict=True):
-                xs = sorted((x + x_low + shrink, x + x_high - shrink))  # a rectangle smaller than the object turns over
-                ys = sorted((y + y_low + shrink, y + y_high - shrink))
-                ranges.append((xs[0], ys[0], xs[1], ys[1]))
-            placements.append(_placement(model, item, np.array(ranges), ""))
-    conditional = env.conditional_placement_initializer
-    on_objects = env.conditional_placement_on_objects_initializer
-    for sampler in conditional.samplers.values():
-        placements += [_placement(model, item, np.zeros((0, 4)), "") for item in sampler.mujoco_objects]
+        movable = [item for item in sampler.mujoco_objects if item.name not in env.fixtures_dict]
+        placements += [_placement(model, sampler, item, origin=sampler.reference_pos[:2]) for item in movable]
+    for name, sampler in on_sites.samplers.items():
+        site, whole = model.site(on_sites.sample_args[name]["site_name"]).id, isinstance(sampler, InSiteRegionRandomSampler)
+        placements += [_placement(model, sampler, item, site=site, whole=whole) for item in sampler.mujoco_objects]
     for name, sampler in on_objects.samplers.items():
-        reference = on_objects.sample_args[name]["reference"]
-        placements += [_placement(model, item, np.zeros((0, 4)), reference) for item in sampler.mujoco_objects]
-    return tuple(placements), np.array(obstacles, np.float64).reshape(-1, 3)
+        below = on_objects.sample_args[name]["reference"]
+        placements += [_placement(model, sampler, item, attached_to=below) for item in sampler.mujoco_objects]
+    return tuple(placements)
 
 
-def _placement(model: mujoco.MjModel, item: Any, ranges: np.ndarray, attached_to: str) -> Placement:
+def _placement(
+    model: mujoco.MjModel,
+    sampler: Any,
+    item: Any,
+    *,
+    origin: Sequence[float] = (0.0, 0.0),
+    site: int = -1,
+    attached_to: str = "",
+    whole: bool = False,
+) -> Placement:
+    """One object's placement; `whole` if the sampler lets the object's middle come up to its region's border."""
+    shrink = item.horizontal_radius if sampler.ensure_object_boundary_in_range and not whole else 0.0
+    ranges = []
+    for (x_low, x_high), (y_low, y_high) in zip(sampler.x_ranges, sampler.y_ranges, strict=True):
+        xs = sorted((origin[0] + x_low + shrink, origin[0] + x_high - shrink))  # smaller than the object, it turns over
+        ys = sorted((origin[1] + y_low + shrink, origin[1] + y_high - shrink))
+        ranges.append((xs[0], ys[0], xs[1], ys[1]))
+    orientation, turned = _orientation(sampler, item, min), _orientation(sampler, item, max)
+    turn, back = np.zeros(4), np.zeros(4)
+    mujoco.mju_negQuat(back, orientation)
+    mujoco.mju_mulQuat(turn, turned, back)
+    if np.abs(turn[1:3]).max() > 1e-6:
+        raise ValueError(f"LIBERO turns {item.name} about another axis than the vertical")
+    yaw = np.arctan(turn[3] / turn[0]) * 2  # a quaternion and its negative turn alike
     return Placement(
         object_name=item.name,
         qpos_address=_qpos_address(model, item.joints[-1]),
-        ranges=np.asarray(ranges, np.float64),
+        ranges=np.array(ranges, np.float64),
+        site=site,
         attached_to=attached_to,
-        horizontal_radius=float(item.horizontal_radius),
+        orientation=orientation,
+        yaw_range=np.array(sorted((0.0, yaw))),
     )
+
+
+def _orientation(sampler: Any, item: Any, end: Callable[[Any], float]) -> np.ndarray:
+    """The quaternion w x y z that a sampler gives an object at one end, `min` or `max`, of its angles."""
+    from robosuite.utils.transform_utils import quat_multiply
+
+    fixed, rotation = copy.copy(sampler), sampler.rotation
+    if isinstance(rotation, dict):
+        fixed.rotation = {axis: (end(angles), end(angles)) for axis, angles in rotation.items()}
+    else:
+        fixed.rotation = (end(rotation), end(rotation))
+    with _fixed_random_numbers():
+        quat = fixed._sample_quat()
+    quat = quat_multiply(quat, item.init_quat) if hasattr(item, "init_quat") else quat
+    return np.asarray(quat, np.float64) / np.linalg.norm(quat)

@@ -59,18 +59,22 @@ class OscConstants:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where one movable object may start. Heights and orientations are those of the stored initial states."""
+    """Where one movable object may start, as LIBERO's own samplers have it. Its height is that of the stored initial states."""
 
     object_name: str
     qpos_address: int
     """Address of the object's free joint in qpos (7 numbers: position in m, quaternion w x y z)."""
     ranges: np.ndarray
-    """(R, 4) float64: x_min, y_min, x_max, y_max of its origin in metres, world frame; one rectangle is drawn.
-    R = 0 for an object that starts in or on another one."""
+    """(R, 4) float64: x_min, y_min, x_max, y_max in metres along the world's axes, for the object's origin; one rectangle is
+    drawn. Relative to the site or the object below; without either, in the world frame."""
+    site: int
+    """Site of a fixture that it starts on or in; -1: none."""
     attached_to: str
-    """Name of the object it starts on and moves with; "" if it stands by itself, or in a fixture."""
-    horizontal_radius: float
-    """Radius in metres used to keep objects apart."""
+    """Name of the object that it starts on, placed before it; "": none."""
+    orientation: np.ndarray
+    """(4,) float64, w x y z: at yaw 0."""
+    yaw_range: np.ndarray
+    """(2,) float64, rad: it is turned from there about the vertical, by an angle drawn from this range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +110,7 @@ class Scene:
     goal: Goal
     osc: OscConstants
     placements: tuple[Placement, ...]
-    obstacles: np.ndarray
-    """(F, 3) float64: x, y and radius in metres of the fixtures that placements keep clear of."""
+    """Of all movable objects, in the order in which LIBERO places them."""
     visual_switches: tuple[VisualSwitch, ...]
     cameras: dict[str, int]
     """Public camera name ("agentview", "wrist") -> camera id of the model."""

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
 
 from vla_envs.libero.compile import build_libero, compile_scene
 from vla_envs.libero.goals import JointPast
-from vla_envs.libero.scene import Scene
+from vla_envs.libero.scene import Placement, Scene
 from vla_envs.libero.suites import initial_states
 
 SUITE, STOVE_TASK = "libero_goal", 7
@@ -80,18 +81,76 @@ def test_the_goal_asks_for_the_same_knob(scene: Scene):
     )
 
 
-@pytest.mark.parametrize("task", [("libero_spatial", 0), ("libero_10", 5)], ids=lambda task: task[0])
-def test_placements_cover_where_the_benchmark_puts_objects(task: tuple[str, int]):
-    scene = compile_scene(*task, detail="full")
-    positions = scene.init_states[:, 1:]
-    standing = [placement for placement in scene.placements if len(placement.ranges)]
-    assert len(standing) >= 2
-    for placement in standing:
-        xy = positions[:, placement.qpos_address : placement.qpos_address + 2]
-        low, high = placement.ranges[:, None, :2], placement.ranges[:, None, 2:]
-        outside = np.maximum(low - xy, xy - high).max(axis=2).min(axis=0)
-        assert outside.max() < 0.01, placement.object_name
-        assert (high - low).max() < 1.0
+@pytest.fixture(scope="module")
+def drawer_scene() -> Scene:
+    """One bowl in a drawer, one on a cabinet, and three objects on the table."""
+    return compile_scene("libero_spatial", 4, detail="full")
+
+
+@pytest.fixture(scope="module")
+def book_scene() -> Scene:
+    """A book that lies at any of several angles, and a mug."""
+    return compile_scene("libero_10", 5, detail="full")
+
+
+def poses(scene: Scene, placement: Placement) -> np.ndarray:
+    """(I, 7): the object in the stored initial states."""
+    return scene.init_states[:, 1 + placement.qpos_address : 8 + placement.qpos_address]
+
+
+@pytest.mark.parametrize("name", ["drawer_scene", "book_scene"])
+def test_placements_on_the_table_are_where_the_benchmark_puts_objects(name: str, request: pytest.FixtureRequest):
+    scene = request.getfixturevalue(name)
+    on_table = [placement for placement in scene.placements if placement.site < 0 and not placement.attached_to]
+    assert len(on_table) >= 2
+    for placement in on_table:
+        ((x_min, y_min, x_max, y_max),), stored = placement.ranges, poses(scene, placement)[:, :2]
+        for low, high, values in ((x_min, x_max, stored[:, 0]), (y_min, y_max, stored[:, 1])):
+            assert low - 1e-3 <= values.min() < low + 0.2 * (high - low), placement.object_name
+            assert high - 0.2 * (high - low) < values.max() <= high + 1e-3, placement.object_name
+
+
+def test_placements_on_fixtures_are_where_the_benchmark_puts_objects(drawer_scene: Scene):
+    model, fixtures_vary = drawer_scene.model, 0.03
+    data = mujoco.MjData(model)
+    on_fixture = {model.site(placement.site).name: placement for placement in drawer_scene.placements if placement.site >= 0}
+    assert set(on_fixture) == {"wooden_cabinet_1_top_region", "wooden_cabinet_1_top_side"}
+    for placement in on_fixture.values():
+        ((x_min, y_min, x_max, y_max),) = placement.ranges
+        for state, pose in zip(drawer_scene.init_states, poses(drawer_scene, placement), strict=True):
+            data.qpos[:] = state[1 : 1 + model.nq]
+            mujoco.mj_kinematics(model, data)
+            x, y = pose[:2] - data.site_xpos[placement.site, :2]
+            assert x_min - fixtures_vary < x < x_max + fixtures_vary
+            assert y_min - fixtures_vary < y < y_max + fixtures_vary
+
+
+def test_an_object_on_another_is_placed_relative_to_it():
+    scene = compile_scene("libero_spatial", 3, detail="full")
+    names = [placement.object_name for placement in scene.placements]
+    bowl, box = (scene.placements[names.index(name)] for name in ("akita_black_bowl_1", "cookies_1"))
+    assert bowl.attached_to == "cookies_1"
+    assert names.index("cookies_1") < names.index("akita_black_bowl_1")
+    np.testing.assert_array_equal(bowl.ranges, np.zeros((1, 4)))
+    np.testing.assert_allclose(poses(scene, bowl)[:, :2], poses(scene, box)[:, :2])
+
+
+@pytest.mark.parametrize("name", ["drawer_scene", "book_scene"])
+def test_orientations_are_the_benchmarks(name: str, request: pytest.FixtureRequest):
+    scene = request.getfixturevalue(name)
+    for placement in scene.placements:
+        yaws = []
+        for quaternion in poses(scene, placement)[:, 3:]:
+            turn, back = np.zeros(4), np.zeros(4)
+            mujoco.mju_negQuat(back, placement.orientation)
+            mujoco.mju_mulQuat(turn, quaternion, back)
+            np.testing.assert_allclose(turn[1:3], 0, atol=1e-6)
+            yaws.append(2 * np.arctan(turn[3] / turn[0]))
+        low, high = placement.yaw_range
+        margin = 0.1 * (high - low) + 1e-6
+        assert low - 1e-6 <= min(yaws) <= low + margin
+        assert high - margin <= max(yaws) <= high + 1e-6
+        assert (high - low) == pytest.approx(np.pi / 4 if placement.object_name == "black_book_1" else 0.0)
 
 
 def test_a_task_that_is_not_there_is_an_error():

@@ -54,10 +54,15 @@ def small_scene() -> Scene:
         osc=OscConstants(**constants),
         placements=(
             Placement(
-                object_name="cube", qpos_address=0, ranges=rng.normal(size=(2, 4)), attached_to="", horizontal_radius=0.1
+                object_name="cube",
+                qpos_address=0,
+                ranges=rng.normal(size=(2, 4)),
+                site=-1,
+                attached_to="",
+                orientation=rng.normal(size=4),
+                yaw_range=rng.normal(size=2),
             ),
         ),
-        obstacles=rng.normal(size=(1, 3)),
         visual_switches=(
             VisualSwitch(
                 site_id=0,
