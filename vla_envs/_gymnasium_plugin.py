@@ -1,26 +1,31 @@
 """Registers the `vla_envs` ids as soon as `gymnasium` is imported, in any process of the environment.
 
 Gymnasium 1.0 dropped its plugin entry point, so the distribution installs a one-line `.pth` file that imports this module
-when Python starts. It costs one import-path entry: neither Gymnasium nor a simulator is loaded here, and nothing happens
-in a process that never imports Gymnasium.
+whenever Python starts. That is why it imports nothing but `sys`, why nothing happens in a process that never imports
+Gymnasium, and why a failure here is a warning: other people's programs must start as if this package were not there.
 """
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
+from __future__ import annotations
+
 import sys
-from types import ModuleType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 _HOOKED_MODULE = "gymnasium.envs"  # holds the registry; imported last by `import gymnasium`
 
 
-class _RegisterAfterLoad(importlib.abc.Loader):
+class _RegisterAfterLoad:
     """Loads `gymnasium.envs` as its own loader would, then adds our ids to the registry."""
 
-    def __init__(self, loader: importlib.abc.Loader) -> None:
+    def __init__(self, loader: Loader) -> None:
         self._loader = loader
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -28,29 +33,40 @@ class _RegisterAfterLoad(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        from vla_envs.registration import register_envs
-
-        register_envs()
+        _register()
 
 
-class _GymnasiumFinder(importlib.abc.MetaPathFinder):
-    """Finds `gymnasium.envs` once, through the finders behind this one, and steps aside."""
+class _GymnasiumFinder:
+    """Finds `gymnasium.envs` through the finders behind this one, and nothing else."""
 
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != _HOOKED_MODULE:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _RegisterAfterLoad(spec.loader)
-        return spec
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _RegisterAfterLoad(spec.loader)  # type: ignore[assignment] # a loader by what it does
+                return spec
+        return None
 
 
 def install() -> None:
-    """Register the ids now where Gymnasium is loaded already, else as soon as it is. Calling it again changes nothing."""
+    """Register the ids now where Gymnasium is loaded already, and whenever it is loaded. Calling it again changes nothing."""
+    if not any(isinstance(finder, _GymnasiumFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _GymnasiumFinder())
     if _HOOKED_MODULE in sys.modules:
+        _register()
+
+
+def _register() -> None:
+    try:
         from vla_envs.registration import register_envs
 
         register_envs()
-    elif not any(isinstance(finder, _GymnasiumFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _GymnasiumFinder())
+    except Exception as error:
+        import warnings
+
+        warnings.warn(f"vla_envs could not register its ids with Gymnasium: {error!r}", RuntimeWarning, stacklevel=2)

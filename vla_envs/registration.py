@@ -1,7 +1,5 @@
 """Gymnasium ids of this package; the classes behind them are imported when an env is made."""
 
-from gymnasium.envs.registration import register, registry
-
 _LIBERO_SUITES = {
     "Libero-v0": "libero_spatial",
     "Libero-Spatial-v0": "libero_spatial",
@@ -14,6 +12,8 @@ _LIBERO_SUITES = {
 
 def register_envs() -> None:
     """Add the ids to Gymnasium's registry; ids that are there already are left alone."""
+    from gymnasium.envs.registration import register, registry  # the one in use now, should gymnasium be imported anew
+
     for env_id, suite in _LIBERO_SUITES.items():
         if env_id not in registry:
             register(
@@ -21,12 +21,10 @@ def register_envs() -> None:
                 entry_point="vla_envs.libero.env:make_libero_env",
                 vector_entry_point="vla_envs.libero.env:LiberoEnv",
                 kwargs={"suite": suite},
-                disable_env_checker=False,
             )
     if "Isaac-v0" not in registry:
         register(
             id="Isaac-v0",
             entry_point="vla_envs.isaac.env:make_isaac_env",
             vector_entry_point="vla_envs.isaac.env:IsaacEnv",
-            kwargs={"suite": "libero_spatial", "task_id": 0},
         )
