@@ -4,18 +4,44 @@ A config that cannot work is refused when it is built, before anything starts. T
 classes: the text under each field is its `--help`.
 """
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from tyro.constructors import PrimitiveConstructorSpec
 
 _Config = TypeVar("_Config")
 
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _check_fields(config: Any, section: str = "") -> None:
+    """Refuse a choice that a field does not have, and numbers that are not finite: they pass many comparisons."""
+    for f in fields(config):
+        name, value = f"{section}{f.name}", getattr(config, f.name)
+        if get_origin(f.type) is Literal:
+            choices = get_args(f.type)
+            _require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        _require(not isinstance(value, float) or math.isfinite(value), f"{name} must be finite, got {value}")
+
+
+def _check_at_least(config: Any, section: str, minimum: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= minimum, f"{section}{name} must be at least {minimum}, got {value}")
+
+
+def _check_positive(config: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value > 0, f"{section}{name} must be positive, got {value}")
 
 
 def _parse_pairs(pairs: list[str]) -> dict[str, str]:
@@ -38,40 +64,40 @@ class EnvConfig:
     """Which Gymnasium env, and how many of it."""
 
     id: str = "Libero-v0"
-    """Gymnasium id; any env with continuous actions works."""
+    """Gymnasium id, or MODULE:ID where importing MODULE registers it. Any env with continuous, bounded actions works."""
     kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
-    """Arguments of gym.make_vec as KEY=VALUE, each value JSON or a plain string, for example suite=libero_10 task_ids=[0,3].
-    Given, they replace all of the recipe's; another env.id starts with none."""
+    """Arguments of the env, each value JSON or plain text, for example suite=libero_10 task_ids=[0,3]. Given, they replace all
+    of the defaults here; with another env.id the defaults are dropped."""
     num_groups: int = 2
-    """Env groups that take turns with the policy: 2 or more overlap simulation and generation."""
+    """Env groups that take turns with the policy: with 2 or more, one simulates while the policy decides for another."""
     envs_per_group: int = 4
-    """Slots of each env group."""
+    """Envs in each group."""
     worker: Literal["thread", "process", "ray"] = "thread"
     """Where a group runs: a thread (envs that release the GIL), a process (any other), or a Ray actor (other machines)."""
     image_key: str = "image"
-    """Key of the image in the observation; "render" takes the env's own rendered frame."""
+    """Key of the image in the observation; render takes the frame that the env's render() draws."""
     instruction: str | None = None
-    """Instruction (text) for envs whose observation has none."""
+    """What the policy is told to do, for envs whose observation has no "instruction"."""
     success: Literal["terminated", "return"] = "terminated"
-    """An episode succeeds if it terminates with positive reward, or if its return reaches `success_return`."""
+    """When an episode counts as a success: it ends by itself (not by the time limit) with a positive reward, or its return
+    reaches env.success-return."""
     success_return: float = 1.0
-    """Return at which an episode counts as a success (with success = return)."""
+    """Return (sum of an episode's rewards) from which it counts as a success, with env.success return."""
     max_episode_steps: int | None = None
-    """Time limit in env steps; None keeps the env's own."""
+    """Time limit in env steps (single actions); None keeps the env's own."""
     step_timeout_s: float = 300.0
-    """Seconds after which a silent env group counts as hung and is restarted."""
+    """Seconds after which an env group that does not answer counts as hung and is restarted."""
     max_restarts: int = 3
     """Restarts of each env group before the run stops with the cause."""
 
     def __post_init__(self) -> None:
-        _require(self.num_groups >= 1, f"env.num_groups must be at least 1, got {self.num_groups}")
-        _require(self.envs_per_group >= 1, f"env.envs_per_group must be at least 1, got {self.envs_per_group}")
-        _require(self.step_timeout_s > 0, f"env.step_timeout_s must be positive, got {self.step_timeout_s}")
-        _require(self.max_restarts >= 0, f"env.max_restarts must not be negative, got {self.max_restarts}")
-        _require(
-            self.max_episode_steps is None or self.max_episode_steps >= 1,
-            f"env.max_episode_steps must be at least 1, got {self.max_episode_steps}",
-        )
+        _check_fields(self, "env.")
+        _require(bool(self.id), "env.id must name an env")
+        _check_at_least(self, "env.", 1, "num_groups", "envs_per_group")
+        _check_at_least(self, "env.", 0, "max_restarts")
+        _check_positive(self, "env.", "step_timeout_s")
+        if self.max_episode_steps is not None:
+            _check_at_least(self, "env.", 1, "max_episode_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,18 +105,19 @@ class PolicyConfig:
     """Which SimpleVLA-OFT, and how it runs."""
 
     checkpoint: str | None = None
-    """Folder (or hub id) of a checkpoint in the published layout; None starts from random weights of `size`."""
+    """Folder (or Hugging Face hub id) of a checkpoint in the published layout; None starts from random weights of
+    policy.size."""
     size: Literal["tiny", "small", "openvla-7b"] = "tiny"
-    """Shape of the model where no checkpoint is given."""
+    """Size of the model where no checkpoint is given: about 5 million, 16 million, or 7.5 billion weights."""
     chunk_size: int = 8
-    """Actions decided at once (K); a checkpoint's own value must agree."""
+    """Actions decided at once, a chunk (K); a checkpoint's own value must agree."""
     statistics_key: str | None = None
-    """Key of the checkpoint's dataset statistics; None takes `<suite>_no_noops`, or the only one there is."""
+    """Which of the checkpoint's action statistics to use; None takes SUITE_no_noops, or the only one there is."""
     gripper: Literal["auto", "libero", "none"] = "auto"
     """How a checkpoint's data store the gripper: libero is 0 close .. 1 open, none already the env's own values; auto takes
     what the checkpoint or its statistics say, and asks where they do not."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs."""
+    """Where the model runs; auto takes a GPU where there is one."""
     worker: Literal["local", "ray"] = "local"
     """Where the sampling copy runs: in the training process, or in Ray actors (on nodes that offer `train_rollout`)."""
     replicas: int = 1
@@ -98,18 +125,21 @@ class PolicyConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Weights and activations; auto is bfloat16 on a GPU, float32 on the CPU. Log-probs are always float32."""
     jpeg: bool = False
-    """Round-trip images through JPEG (quality 95) first, as the published checkpoints' training data was."""
+    """Pass images through JPEG (quality 95) first, as the training data of the published checkpoints was."""
     compile: bool = False
     """Compile the model with torch.compile (pays on GPUs)."""
+    fp8: bool = False
+    """Sample with the language model's weights in FP8: up to twice as fast on GPUs that multiply it, less precise (the
+    log-probs kept are those of the quantised policy). Training, and the weights, keep their dtype."""
     lora_rank: int = 0
-    """Rank of LoRA adapters on all linear layers; 0 trains all weights."""
+    """Rank of LoRA adapters on all linear layers, which alone are then trained; 0 trains all weights."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        _require(self.chunk_size >= 1, f"policy.chunk_size must be at least 1, got {self.chunk_size}")
-        _require(self.lora_rank >= 0, f"policy.lora_rank must not be negative, got {self.lora_rank}")
-        _require(self.replicas >= 1, f"policy.replicas must be at least 1, got {self.replicas}")
+        _check_fields(self, "policy.")
+        _check_at_least(self, "policy.", 1, "chunk_size", "replicas")
+        _check_at_least(self, "policy.", 0, "lora_rank")
         _require(
             self.replicas == 1 or self.worker == "ray",
             f"policy.replicas {self.replicas} needs policy.worker=ray: one process has one",
@@ -121,44 +151,41 @@ class RolloutConfig:
     """How episodes are sampled."""
 
     groups_per_iteration: int = 64
-    """Prompts with a learning signal to collect before each update."""
+    """Groups of episodes with a learning signal to collect before each update."""
     group_size: int = 8
-    """Episodes per prompt (G), all from the same task and initial state."""
+    """Episodes per group (G), all of one task from one initial state; GRPO compares them with each other."""
     temperature: float = 1.6
-    """Softmax temperature of sampling."""
+    """Softmax temperature at which actions are sampled: above 1 explores more. Evaluation is greedy."""
     max_policy_batch: int = 256
-    """Most rows in one policy call; ready env groups share a call up to this where sharing pays (learnt in the run)."""
+    """Most decisions in one policy call; ready env groups share a call up to this where sharing pays (learnt in the run)."""
     max_wait_s: float = 0.0
     """Seconds to wait for further env groups before serving the ready ones."""
     min_success_rate: float = 0.1
-    """Groups whose success rate is below this carry no signal and are replaced (dynamic sampling)."""
+    """Groups whose success rate (0 to 1) is below this carry no signal and are replaced (dynamic sampling)."""
     max_success_rate: float = 0.9
-    """Groups whose success rate is above this carry no signal and are replaced."""
+    """Groups whose success rate (0 to 1) is above this carry no signal and are replaced."""
     max_attempts: float = 4.0
-    """Stop an iteration after this many times `groups_per_iteration` prompts, with what signal there is."""
+    """End an iteration after this many times rollout.groups-per-iteration groups, with what signal there is."""
     deterministic: bool = False
-    """Play exactly the groups that an iteration needs: its groups then depend on the seed alone, never on timing, and a resumed
-    run equals an uninterrupted one. Otherwise slots that would idle at its end start the next iteration's groups (faster)."""
+    """Play exactly the groups that an iteration needs: they depend on the seed alone, never on timing, and a resumed run equals
+    one that was never stopped. Otherwise envs that would idle at its end start the next iteration's groups (faster)."""
     max_staleness: int = 0
-    """1 lets the next rollout overlap the update, with weights one version old; 0 never does."""
+    """Age of the weights that may sample, in updates: 1 lets the next rollout overlap the update, 0 never does."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.groups_per_iteration >= 1, f"rollout.groups_per_iteration must be at least 1, got {self.groups_per_iteration}"
-        )
+        _check_fields(self, "rollout.")
+        _check_at_least(self, "rollout.", 1, "groups_per_iteration", "max_policy_batch", "max_attempts")
+        _check_at_least(self, "rollout.", 0, "max_wait_s")
+        _check_positive(self, "rollout.", "temperature")
         _require(
             self.group_size >= 2,
             f"rollout.group_size must be at least 2, got {self.group_size}: GRPO compares the episodes of a group",
         )
-        _require(self.temperature > 0, f"rollout.temperature must be positive, got {self.temperature}")
-        _require(self.max_policy_batch >= 1, f"rollout.max_policy_batch must be at least 1, got {self.max_policy_batch}")
-        _require(self.max_wait_s >= 0, f"rollout.max_wait_s must not be negative, got {self.max_wait_s}")
         _require(
             0 <= self.min_success_rate <= self.max_success_rate <= 1,
             "rollout.min_success_rate and max_success_rate must satisfy 0 <= min <= max <= 1, "
             f"got {self.min_success_rate} and {self.max_success_rate}",
         )
-        _require(self.max_attempts >= 1, f"rollout.max_attempts must be at least 1, got {self.max_attempts}")
         _require(self.max_staleness in (0, 1), f"rollout.max_staleness must be 0 or 1, got {self.max_staleness}")
 
 
@@ -167,19 +194,21 @@ class AlgoConfig:
     """Advantages and loss (see docs/algorithm.md)."""
 
     advantage: Literal["grpo", "rloo", "reinforce++"] = "grpo"
-    """Advantage estimator."""
+    """Advantage estimator: grpo scales by the group's spread, rloo subtracts the mean of the others, reinforce++ scales over
+    all episodes of the iteration."""
     reward: Literal["success", "return"] = "success"
-    """What is compared within a group: 0/1 success, or the episode's return."""
+    """What is compared within a group: 0/1 success, or the episode's return (sum of its rewards)."""
     clip_low: float = 0.2
-    """The ratio is clipped below at 1 - clip_low."""
+    """A token's probability ratio, new weights to sampling weights, is clipped below at 1 - this."""
     clip_high: float = 0.28
-    """The ratio is clipped above at 1 + clip_high (clip-higher)."""
+    """The ratio is clipped above at 1 + this ("clip-higher")."""
     aggregation: Literal["seq-mean-token-mean", "token-mean"] = "seq-mean-token-mean"
     """Mean over the tokens of each trajectory and then over trajectories, or over all tokens at once."""
 
     def __post_init__(self) -> None:
+        _check_fields(self, "algo.")
         _require(0 < self.clip_low <= 1, f"algo.clip_low must lie in (0, 1], got {self.clip_low}")
-        _require(self.clip_high > 0, f"algo.clip_high must be positive, got {self.clip_high}")
+        _check_positive(self, "algo.", "clip_high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,34 +216,35 @@ class OptimConfig:
     """AdamW and the cut of an iteration into updates."""
 
     learning_rate: float = 5e-6
-    """Constant after warm-up."""
+    """Step size of AdamW; constant after the warm-up."""
     warmup_steps: int = 0
-    """Updates over which the learning rate rises from 0."""
+    """AdamW steps over which the learning rate rises from 0."""
     beta1: float = 0.9
-    """AdamW."""
+    """AdamW's decay of the gradient's running mean, in [0, 1)."""
     beta2: float = 0.999
-    """AdamW."""
+    """AdamW's decay of the squared gradient's running mean, in [0, 1)."""
     weight_decay: float = 0.01
-    """AdamW."""
+    """AdamW's decoupled weight decay; each step shrinks weights by this times the learning rate."""
     max_grad_norm: float = 1.0
-    """Gradient clipping."""
+    """A larger gradient (L2 norm over all weights) is scaled down to this."""
     minibatch_trajectories: int = 128
-    """Trajectories per update."""
+    """Episodes per AdamW step."""
     microbatch_rows: int = 8
-    """Decision steps per forward-backward pass: bounds memory, does not change the result."""
+    """Decisions (chunks) per forward-backward pass: bounds memory, does not change the result."""
     epochs: int = 1
-    """Passes over each iteration's trajectories."""
+    """Passes over the episodes of each iteration."""
     cpu_offload: bool = False
-    """Keep the optimizer's state in host memory."""
+    """Keep AdamW's state in host memory instead of the GPU's."""
     sharding: Literal["auto", "shard", "replicate"] = "auto"
     """On several ranks: each holds a part of the weights (FSDP2), or all; auto shards unless little is trained (LoRA)."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, f"optim.learning_rate must be positive, got {self.learning_rate}")
-        _require(self.max_grad_norm > 0, f"optim.max_grad_norm must be positive, got {self.max_grad_norm}")
-        for name in ("minibatch_trajectories", "microbatch_rows", "epochs"):
-            _require(getattr(self, name) >= 1, f"optim.{name} must be at least 1, got {getattr(self, name)}")
-        _require(self.warmup_steps >= 0, f"optim.warmup_steps must not be negative, got {self.warmup_steps}")
+        _check_fields(self, "optim.")
+        _check_positive(self, "optim.", "learning_rate", "max_grad_norm")
+        _check_at_least(self, "optim.", 1, "minibatch_trajectories", "microbatch_rows", "epochs")
+        _check_at_least(self, "optim.", 0, "warmup_steps", "weight_decay")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,15 +254,16 @@ class EvalConfig:
     every: int = 10
     """Iterations between evaluations; 0 never evaluates."""
     episodes_per_task: int = 10
-    """Held-out initial states played per task; 0 plays all there are."""
+    """Episodes per task, each from another initial state; 0 plays all initial states there are."""
     initial_states: Literal["held-out", "all", "train"] = "held-out"
-    """held-out keeps evaluation apart from training (split by seed); all is the paper's protocol, which overlaps."""
+    """Which initial states to evaluate on: held-out ones that training never sees, all there are, or those of training. The
+    paper's protocol trains and evaluates on the same: all, with train-fraction 1."""
     videos: int = 2
-    """Videos of successes and of failures kept per evaluation (at most this many each)."""
+    """Most videos of successes, and of failures, kept per evaluation."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "episodes_per_task", "videos"):
-            _require(getattr(self, name) >= 0, f"eval.{name} must not be negative, got {getattr(self, name)}")
+        _check_fields(self, "eval.")
+        _check_at_least(self, "eval.", 0, "every", "episodes_per_task", "videos")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,19 +273,19 @@ class TrainConfig:
     output: Path = Path("runs/train")
     """Folder of the run: config, checkpoints, curves, videos, timeline."""
     resume: bool = True
-    """Go on from the newest checkpoint in `output` where there is one."""
+    """Go on from the newest checkpoint in the output folder where there is one; without, such a folder is an error."""
     iterations: int = 100
-    """Rollout and update, this many times."""
+    """Iterations of the run: each plays groups of episodes and updates the policy with them."""
     seed: int = 0
-    """Seed of everything that is drawn: weights, prompts, samples, the split of initial states."""
+    """Seed of everything that is drawn: weights, order of tasks, actions, the split of initial states."""
     train_fraction: float = 0.8
-    """Share of each task's initial states used for training; the rest is held out for evaluation. 1 uses all."""
+    """Share (0 to 1) of each task's initial states used for training; the rest is held out for evaluation. 1 uses all."""
     checkpoint_every: int = 10
     """Iterations between checkpoints; the last iteration always leaves one."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept, besides the best."""
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    """Where metrics go, besides metrics.jsonl."""
+    """Newest checkpoints kept, besides the one with the best evaluation."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where curves go, besides metrics.jsonl."""
     display: Literal["auto", "rich", "plain", "none"] = "auto"
     """Progress on the terminal; auto is rich on a terminal, plain lines elsewhere."""
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -265,14 +296,12 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        _require(self.iterations >= 1, f"iterations must be at least 1, got {self.iterations}")
-        _require(0 < self.train_fraction <= 1, f"train_fraction must lie in (0, 1], got {self.train_fraction}")
-        _require(
-            self.train_fraction < 1 or self.eval.initial_states != "held-out" or self.eval.every == 0,
-            "train_fraction 1 leaves no held-out initial states: lower it, or set eval.initial_states to all or train",
-        )
-        _require(self.checkpoint_every >= 1, f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
-        _require(self.keep_checkpoints >= 1, f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
+        _check_fields(self)
+        _check_at_least(self, "", 1, "iterations", "checkpoint_every", "keep_checkpoints")
+        _check_at_least(self, "", 0, "seed")
+        for tracker in self.trackers:
+            _require(tracker in TRACKERS, f"trackers must be among {', '.join(TRACKERS)}, got {tracker!r}")
+        _check_split(self.train_fraction, self.eval, evaluates=self.eval.every > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,16 +311,31 @@ class EvaluateConfig:
     checkpoint: str
     """A run's folder (its newest checkpoint), one of its checkpoints, or a checkpoint in the published layout."""
     output: Path | None = None
-    """Folder of the results; None makes one beside the checkpoint. A folder that holds results already is completed."""
+    """Folder of the results; None makes one in the run, or beside the checkpoint. Results that it holds of the same evaluation
+    are kept, and only the missing episodes are played."""
     seed: int = 0
     """Seed of the split of initial states: the run's own, so that held-out means held out."""
     train_fraction: float = 0.8
-    """Share of each task's initial states that belonged to training."""
+    """Share (0 to 1) of each task's initial states that belonged to training."""
     display: Literal["auto", "rich", "plain", "none"] = "auto"
     """Progress on the terminal; auto is rich on a terminal, plain lines elsewhere."""
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     eval: EvalConfig = field(default_factory=lambda: EvalConfig(episodes_per_task=0))
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        _check_at_least(self, "", 0, "seed")
+        _require(self.policy.checkpoint is None, "name the checkpoint with --checkpoint, not with policy.checkpoint")
+        _check_split(self.train_fraction, self.eval, evaluates=True)
+
+
+def _check_split(train_fraction: float, evaluation: EvalConfig, *, evaluates: bool) -> None:
+    _require(0 < train_fraction <= 1, f"train_fraction must lie in (0, 1], got {train_fraction}")
+    _require(
+        train_fraction < 1 or evaluation.initial_states != "held-out" or not evaluates,
+        "train_fraction 1 leaves no held-out initial states: lower it, or set eval.initial_states to all or train",
+    )
 
 
 def config_to_json(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
