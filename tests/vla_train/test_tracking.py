@@ -61,8 +61,9 @@ def test_a_damaged_line_is_an_error_that_names_it(damage: str, tmp_path: Path) -
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
     log_iterations(tmp_path, range(1, 6), resume=None)
     log_iterations(tmp_path, range(4, 7), resume=3, offset=0.05)
-    values = {record["iteration"]: record["rollout/success_rate"] for record in read_records(tmp_path)}
-    assert values == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.45, 5: 0.55, 6: 0.65})
+    records = read_records(tmp_path)
+    assert [record["iteration"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert [record["rollout/success_rate"] for record in records] == pytest.approx([0.1, 0.2, 0.3, 0.45, 0.55, 0.65])
 
 
 def test_a_run_that_starts_afresh_keeps_nothing(tmp_path: Path) -> None:
@@ -73,9 +74,7 @@ def test_a_run_that_starts_afresh_keeps_nothing(tmp_path: Path) -> None:
 
 def test_numbers_that_are_not_finite_are_null_and_stay_out_of_curves(tmp_path: Path) -> None:
     log = RunLog(tmp_path, trackers=("tensorboard",), config={})
-    log.log(
-        "iteration", 1, {"update/loss": math.nan, "update/ratio_max": math.inf, "nested": {"deep": [-math.inf]}, "good": 1.0}
-    )
+    log.log("iteration", 1, {"update/loss": math.nan, "ratio": math.inf, "nested": {"deep": [-math.inf]}, "good": 1.0})
     log.close()
     (record,) = read_records(tmp_path)
     assert (record["update/loss"], record["ratio"], record["nested"]) == (None, None, {"deep": [None]})

@@ -118,7 +118,16 @@ def test_a_trace_that_was_written_is_read_back(name: str, tmp_path: Path) -> Non
     assert simulate.start - policy.start == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\x1f\x8b\x08broken", gzip.compress(b"[]"), gzip.compress(b"x" * 999)[:20]])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        gzip.compress(b"[]"),
+        gzip.compress(b"x" * 999)[:20],  # cut short
+        b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 30,  # a good head, and then noise
+    ],
+)
 def test_a_damaged_trace_is_an_error_that_names_the_file(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "trace.json.gz").write_bytes(content)
     with pytest.raises(ValueError, match=r"trace\.json\.gz"):
