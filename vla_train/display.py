@@ -33,6 +33,7 @@ class Display:
             mode = "rich" if sys.stdout.isatty() else "plain"
         self._mode = mode
         self._console = Console(
+            file=sys.stdout,  # as it is now: a simulator that is being compiled may silence it for a while
             quiet=mode == "none",
             highlight=False,
             soft_wrap=mode != "rich",
@@ -75,7 +76,7 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("{task.fields[status]}"),
         )
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        with Progress(*columns, console=self._console, transient=True, redirect_stdout=False) as progress:
             task = progress.add_task(name, total=total, status="")
             speed = _Speed(unit)
 

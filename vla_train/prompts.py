@@ -5,16 +5,14 @@ Invariant: a prompt is a pure function of (seed, group_id), so a stream resumes 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
+from vla_train.config import EvalConfig
 from vla_train.types import EpisodeSpec
 
 _EVALUATION_SEEDS = 1 << 30
 """Seeds of envs without stored initial states: training draws below this, evaluation counts up from here."""
-
-InitialStates = Literal["held-out", "all", "train"]
 
 
 def split_initial_states(task_id: int, num_states: int, *, train_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,13 +81,12 @@ class PromptStream(Iterator[tuple[EpisodeSpec, ...]]):
 def evaluation_episodes(
     task_ids: Sequence[int],
     num_init_states: Mapping[int, int],
+    config: EvalConfig,
     *,
-    episodes_per_task: int,
-    initial_states: InitialStates,
     train_fraction: float,
     seed: int,
 ) -> list[EpisodeSpec]:
-    """One episode per task and initial state, at most `episodes_per_task` of each task (0: all there are), tasks interleaved.
+    """One episode per task and initial state, at most `config.episodes_per_task` of each task, tasks interleaved.
 
     Raises:
         ValueError: `episodes_per_task` is 0 for an env that stores no initial states, or the split leaves none.
@@ -99,16 +96,16 @@ def evaluation_episodes(
         if task_id in num_init_states:
             num_states = num_init_states[task_id]
             train, held_out = split_initial_states(task_id, num_states, train_fraction=train_fraction, seed=seed)
-            chosen = {"held-out": held_out, "train": train, "all": np.arange(num_states)}[initial_states]
-            states = [int(state) for state in chosen[: episodes_per_task or None]]
+            chosen = {"held-out": held_out, "train": train, "all": np.arange(num_states)}[config.initial_states]
+            states = [int(state) for state in chosen[: config.episodes_per_task or None]]
             seeds = [_EVALUATION_SEEDS + state for state in states]
         else:
-            if episodes_per_task == 0:
-                raise ValueError("this env stores no initial states, so `all` has no meaning: set eval.episodes_per_task")
-            states = [-1] * episodes_per_task
-            seeds = [_EVALUATION_SEEDS + index for index in range(episodes_per_task)]
+            if config.episodes_per_task == 0:
+                raise ValueError("eval.episodes_per_task 0 plays all stored initial states, and this env stores none: give a number")
+            states = [-1] * config.episodes_per_task
+            seeds = [_EVALUATION_SEEDS + index for index in range(config.episodes_per_task)]
         if not states:
-            raise ValueError(f"no {initial_states} initial state is left for task {task_id}: change train_fraction")
+            raise ValueError(f"no {config.initial_states} initial state is left for task {task_id}: change train_fraction")
         per_task.append(
             [
                 EpisodeSpec(group_id=task_id, sample_id=index, task_id=task_id, init_state_id=state, seed=reset_seed)

@@ -8,10 +8,12 @@
 Invariant: what the folder says of iteration i was computed by the weights after i updates, also after a resume.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -20,7 +22,8 @@ from vla_train.algo.filters import has_signal
 from vla_train.config import RolloutConfig, TrainConfig, config_to_json
 from vla_train.display import Display
 from vla_train.distributed import local
-from vla_train.evaluation import EvaluationResult, evaluate, summary
+from vla_train.evaluation import EvaluationResult, summary
+from vla_train.evaluation_display import evaluate_with_progress, show_evaluation
 from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
 from vla_train.pipeline.timeline import Timeline
 from vla_train.pipeline.workers import make_workers
@@ -32,6 +35,14 @@ from vla_train.trainer.checkpoint import latest_checkpoint, list_checkpoints, lo
 from vla_train.trainer.parallel import Ranks
 from vla_train.trainer.trainer import Trainer, UpdateMetrics
 from vla_train.types import EpisodeSpec, Group
+
+_FIXED = {
+    "": ("seed", "train_fraction"),
+    "env": ("id", "kwargs", "image_key", "instruction", "success", "success_return", "max_episode_steps"),
+    "policy": ("checkpoint", "size", "chunk_size", "statistics_key", "gripper", "jpeg", "lora_rank"),
+    "rollout": ("group_size", "temperature"),
+}
+"""What a resumed run cannot change, by section of the config: episodes begun before would not be its own."""
 
 
 class Run:
@@ -63,52 +74,65 @@ class Run:
         """State of rollout and prompts before the rollout that is under way in the background."""
         self._background = ThreadPoolExecutor(1, thread_name_prefix="next-rollout")
         self._began = time.perf_counter()
+        self._show_rollout: Callable[[RolloutProgress], None] = _show_nothing
 
-        if not config.resume and list_checkpoints(config.output):
-            raise ValueError(f"{config.output} holds a run already: choose another output, or delete it")
-        prepare_run(config.output)
-        display.line(
-            f"[bold]{config.output}[/bold]: {config.env.num_groups} groups of {config.env.envs_per_group} {config.env.id}"
+        if list_checkpoints(config.output):
+            require_same_run(config)
+        with ExitStack() as undo:
+            if ranks.rank == 0 and not config.output.exists():
+                undo.callback(shutil.rmtree, config.output, ignore_errors=True)
+            prepare_run(config.output)
+            self._set_up(undo)
+            undo.pop_all()
+
+    def _set_up(self, undo: ExitStack) -> None:
+        config, ranks = self.config, self.ranks
+        self.display.line(
+            f"[bold]{config.output}[/bold]: starting {config.env.num_groups} groups of {config.env.envs_per_group} "
+            f"{config.env.id} envs"
         )
         workers = make_workers(config.env, chunk_size=config.policy.chunk_size, seed=config.seed + 1000 * ranks.rank)
+        for worker in workers:
+            undo.callback(worker.close)
         self.env = workers[0].description
-        try:
-            policy = self._policy_factory()
-            # Nobody may sample from weights that change, or that are spread over ranks or machines.
-            apart = self._rollout_config.max_staleness > 0 or ranks.size > 1 or config.policy.worker == "ray"
-            self.policy = self._build_sampler(use_gpu=policy.device.type == "cuda") if apart else policy
-            self.rollout = Rollout(
-                self._rollout_config, policy=self.policy, workers=workers, timeline=self.timeline, seed=config.seed
-            )
-        except BaseException:
-            for worker in workers:
-                worker.kill()
-            raise
-        try:
-            self.trainer = Trainer(
-                config.optim,
-                config.algo,
-                policy=policy,
-                temperature=config.rollout.temperature,
-                timeline=self.timeline,
-                seed=config.seed,
-                ranks=ranks,
-            )
-            prepare_run(config.output, trainer=self.trainer, keep=config.keep_checkpoints)
-            self._prompts = PromptStream(
-                self.env.task_ids,
-                self.env.num_init_states,
-                group_size=config.rollout.group_size,
-                train_fraction=config.train_fraction,
-                seed=config.seed,
-            )
-            self._evaluation_episodes = self._plan_evaluation()
-            resumed = self._restore()
-            self.trainer.sync_weights(self.policy)
-            self._log = self._open_log(resumed) if ranks.rank == 0 else None
-        except BaseException:
-            self.rollout.close()
-            raise
+        policy = self._policy_factory()
+        # Nobody may sample from weights that change, or that are spread over ranks or machines.
+        apart = self._rollout_config.max_staleness > 0 or ranks.size > 1 or config.policy.worker == "ray"
+        self.policy = self._build_sampler(use_gpu=policy.device.type == "cuda") if apart else policy
+        self.rollout = Rollout(
+            self._rollout_config, policy=self.policy, workers=workers, timeline=self.timeline, seed=config.seed
+        )
+        self.trainer = Trainer(
+            config.optim,
+            config.algo,
+            policy=policy,
+            temperature=config.rollout.temperature,
+            timeline=self.timeline,
+            seed=config.seed,
+            ranks=ranks,
+        )
+        prepare_run(config.output, trainer=self.trainer, keep=config.keep_checkpoints)
+        self._prompts = PromptStream(
+            self.env.task_ids,
+            self.env.num_init_states,
+            group_size=config.rollout.group_size,
+            train_fraction=config.train_fraction,
+            seed=config.seed,
+        )
+        self._evaluation_episodes = self._plan_evaluation()
+        resumed = self._restore()
+        self.trainer.sync_weights(self.policy)
+        self._log = self._open_log(resumed) if ranks.rank == 0 else None
+        self._show_set_up(policy)
+
+    def _show_set_up(self, policy: TorchPolicy) -> None:
+        config, (height, width, _) = self.config, self.env.image_shape
+        weights = sum(parameter.numel() for parameter in policy.model.parameters())
+        self.display.line(
+            f"set up in {time.perf_counter() - self._began:.1f} s: {len(self.env.task_ids)} tasks, images {width}x{height}, "
+            f"policy of {weights / 1e6:.3g} M weights on {policy.device}; {config.iterations - self.done} iterations to do, "
+            f"each of {config.rollout.groups_per_iteration} groups of {config.rollout.group_size} episodes"
+        )
 
     # --- an iteration
 
@@ -132,9 +156,13 @@ class Run:
         """Play the groups of the next iteration, or wait for those that are being played in the background."""
         self._began = time.perf_counter()
         with self.display.phase("rollout", total=self._rollout_config.groups_per_iteration, unit="groups") as show:
-            if self._next is None:
-                return self._play(lambda progress: show(progress.kept, _status(progress)))
-            result = self._next.result()
+            self._show_rollout = lambda progress: show(progress.kept, _status(progress))
+            try:
+                if self._next is None:
+                    return self._play()
+                result = self._next.result()
+            finally:
+                self._show_rollout = _show_nothing
         self._next = self._before_next = None
         self.trainer.push_weights(self.policy)  # nobody samples now
         return result
@@ -145,7 +173,7 @@ class Run:
             return
         if self._rollout_config.max_staleness > 0:
             self._before_next = self._rollout_state()
-            self._next = self._background.submit(self._play, lambda progress: None)
+            self._next = self._background.submit(self._play)
         else:
             self.rollout.prefetch(self._own_prompts())
 
@@ -191,23 +219,25 @@ class Run:
             self.timeline.plot(name.with_suffix(".png"), since=self._began, until=ended, title=title)
 
     def evaluate(self) -> EvaluationResult:
-        """Play the held-out episodes greedily; each rank plays its share."""
+        """Play the evaluation episodes greedily, with the trained weights; each rank plays its share."""
         if self._next is not None:
             self._next.result()
+            self.trainer.sync_weights(self.policy)  # those of the rollout that ran during the update are one version old
         folder = self.config.output / "evaluations" / f"iteration_{self.done:06d}"
         mine = self._evaluation_episodes[self.ranks.rank :: self.ranks.size]
-        with self.display.phase("evaluation", total=len(mine), unit="episodes") as show:
-            result = evaluate(
-                mine,
-                self.rollout.play,
-                folder=folder if self.ranks.rank == 0 else folder / f"rank_{self.ranks.rank}",
-                videos=self.config.eval.videos,
-                mirrored_images=self.env.mirrored_images,
-                on_episode=lambda _, done, total: show(done, ""),
-            )
+        self.display.line(f"evaluating: {len(self._evaluation_episodes)} greedy episodes")
+        result = evaluate_with_progress(
+            mine,
+            self.rollout,
+            self.config.eval,
+            folder=folder if self.ranks.rank == 0 else folder / f"rank_{self.ranks.rank}",
+            mirrored_images=self.env.mirrored_images,
+            display=self.display,
+        )
         parts = self.ranks.gather_objects(result.episodes)
         result = EvaluationResult(episodes=tuple(episode for part in parts for episode in part))
         self._score = result.success_rate
+        self._saved = min(self._saved, self.done - 1)  # a checkpoint of these weights does not know their score
         if self._log is not None:
             self._log.log("eval", self.done, {**summary(result), "folder": str(folder.relative_to(self.config.output))})
             show_evaluation(self.display, result, title=f"evaluation after iteration {self.done}; videos in {folder}/videos")
@@ -300,39 +330,59 @@ class Run:
         return evaluation_episodes(
             self.env.task_ids,
             self.env.num_init_states,
-            episodes_per_task=self.config.eval.episodes_per_task,
-            initial_states=self.config.eval.initial_states,
+            self.config.eval,
             train_fraction=self.config.train_fraction,
             seed=self.config.seed,
         )
 
-    def _play(self, on_progress: Callable[[RolloutProgress], None]) -> RolloutResult:
+    def _play(self) -> RolloutResult:
         def keep(group: Group) -> bool:
             return has_signal(group, self.config.rollout, self.config.algo)
 
-        return self.rollout.collect(self._own_prompts(), keep, on_progress)
+        return self.rollout.collect(self._own_prompts(), keep, lambda progress: self._show_rollout(progress))
 
     def _own_prompts(self) -> Iterator[tuple[EpisodeSpec, ...]]:
         """This rank's part of the stream: every rank draws the same prompts and plays those whose turn is its own."""
         return (prompt for prompt in self._prompts if prompt[0].group_id % self.ranks.size == self.ranks.rank)
 
 
-def show_evaluation(display: Display, result: EvaluationResult, *, title: str) -> None:
-    """Print an evaluation's table, one row per task."""
-    rows = [
-        [f"{task.task_id} {task.instruction}", str(task.episodes), f"{task.success_rate:.1%}", _interval(task.interval)]
-        for task in result.tasks
-    ]
-    rows.append(["all", str(len(result.episodes)), f"{result.success_rate:.1%}", _interval(result.interval)])
-    display.table(title, ["task", "episodes", "success", "95 % interval"], rows)
+def require_same_run(config: TrainConfig) -> None:
+    """Refuse to go on with a run whose episodes would not be those of the run that `config.output` holds.
+
+    Raises:
+        ValueError: The run may not be resumed, or differs in a way that no resumed run can.
+    """
+    output = config.output
+    if not config.resume:
+        raise ValueError(f"{output} holds a run already: choose another output, or delete it")
+    file = output / "config.json"
+    if not file.exists():
+        return
+    try:
+        held = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged ({error}): restore or delete it") from error
+    asked = config_to_json(config)
+    for section, names in _FIXED.items():
+        before, now = (data[section] if section else data for data in (held, asked))
+        for name in names:
+            if before.get(name, now[name]) != now[name]:
+                option = f"{section}.{name}" if section else name
+                raise ValueError(
+                    f"{output} holds a run with {option} {before[name]!r}, not {now[name]!r}: choose another output "
+                    "(policy.checkpoint may start it from this run's weights)"
+                )
 
 
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:.1%} - {interval[1]:.1%}"
+def _show_nothing(progress: RolloutProgress) -> None:
+    pass
 
 
 def _status(progress: RolloutProgress) -> str:
-    return f"{progress.decisions_per_s:.1f} chunks/s, {progress.episodes} episodes, {progress.consumed} groups played"
+    return (
+        f"with signal; {progress.decisions} chunks at {progress.decisions_per_s:.1f}/s, "
+        f"{progress.episodes} episodes, {progress.consumed} groups played"
+    )
 
 
 def _share(config: RolloutConfig, ranks: Ranks) -> RolloutConfig:

@@ -6,7 +6,7 @@ from vla_train.config import EnvConfig, EvalConfig, OptimConfig, PolicyConfig, R
 
 
 def cpu() -> TrainConfig:
-    """Small enough for two cores, and the same pipeline, model class and algorithm as the large runs."""
+    """A tiny policy from random weights on two LIBERO tasks; minutes on two CPU cores."""
     return TrainConfig(
         output=Path("runs/cpu"),
         iterations=4,

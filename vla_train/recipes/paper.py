@@ -6,7 +6,7 @@ from vla_train.config import AlgoConfig, EnvConfig, EvalConfig, OptimConfig, Pol
 
 
 def paper() -> TrainConfig:
-    """64 groups of 8 per iteration, clip-higher, no KL; needs `--policy.checkpoint`."""
+    """SimpleVLA-RL's published hyperparameters, all weights, on several GPUs; needs --policy.checkpoint."""
     return TrainConfig(
         output=Path("runs/paper"),
         iterations=300,
