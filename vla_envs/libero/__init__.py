@@ -1,0 +1,19 @@
+"""The LIBERO benchmark as a vector env.
+
+With the environment variable `MUJOCO_GL` set, MuJoCo loads that OpenGL library as soon as it is imported, and fails in many
+ways where it is missing; so this package imports it first, and says what to install.
+"""
+
+import os
+
+from vla_envs.errors import RenderingUnavailableError
+
+try:
+    import mujoco  # noqa: F401
+except Exception as error:
+    if "MUJOCO_GL" not in os.environ:
+        raise
+    raise RenderingUnavailableError(
+        f"MuJoCo cannot be imported with MUJOCO_GL={os.environ['MUJOCO_GL']} ({error!r}). Set MUJOCO_GL=egl and install "
+        "OpenGL: apt-get install libegl1 libgl1 libgl1-mesa-dri; or unset it, if nothing is to be drawn"
+    ) from error

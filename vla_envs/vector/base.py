@@ -235,7 +235,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         played = {"num_steps": num_steps, "success": success}
         episode = {"r": self._returns.copy(), "l": self._elapsed.copy(), "t": time.perf_counter() - self._began_at}
         episode_info = {"episode": _with_masks({name: np.where(ended, value, 0) for name, value in episode.items()}, ended)}
-        endings = {**_with_masks(episode_info, ended), **_with_masks({"fault": faults}, faulted)}
+        endings = _with_masks(episode_info, ended) | (_with_masks({"fault": faults}, faulted) if faulted.any() else {})
         everyone = np.ones(self.num_envs, bool)
         info = {**_with_masks({**played, **self._identity()}, everyone), **(endings if ended.any() else {})}
         if self._autoreset == AutoresetMode.SAME_STEP and ended.any():

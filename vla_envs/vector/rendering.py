@@ -238,10 +238,11 @@ class _SceneRenderer:
 
 
 def _context_bytes(scene: EngineScene) -> int:
-    """Estimate of what an MjrContext takes: textures with mipmaps at four bytes a pixel, and vertices."""
-    model = scene.model
-    pixels = int((model.tex_width.astype(np.int64) * model.tex_height).sum())
-    return pixels * 16 // 3 + 3 * model.nmeshface * 32
+    """About what an MjrContext takes in software, as measured: textures with mipmaps, meshes and their hulls, buffers."""
+    model, quality, sizes = scene.model, scene.model.vis.quality, scene.model.vis.global_
+    texels = int((model.tex_width.astype(np.int64) * model.tex_height).sum())
+    buffers = 4 * quality.shadowsize**2 + 8 * (quality.offsamples + 1) * sizes.offwidth * sizes.offheight
+    return 6 * texels + 270 * model.nmeshface + int(buffers) + (32 << 20)
 
 
 def _free_memory() -> int:

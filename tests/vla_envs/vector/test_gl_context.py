@@ -1,0 +1,90 @@
+"""What draws is chosen once and reported; where nothing can draw, the error says what to install."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from vla_envs.vector.gl_context import GLDevice, open_device
+
+NO_DRIVER = {"__EGL_VENDOR_LIBRARY_FILENAMES": "/nonexistent.json", "MUJOCO_GL": "egl"}
+PACKAGES = "apt-get install libegl1 libgl1 libgl1-mesa-dri"
+
+
+@pytest.fixture(autouse=True)
+def choose_anew() -> Iterator[None]:
+    open_device.cache_clear()
+    yield
+    open_device.cache_clear()
+
+
+def run_python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process of its own, with these variables set beside those of this process."""
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_choice_is_logged_with_the_name_that_opengl_gives_the_device(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "vla_envs")
+    device = open_device("auto")
+    assert f"rendering on {device.renderer}" in caplog.text
+    assert open_device("auto") is device
+
+
+def test_the_cpu_draws_in_software():
+    device = open_device("cpu")
+    assert not device.is_gpu
+    assert "llvmpipe" in device.renderer or "softpipe" in device.renderer or "swrast" in device.renderer
+
+
+def test_cuda_draws_on_a_gpu_or_warns_and_draws_in_software(caplog: pytest.LogCaptureFixture):
+    device = open_device("cuda")
+    warned = f"no GPU can render here: rendering in software ({device.renderer})" in caplog.text
+    assert warned == (not device.is_gpu)
+
+
+def test_choices_of_the_same_device_are_equal():
+    assert open_device("auto") == open_device("cuda")
+    assert isinstance(open_device("auto"), GLDevice)
+    assert (open_device("auto") == open_device("cpu")) == (not open_device("auto").is_gpu)
+
+
+def test_without_a_driver_the_error_names_the_packages():
+    for device in ("auto", "cuda", "cpu"):
+        result = run_python(f"from vla_envs.vector.gl_context import open_device; open_device({device!r})", NO_DRIVER)
+        last_line = result.stderr.strip().splitlines()[-1]
+        assert "RenderingUnavailableError" in last_line
+        assert PACKAGES in last_line
+
+
+def test_without_a_driver_an_env_still_plays_without_cameras_and_is_refused_with_one():
+    code = """
+import gymnasium as gym, numpy as np
+envs = gym.make_vec("Libero-v0", num_envs=1, task_ids=[0], cameras=(), detail="fast")
+envs.reset(seed=0)
+print(envs.step(np.zeros((1, 7)))[4]["num_steps"])
+gym.make_vec("Libero-v0", num_envs=1, task_ids=[0], detail="fast")
+"""
+    result = run_python(code, NO_DRIVER)
+    assert result.stdout.strip() == "[1]"
+    assert "RenderingUnavailableError" in result.stderr
+    assert PACKAGES in result.stderr
+
+
+def test_another_opengl_platform_than_egl_is_named_as_the_reason():
+    code = "from vla_envs.vector.gl_context import open_device; open_device('auto')"
+    result = run_python(code, {"PYOPENGL_PLATFORM": "osmesa", "MUJOCO_GL": "off"})
+    assert "RenderingUnavailableError" in result.stderr
+    assert "PYOPENGL_PLATFORM=osmesa" in result.stderr
+
+
+def test_where_mujoco_cannot_be_imported_for_want_of_opengl_the_error_says_so():
+    result = run_python("import gymnasium as gym; gym.make('Libero-v0')", {"MUJOCO_GL": "a display"})
+    last_line = result.stderr.strip().splitlines()[-1]
+    assert "RenderingUnavailableError" in last_line
+    assert "MUJOCO_GL=a display" in last_line
+    assert PACKAGES in last_line
