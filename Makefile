@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+RUN    ?= runs/cpu
 
 # Rendering without a display: EGL, on the GPU where there is one, in software (Mesa) otherwise.
 export MUJOCO_GL ?= egl
@@ -55,6 +56,9 @@ bench: setup     ## the benchmarks, each beside its baseline
 
 parity: setup    ## compare all 130 tasks with stock LIBERO, and write docs/parity.md
 	$(BIN)/python benchmarks/parity.py $(ARGS)
+
+report: setup    ## one HTML page about the run in runs/cpu; another run: make report RUN=runs/NAME
+	$(BIN)/python -m vla_train report $(RUN)
 
 clean:           ## remove .venv
 	rm -rf $(VENV)
