@@ -16,6 +16,7 @@ dies or stays silent is replaced, takes the newest weights, and decides its rows
 """
 
 import logging
+import signal
 import sys
 import threading
 import time
@@ -57,8 +58,12 @@ _logger = logging.getLogger(__name__)
 
 def connect() -> None:
     """Join a Ray cluster, or start one here; nothing happens where this process has done so already."""
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
+    if ray.is_initialized():
+        return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    ray.init(logging_level=logging.WARNING)
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own, which ends the process, in the place of any other
 
 
 def _placement(resource: str, count: int) -> dict[str, Any]:

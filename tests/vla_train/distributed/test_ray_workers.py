@@ -1,28 +1,40 @@
-"""Env groups and policies as Ray actors: the same episodes, the same faults, weights by version."""
+"""Env groups as Ray actors on another node: the same episodes, the same faults, the same ends."""
 
-import functools
 import itertools
-from collections.abc import Iterator, Mapping
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from pipeline_envs import DrawingPolicy, assert_played_as_alone, drift_config, make_spec
+from ray_nodes import PIPELINE_TESTS, RayNodes
 
 from vla_train.config import EnvConfig, RolloutConfig
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
 from vla_train.pipeline.workers import WorkerError, make_workers
-from vla_train.types import EpisodeSpec, Group, Observation, PolicyOutput
+from vla_train.types import EpisodeSpec, Group
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_nodes")]
+
+FAULTS = ["raise", "hang", "nan", "shape", "die"]
+CAUSES = {
+    "raise": "ZeroDivisionError: the simulator broke",
+    "hang": "no answer for 2 s",
+    "nan": "reward of slot . is nan",
+    "shape": r"must be uint8 \(4, 5, 3\)",
+    "die": r"actor of env group \d died",
+}
 
 
-def make_rollout(env: EnvConfig, policy: Any = None) -> Rollout:
+def make_rollout(env: EnvConfig) -> Rollout:
     workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size, seed=0)
     config = RolloutConfig(groups_per_iteration=2, group_size=4, max_attempts=5.0, deterministic=True)
-    return Rollout(config, policy=policy or DrawingPolicy(), workers=workers, timeline=Timeline(), seed=11)
+    return Rollout(config, policy=DrawingPolicy(), workers=workers, timeline=Timeline(), seed=11)
 
 
 def prompts() -> Iterator[tuple[EpisodeSpec, ...]]:
@@ -33,10 +45,10 @@ def mixed(group: Group) -> bool:
     return 0 < group.success_rate < 1
 
 
-@pytest.mark.parametrize("fault", ["", "raise", "hang", "nan", "shape", "die"])
+@pytest.mark.parametrize("fault", ["", *FAULTS])
 def test_ray_workers_play_the_same_episodes_with_and_without_faults(fault: str, tmp_path: Path) -> None:
     kwargs = {"fault": fault, "marker": str(tmp_path)}
-    env = drift_config(worker="ray", kwargs=kwargs, step_timeout_s=3.0 if fault == "hang" else 60.0)
+    env = drift_config(worker="ray", kwargs=kwargs, step_timeout_s=2.0 if fault == "hang" else 60.0)
     rollout = make_rollout(env)
     try:
         result = rollout.collect(prompts(), mixed)
@@ -47,15 +59,31 @@ def test_ray_workers_play_the_same_episodes_with_and_without_faults(fault: str, 
         for trajectory in group.trajectories:
             assert_played_as_alone(trajectory, seed=11)
     assert result.stats.worker_restarts == (1 if fault else 0)
+    assert result.stats.episodes_requeued == (3 if fault else 0)
 
 
-def test_a_ray_worker_that_keeps_dying_stops_the_run_with_the_cause() -> None:
-    rollout = make_rollout(drift_config(worker="ray", kwargs={"fault": "die"}, max_restarts=0))
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_never_ends_stops_the_run_with_its_cause(fault: str) -> None:
+    timeout_s = 2.0 if fault == "hang" else 60.0
+    env = drift_config(worker="ray", kwargs={"fault": fault}, num_groups=1, max_restarts=0, step_timeout_s=timeout_s)
+    rollout = make_rollout(env)
     try:
-        with pytest.raises(WorkerError, match=r"actor of env group \d died"):
+        with pytest.raises(WorkerError, match=f"failed after 0 restarts: .*{CAUSES[fault]}"):
             rollout.collect(prompts(), mixed)
     finally:
         rollout.close()
+
+
+def test_env_groups_run_on_nodes_that_offer_to_simulate(ray_nodes: RayNodes) -> None:
+    from vla_train.distributed.ray import RayWorker
+
+    workers = make_workers(drift_config(worker="ray"), chunk_size=3, seed=0)
+    try:
+        assert [worker.node_id for worker in workers if isinstance(worker, RayWorker)] == [ray_nodes.sim_node] * 2
+        assert ray_nodes.sim_node != ray_nodes.driver_node
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 def test_an_env_that_cannot_be_made_in_an_actor_is_the_users_error() -> None:
@@ -68,36 +96,41 @@ def test_more_env_groups_than_the_cluster_has_room_for_are_refused() -> None:
         make_workers(drift_config(worker="ray", num_groups=3), chunk_size=3, seed=0)
 
 
-class WeighedPolicy(DrawingPolicy):
-    """Says its weight in every token."""
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_run_cleanly_within_seconds(signal_number: int, tmp_path: Path, ray_nodes: RayNodes) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"""
+import signal, sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(PIPELINE_TESTS)!r}]
+from pipeline_envs import drift_config
+import test_ray_workers
 
-    weight = 0.0
+def stop(*_):
+    raise KeyboardInterrupt
 
-    def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
-        output = super().act(observation, uniforms=uniforms, temperature=temperature)
-        output.logprobs[:] = self.weight
-        return output
-
-    def load_weights(self, weights: Mapping[str, Any], *, version: int) -> None:
-        self.weight, self.version = float(weights["weight"].mean()), version
-
-
-def test_policy_replicas_share_batches_and_take_weights_by_version() -> None:
-    import torch
-
-    from vla_train.distributed.ray import make_rollout_policy
-
-    policy = make_rollout_policy(functools.partial(WeighedPolicy, seconds_per_call=0.0), replicas=2)
-    rollout = make_rollout(drift_config(), policy)
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
+    rollout = test_ray_workers.make_rollout(drift_config(worker="ray", kwargs={{"seconds_per_step": "0.01"}}))
+    print("ready", flush=True)
     try:
-        for version in (1, 2):
-            policy.load_weights({"weight": torch.full((1000,), float(version))}, version=version)
-            assert policy.version == version
-            result = rollout.collect(prompts(), mixed)
-            for group in result.groups:
-                for trajectory in group.trajectories:
-                    assert (trajectory.policy_versions == version).all()
-                    assert (trajectory.logprobs == version).all()
-    finally:
+        while True:
+            rollout.collect(test_ray_workers.prompts(), lambda group: True)
+    except KeyboardInterrupt:
+        rollout.state_dict()
         rollout.close()
-        policy.close()  # type: ignore[attr-defined]
+        print("saved", flush=True)
+"""
+    )
+    environment = {**os.environ, "RAY_ADDRESS": ray_nodes.address}
+    process = subprocess.Popen(
+        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "ready"
+    time.sleep(0.5)
+    process.send_signal(signal_number)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert output.strip() == "saved"
+    assert "Traceback" not in errors

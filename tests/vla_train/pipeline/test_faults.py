@@ -1,9 +1,12 @@
 """Env groups that raise, die, hang or return nonsense: the same episodes come out, or the run stops with the cause."""
 
+import contextlib
 import itertools
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +17,8 @@ import psutil
 import pytest
 from pipeline_envs import DrawingPolicy, assert_played_as_alone, drift_config, make_spec
 
+import vla_train.pipeline.process_worker
+import vla_train.pipeline.workers
 from vla_train.config import EnvConfig, RolloutConfig
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
@@ -141,6 +146,52 @@ def test_closing_leaves_neither_threads_nor_processes_nor_shared_memory(worker: 
     assert not {name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("vla_train_")}
 
 
+@pytest.mark.parametrize("worker", ["thread", "process"])
+def test_closing_does_not_wait_for_env_groups_that_hang(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (vla_train.pipeline.workers, vla_train.pipeline.process_worker):
+        monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.5)
+    rollout = make_rollout(drift_config(worker=worker, kwargs={"fault": "hang", "fault_step": "1"}))
+    rollout.prefetch(prompts())
+
+    def collect() -> None:
+        with contextlib.suppress(RuntimeError):
+            rollout.collect(prompts(), mixed)
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    time.sleep(0.5)  # by now all hang
+    rollout.close()
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+
+
+def test_a_process_may_have_children_of_its_own() -> None:
+    rollout = make_rollout(drift_config(worker="process", kwargs={"vectorization_mode": "async"}, envs_per_group=2))
+    try:
+        for trajectory in rollout.play(make_spec(group) for group in range(4)):
+            assert_played_as_alone(trajectory, seed=None)
+    finally:
+        rollout.close()
+
+
+def test_a_program_that_forgets_to_close_its_processes_still_ends(tmp_path: Path) -> None:
+    script = tmp_path / "forgetful.py"
+    script.write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pipeline_envs import drift_config
+import test_faults
+
+if __name__ == "__main__":
+    rollout = test_faults.make_rollout(drift_config(worker="process"))
+    print("up", flush=True)
+"""
+    )
+    output = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True)
+    assert output.stdout.strip() == "up"
+
+
 def test_closing_from_another_thread_ends_a_collect_under_way() -> None:
     rollout = make_rollout(drift_config(kwargs={"seconds_per_step": "0.01"}))
     errors: list[BaseException] = []
@@ -164,9 +215,6 @@ def test_closing_from_another_thread_ends_a_collect_under_way() -> None:
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_a_run_cleanly_within_seconds(worker: str, signal_number: int, tmp_path: Path) -> None:
     """As the training loop does: the signal raises in the main thread, state is saved, workers are closed."""
-    import subprocess
-    import sys
-
     script = tmp_path / "run.py"
     script.write_text(
         f"""
