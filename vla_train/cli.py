@@ -209,7 +209,8 @@ def _report(arguments: list[str]) -> Callable[[], object]:
         raise ValueError(f"{run} is not the folder of a run: it has no config.json")
     from vla_train.report import write_report
 
-    return lambda: print(f"report: {write_report(run)}")
+    page = write_report(run)  # here, where damaged files are errors in what was given
+    return lambda: print(f"report: {page}")
 
 
 def _fail(message: str) -> NoReturn:

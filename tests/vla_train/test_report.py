@@ -243,6 +243,16 @@ def test_a_resumed_run_shows_each_iteration_once(tmp_path: Path) -> None:
     assert "in 1 of 3 iterations (3)" in facts.notices(run)[0]
 
 
+def test_a_picture_of_an_iteration_that_a_resumed_run_forgot_is_not_shown(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run / "timeline", tmp_path / "timeline")
+    log = begin(tmp_path)
+    log.log("iteration", 3, iteration_values(updates=4))
+    assert read_run(tmp_path).timeline_picture is None
+    log.log("iteration", 4, iteration_values(updates=4))
+    assert read_run(tmp_path).timeline_iteration == 4
+    log.close()
+
+
 def test_an_evaluation_under_way_shows_what_there_is(tmp_path: Path) -> None:
     begin(tmp_path).close()
     evaluate_into(tmp_path, "iteration_000002", successes=3)  # and no record: the run had not got that far

@@ -91,13 +91,15 @@ def read_run(run: Path) -> RunContents:
     records = read_records(run)
     own_evaluations = {Path(record["folder"]).name: record for record in records if record["kind"] == "eval"}
     names = {folder.name for folder in (run / "evaluations").glob("*") if folder.is_dir()} | set(own_evaluations)
-    picture = max((run / "timeline").glob("iteration_*.png"), default=None)
+    iterations = tuple(record for record in records if record["kind"] == "iteration")
+    logged = {f"iteration_{record['iteration']:06d}" for record in iterations}  # a resumed run forgets the others
+    picture = max((file for file in (run / "timeline").glob("*.png") if file.stem in logged), default=None)
     trace = None if picture is None else picture.with_suffix(".json.gz")
     return RunContents(
         path=run,
         config=config,
         config_json=config_json,
-        iterations=tuple(record for record in records if record["kind"] == "iteration"),
+        iterations=iterations,
         evaluation_records=tuple(own_evaluations.values()),
         evaluations=tuple(
             _read_evaluation(run / "evaluations" / name, own_evaluations.get(name))

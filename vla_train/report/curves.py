@@ -126,7 +126,7 @@ def throughput_panels(run: RunContents) -> list[Panel]:
         ),
         Panel(
             title="Seconds per iteration",
-            y_label="s",
+            y_label="seconds",
             curves=[
                 _iteration_curve(run, "rollout", PURPLE, "rollout/duration_s"),
                 _iteration_curve(run, "policy", ORANGE, "rollout/policy_s"),

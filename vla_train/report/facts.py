@@ -105,7 +105,7 @@ def notices(run: RunContents) -> list[str]:
     if silent:
         found.append(
             f"No group with signal in {len(silent)} of {len(run.iterations)} iterations ({_ranges(silent)}): in each group all "
-            "episodes did equally well, so the weights stayed as they were. Gaps in the curves of the update are these."
+            "episodes did equally well, so the weights stayed as they were. The curves of the updates have gaps there."
         )
     restarts = sum(int(record.get("rollout/worker_restarts") or 0) for record in run.iterations)
     if restarts:

@@ -73,9 +73,9 @@ class Panel:
     """Named values of y that are drawn as dashed lines."""
 
     @property
-    def empty(self) -> bool:
-        """Whether there is nothing to draw."""
-        return all(math.isnan(value) for curve in self.curves for value in curve.y)
+    def measured(self) -> list[Curve]:
+        """Curves that have a point."""
+        return [curve for curve in self.curves if not all(math.isnan(value) for value in curve.y)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +91,7 @@ def draw_panel(panel: Panel, *, width: float = 3.7, height: float = 2.1) -> Mark
     with matplotlib.rc_context(_SETTINGS):
         figure = _new_figure(width, height)
         axes = figure.subplots()
-        for curve in panel.curves:
+        for curve in panel.measured:
             marker = {"marker": "o", "markersize": 3.5 if len(curve.x) <= 40 else 0}
             if curve.intervals:
                 low, high = zip(*curve.intervals, strict=True)
@@ -103,18 +103,19 @@ def draw_panel(panel: Panel, *, width: float = 3.7, height: float = 2.1) -> Mark
         axes.grid(axis="y")
         axes.set_xlabel(panel.x_label)
         axes.set_ylabel(panel.y_label)
-        axes.set_xlim(min(0.5, panel.x_max / 100), panel.x_max + max(0.5, 0.02 * panel.x_max))
+        margin = max(0.5, 0.02 * panel.x_max)
+        axes.set_xlim(1 - margin, panel.x_max + margin)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         if panel.percent:
             axes.set_ylim(-0.03, 1.03)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         else:
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+            values = [value for curve in panel.measured for value in curve.y if not math.isnan(value)]
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=all(float(value).is_integer() for value in values)))
             if panel.from_zero:
-                negative = any(value < 0 for curve in panel.curves for value in curve.y)
-                axes.set_ylim(bottom=axes.get_ylim()[0] if negative else 0.0)
+                axes.set_ylim(bottom=axes.get_ylim()[0] if min(values) < 0 else 0.0)
             axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
-        if len(panel.curves) + len(panel.limits) > 1:
+        if len(panel.measured) + len(panel.limits) > 1:
             figure.legend(loc="outside upper left", ncols=4, columnspacing=1.2, handlelength=1.4, borderpad=0)
         return _to_svg(figure, panel.title)
 

@@ -75,4 +75,4 @@ def _render(run: RunContents, *, video_bytes: int) -> str:
 
 def _drawn(panels: list[Panel], *, width: float = 3.7, height: float = 2.1) -> list[tuple[Panel, Markup]]:
     """Panels with their pictures; those without a number yet are left out."""
-    return [(panel, draw_panel(panel, width=width, height=height)) for panel in panels if not panel.empty]
+    return [(panel, draw_panel(panel, width=width, height=height)) for panel in panels if panel.measured]
