@@ -1,26 +1,18 @@
 """Goals against LIBERO's own check, on states made to satisfy or miss each predicate: drawers, knobs and placements are set.
 
-    python benchmarks/parity_goals.py                                   # all 130 tasks
-    python benchmarks/parity_goals.py --suites libero_10 --tasks 0 3
-
 Both sides get the same joint positions; each computes its own contacts and poses, LIBERO in robosuite's simulation, this
 project in the scene's model with the engine's compiled recording.
 """
 
-import argparse
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import mujoco
 import numpy as np
 
-from vla_envs.libero.cache import load_scene
-from vla_envs.libero.compile import build_libero
 from vla_envs.libero.goals import GoalInputs, InSite, JointPast, Lifted, OnObject, OnSite, Predicate
 from vla_envs.libero.scene import Scene
-from vla_envs.libero.suites import TIME_LIMITS, suite_tasks
 from vla_envs.vector.mujoco_c import contact_layout
 from vla_envs.vector.slot import contact_pairs, empty_record, record_goal_inputs, slot_arrays
 
@@ -33,8 +25,6 @@ _LOWERING_STEPS, _LOWERING_M = 60, 0.004
 class GoalComparison:
     """Verdicts on one task's states."""
 
-    suite: str
-    task_id: int
     num_states: int
     num_successes: int
     """States in which LIBERO says that the whole goal holds."""
@@ -49,7 +39,7 @@ def compare_goals(scene: Scene, libero: Any, *, num_states: int = 200, seed: int
 
     Args:
         scene: The task, compiled.
-        libero: LIBERO's env of the task (`build_libero`); its fixtures are moved to where the scene's are.
+        libero: LIBERO's env of the task, without its wrapper; its fixtures are moved to where the scene's are.
         num_states: How many states to make.
         seed: Of the states.
     """
@@ -65,8 +55,6 @@ def compare_goals(scene: Scene, libero: Any, *, num_states: int = 200, seed: int
         theirs[index] = libero._check_success()
         theirs_each[index] = [libero._eval_predicate(state) for state in goal_state]
     return GoalComparison(
-        suite=scene.suite,
-        task_id=scene.task_id,
         num_states=num_states,
         num_successes=int(theirs.sum()),
         num_different=int(((ours != theirs) | (ours_each != theirs_each).any(axis=1)).sum()),
@@ -148,37 +136,3 @@ def _lower_until_touching(scene: Scene, data: mujoco.MjData, body: int, pair: in
         if any((a in first and b in second) or (b in first and a in second) for a, b in contacts):
             return
         data.qpos[address] -= _LOWERING_M
-
-
-def _compare_task(suite: str, task_id: int) -> GoalComparison:
-    libero = build_libero(suite, task_id)
-    try:
-        return compare_goals(load_scene(suite, task_id), libero)
-    finally:
-        libero.close()
-
-
-def main() -> None:
-    """Compare the tasks asked for, and print a line for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suites", nargs="+", default=list(TIME_LIMITS))
-    parser.add_argument("--tasks", type=int, nargs="+", help="task ids (default: all)")
-    parser.add_argument("--processes", type=int, default=2)
-    arguments = parser.parse_args()
-    work = [(suite, task_id) for suite in arguments.suites for task_id in arguments.tasks or suite_tasks(suite)]
-    states = different = 0
-    with ProcessPoolExecutor(arguments.processes) as pool:
-        for result in pool.map(_compare_task, *zip(*work, strict=True)):
-            states, different = states + result.num_states, different + result.num_different
-            note = f"; not compared: {', '.join(result.always_or_never)}" if result.always_or_never else ""
-            print(
-                f"{result.suite} {result.task_id}: {result.num_different} of {result.num_states} verdicts differ "
-                f"({result.num_successes} successes){note}",
-                flush=True,
-            )
-    print(f"{different} of {states} verdicts differ over {len(work)} tasks")
-    raise SystemExit(different > 0)
-
-
-if __name__ == "__main__":
-    main()

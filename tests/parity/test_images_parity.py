@@ -1,0 +1,90 @@
+"""Pictures against stock LIBERO's observables, byte by byte, and what simplified scenes lose."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.parity_images import (
+    compare_episode_images,
+    compare_images,
+    open_engine,
+    pictures,
+    psnr_of_fast_detail,
+    states_to_draw,
+)
+from vla_envs.libero.cache import load_scene
+from vla_envs.libero.engine_scene import LiberoEngineScene
+from vla_envs.libero.scene import Scene
+
+MIN_PSNR_DB = 28.0
+
+
+def test_pictures_of_the_same_state_are_identical_at_every_size(
+    scene_and_stock: tuple[Scene, Any], drawn_scene: LiberoEngineScene
+):
+    scene, stock = scene_and_stock
+    _, moved, near_goal = states_to_draw(scene, seed=1)
+    result = compare_images(drawn_scene, stock, [(moved, 128), (moved, 224), (moved, 256), (near_goal, 128)])
+    assert result.num_images == 8
+    assert result.num_identical == 8, f"a pixel differs by {result.largest_difference}"
+
+
+def test_an_episode_shows_the_same_pictures_to_within_rounding(
+    scene_and_stock: tuple[Scene, Any], drawn_scene: LiberoEngineScene
+):
+    result = compare_episode_images(drawn_scene, scene_and_stock[1], seed=2, num_steps=2)
+    assert result.num_images == 4
+    assert result.largest_difference <= 1
+    assert result.largest_share < 0.01
+
+
+def test_the_comparison_notices_another_instant_of_the_episode(drawn_scene: LiberoEngineScene):
+    """LIBERO's pictures are taken a substep before the end of a control step; those of its end differ by more than rounding."""
+    scene = drawn_scene.scene
+    player = drawn_scene.new_player()
+    player.begin(scene.init_states[0])
+    player.play(np.full((1, 7), 0.8), 1)
+    with open_engine() as engine:
+        seen = {"agentview": np.zeros((1, 128, 128, 3), np.uint8)}
+        engine.begin([0], [drawn_scene], [scene.init_states[0]])
+        engine.step([0], np.full((1, 1, 7), 0.8), np.array([1]), seen, until_goal=False)
+        at_the_end = pictures(engine, drawn_scene, player.get_state(), 128)
+    assert np.abs(seen["agentview"][0].astype(int) - at_the_end["agentview"]).max() > 8
+
+
+@pytest.mark.parametrize(("wrong", "num_identical"), [("moved by a millimetre", 1), ("swapped", 0)])
+def test_the_comparison_notices_a_wrong_camera(scene_and_stock: tuple[Scene, Any], wrong: str, num_identical: int):
+    scene, stock = scene_and_stock
+    if wrong == "swapped":
+        scene = replace(scene, cameras={"agentview": scene.cameras["wrist"], "wrist": scene.cameras["agentview"]})
+    else:
+        scene = replace(scene, model=copy.copy(scene.model))
+        scene.model.cam_pos[scene.cameras["agentview"]] += [0.0, 0.001, 0.0]
+    result = compare_images(LiberoEngineScene(scene), stock, [(scene.init_states[0], 128)])
+    assert (result.num_images, result.num_identical) == (2, num_identical)
+
+
+def test_scenes_drawn_in_turn_look_as_if_drawn_alone(drawn_scene: LiberoEngineScene):
+    other = LiberoEngineScene(load_scene("libero_spatial", 0, detail="fast"))
+    views = [(scene, scene.scene.init_states[index]) for index in range(3) for scene in (drawn_scene, other)]
+    with open_engine() as engine:
+        alone = [pictures(engine, *view, 128) for view in views[0::2]] + [pictures(engine, *view, 128) for view in views[1::2]]
+        in_turn = [pictures(engine, *view, 128) for view in views]
+    for expected, drawn in zip(alone, in_turn[0::2] + in_turn[1::2], strict=True):
+        for camera in expected:
+            np.testing.assert_array_equal(drawn[camera], expected[camera])
+
+
+@pytest.mark.slow
+def test_simplified_scenes_keep_28_decibels_on_average_over_a_task_of_each_suite():
+    ratios = []
+    for suite, task_id in (("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 3), ("libero_10", 2), ("libero_90", 0)):
+        full, fast = load_scene(suite, task_id), load_scene(suite, task_id, detail="fast")
+        assert fast.model.nmeshface < full.model.nmeshface / 4
+        states = states_to_draw(full, seed=4)[:2]
+        ratios.append(psnr_of_fast_detail(LiberoEngineScene(full), LiberoEngineScene(fast), states))
+    for camera in ("agentview", "wrist"):
+        assert np.mean([ratio[camera] for ratio in ratios]) >= MIN_PSNR_DB, ratios
