@@ -71,7 +71,7 @@ class EnvConfig:
     num_groups: int = 2
     """Env groups that take turns with the policy: with 2 or more, one simulates while the policy decides for another."""
     envs_per_group: int = 4
-    """Envs in each group."""
+    """Envs in each env group, simulated side by side."""
     worker: Literal["thread", "process", "ray"] = "thread"
     """Where a group runs: a thread (envs that release the GIL), a process (any other), or a Ray actor (other machines)."""
     image_key: str = "image"
