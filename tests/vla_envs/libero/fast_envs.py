@@ -1,4 +1,4 @@
-"""Real LIBERO tasks made quick: simplified scenes that stay loaded, no cameras unless asked for, and states close to success."""
+"""Real LIBERO tasks made quick: simplified scenes that stay loaded, no cameras unless asked for, states close to success."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -71,5 +71,5 @@ def almost_done(suite: str, task_id: int, state: np.ndarray, *, drop_m: float = 
         else:
             continue
         address = model.jnt_qposadr[model.body_jntadr[predicate.body]]
-        data.qpos[address : address + 3] = target + [0, 0, drop_m]
+        data.qpos[address : address + 3] = target + np.array([0, 0, drop_m])
     return np.concatenate([state[:1], data.qpos, np.zeros(model.nv)])

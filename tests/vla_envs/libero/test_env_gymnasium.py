@@ -82,10 +82,10 @@ def test_a_single_env_ends_with_its_statistics_and_must_then_be_reset(single: gy
     single.reset(seed=0)
     env = single.unwrapped
     env.set_state(almost_done(*BOWL_ON_PLATE, env.get_state()))
-    for length in range(1, 20):
+    length, terminated = 0, False
+    while not terminated and length < 20:
         _, reward, terminated, truncated, info = env.step(STILL)
-        if terminated:
-            break
+        length += 1
     assert (reward, terminated, truncated) == (1.0, True, False)
     assert info["success"]
     assert (info["episode"]["r"], info["episode"]["l"]) == (1.0, length)
