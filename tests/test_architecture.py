@@ -1,0 +1,156 @@
+"""Who imports whom, proved on the code itself: every import statement of both packages, lazy ones included."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("vla_envs", "vla_train")
+BUILD_SCRIPT = "vla_envs.hatch_build"
+
+RANKS = (
+    ("vla_train.types", "vla_train.config"),
+    ("vla_train.policy", "vla_train.algo"),
+    ("vla_train.pipeline", "vla_train.trainer", "vla_train.distributed"),
+    (),  # the modules beside `loop`: running, evaluating, showing
+    ("vla_train.recipes",),
+    ("vla_train.cli", "vla_train.__main__"),
+)
+"""A module imports its own rank and those before it; what is not named here has the rank of `loop`."""
+LOOP_RANK = RANKS.index(())
+
+OWNERS = {
+    "ray": {"vla_train.distributed.ray"},
+    "vllm": {"vla_train.policy.vllm_policy"},
+    "isaaclab": {"vla_envs.isaac.isaaclab"},
+    "isaacsim": {"vla_envs.isaac.isaaclab"},
+    "robosuite": {"vla_envs.libero.compile"},
+    "libero": {"vla_envs.libero.compile", "vla_envs.libero.suites"},
+    "peft": {"vla_train.policy.simplevla_oft.lora"},
+    "imageio": {"vla_train.evaluation"},
+    "wandb": {"vla_train.tracking"},
+    "tyro": {"vla_train.cli", "vla_train.config"},
+}
+"""Libraries that few modules may touch."""
+HEAVY = {
+    *("torch", "transformers", "ray", "vllm", "gymnasium", "mujoco", "numba", "robosuite", "libero"),
+    *("matplotlib", "imageio", "tensorboard", "PIL", "vla_envs.libero", "vla_train.policy"),
+}
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(file): file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imports_of(module: str) -> set[str]:
+    """Full names of all modules that a module imports, anywhere in its text."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in names}
+    return found
+
+
+IMPORTS = {module: imports_of(module) for module in MODULES if module != BUILD_SCRIPT}
+
+
+def within(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def arrows(*sources: str) -> list[tuple[str, str]]:
+    """(importer, imported) of all modules in these packages."""
+    return [(module, target) for module, targets in IMPORTS.items() if within(module, *sources) for target in sorted(targets)]
+
+
+def rank(module: str) -> int:
+    return next((level for level, names in enumerate(RANKS) if within(module, *names)), LOOP_RANK)
+
+
+def test_the_parser_sees_plain_lazy_and_submodule_imports():
+    assert "gymnasium.vector" in IMPORTS["vla_envs.vector.base"]
+    assert "ray" in IMPORTS["vla_train.distributed.ray"]
+    assert "vla_envs.libero.compile" in IMPORTS["vla_envs.libero.cache"]  # inside a function
+    assert "vla_envs._gymnasium_plugin" in IMPORTS["vla_envs"]  # from a package
+    assert len(IMPORTS) > 80
+
+
+def test_the_environments_never_import_the_trainer():
+    assert [arrow for arrow in arrows("vla_envs") if within(arrow[1], "vla_train", "torch", "transformers")] == []
+
+
+def test_the_trainer_never_imports_the_environments():
+    assert [arrow for arrow in arrows("vla_train") if within(arrow[1], "vla_envs")] == []
+
+
+def test_what_simulators_share_knows_no_simulator_task():
+    known = ("vla_envs.libero", "vla_envs.isaac", "libero", "robosuite")
+    assert [arrow for arrow in arrows("vla_envs.vector") if within(arrow[1], *known)] == []
+
+
+def test_libero_does_not_know_isaac():
+    assert [arrow for arrow in arrows("vla_envs.libero") if within(arrow[1], "vla_envs.isaac")] == []
+
+
+def test_the_algorithms_know_tensors_only():
+    known = ("torch", "numpy", "vla_train.algo", "vla_train.types", "vla_train.config", *sys.stdlib_module_names)
+    assert [arrow for arrow in arrows("vla_train.algo") if not within(arrow[1], *known)] == []
+
+
+@pytest.mark.parametrize("package", ["pipeline", "trainer", "distributed"])
+def test_rollout_training_and_placement_know_the_policy_protocol_only(package: str):
+    policies = [arrow for arrow in arrows(f"vla_train.{package}") if within(arrow[1], "vla_train.policy")]
+    assert [arrow for arrow in policies if arrow[1] != "vla_train.policy.base"] == []
+
+
+def test_the_pipeline_knows_no_tensors_and_no_simulators():
+    concrete = ("torch", "transformers", "mujoco", "libero", "robosuite", "vla_train.algo", "vla_train.trainer")
+    assert [arrow for arrow in arrows("vla_train.pipeline") if within(arrow[1], *concrete)] == []
+
+
+def test_policies_and_algorithms_do_not_know_each_other():
+    assert [arrow for arrow in arrows("vla_train.policy") if within(arrow[1], "vla_train.algo")] == []
+    assert [arrow for arrow in arrows("vla_train.algo") if within(arrow[1], "vla_train.policy")] == []
+
+
+def test_no_arrow_of_the_trainer_points_back():
+    own = [arrow for arrow in arrows("vla_train") if within(arrow[1], "vla_train")]
+    assert len(own) > 100
+    assert [(source, target) for source, target in own if target != "vla_train" and rank(target) > rank(source)] == []
+
+
+@pytest.mark.parametrize("library", sorted(OWNERS))
+def test_a_library_is_imported_by_its_owners_only(library: str):
+    importers = {module for module, targets in IMPORTS.items() if any(within(target, library) for target in targets)}
+    assert importers <= OWNERS[library]
+
+
+def test_no_import_hides_in_a_string():
+    """A module that the user names may be imported by name; one that the code names is a statement, seen above."""
+    hidden = [
+        (module, ast.unparse(node))
+        for module in IMPORTS
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__")
+        if any(isinstance(argument, ast.Constant | ast.JoinedStr) for argument in node.args)
+    ]
+    assert hidden == []
+
+
+@pytest.mark.parametrize("module", ["vla_train", "vla_train.config", "vla_train.recipes", "vla_train.cli", "vla_envs"])
+def test_importing_it_loads_nothing_heavy(module: str):
+    program = f"import sys, {module}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(result.stdout.split())
+    assert module in loaded
+    assert loaded & HEAVY == set()
