@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode
 
 from vla_envs.isaac.isaaclab import require_isaaclab
 from vla_envs.isaac.randomize import InitialStates
-from vla_envs.libero.env import check_arguments, shared_scene
+from vla_envs.libero.env import check_arguments, shared_scene, task_span
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv, Start
 from vla_envs.vector.gl_context import Device
@@ -29,8 +29,13 @@ class IsaacEnv(ChunkedVectorEnv):
         num_envs: N.
         suite: Suite of the task.
         task_id: The task of all slots.
-        backend: "mujoco" runs on any CPU; "isaaclab" needs Isaac Lab; "auto" takes what can run here.
+        backend: "mujoco" runs on any CPU; "isaaclab" needs Isaac Lab; "auto" takes what can run here. The attribute `backend`
+            says which it is.
         device: Where cameras draw; see `LiberoEnv`, as for all further arguments.
+
+    Raises:
+        MissingDependencyError: Isaac Lab was asked for and is not installed, or LIBERO is needed and is not.
+        ValueError: An argument that cannot work; nothing was started.
     """
 
     def __init__(
@@ -71,20 +76,20 @@ class IsaacEnv(ChunkedVectorEnv):
         folder = None if scene_dir is None else Path(scene_dir)
         tasks = suite_tasks(suite, scene_dir=folder)
         if task_id not in tasks:
-            raise ValueError(f"{suite} has tasks 0..{len(tasks) - 1}, got task_id={task_id}")
+            raise ValueError(f"{suite} has tasks {task_span(tuple(tasks))}, got task_id={task_id!r}")
         self.suite = suite
-        self._task_id = task_id
+        self._task_id = int(task_id)
         self._scene = shared_scene(suite, task_id, detail, folder)
         self._initial_states = InitialStates(self._scene.scene)
         super().__init__(
             num_envs,
             engine=MujocoEngine(num_envs, device=device if cameras else None, num_threads=num_threads),
-            instructions={task_id: tasks[task_id].instruction},
+            instructions={self._task_id: tasks[task_id].instruction},
             max_episode_steps=max_episode_steps or tasks[task_id].max_episode_steps,
             chunk_size=chunk_size,
             image_size=image_size,
             cameras=cameras,
-            autoreset_mode=AutoresetMode(autoreset_mode),
+            autoreset_mode=autoreset_mode,
             settle_steps=settle_steps,
             render_mode=render_mode,
         )

@@ -1,4 +1,4 @@
-"""The Isaac Lab backend's door: the only module that looks for Isaac Lab, and never imports it unasked."""
+"""The Isaac Lab backend's door: the only module that knows Isaac Lab, which it looks for and never imports unasked."""
 
 from importlib.util import find_spec
 
@@ -6,15 +6,17 @@ from vla_envs.errors import MissingDependencyError
 
 
 def require_isaaclab() -> None:
-    """Say what is missing to run on Isaac Lab.
+    """Say why LIBERO's tasks cannot run on Isaac Lab here.
 
     Raises:
-        MissingDependencyError: Always in this version: without Isaac Lab, how to install it; with it, that the LIBERO tasks
-            have not been brought to it yet.
+        MissingDependencyError: Isaac Lab is not installed; the message says what to install.
+        ValueError: It is, and this version does not bring the tasks to it.
     """
     if find_spec("isaaclab") is None:
         raise MissingDependencyError(
-            "backend='isaaclab' needs Isaac Lab and a GPU with RT cores: pip install 'vla-envs[isaac]' and Isaac Sim "
-            "(https://isaac-sim.github.io/IsaacLab); backend='mujoco' runs anywhere"
+            "backend='isaaclab' needs Isaac Lab, which is not installed: pip install 'vla-envs[isaac]' and Isaac Sim "
+            "(https://isaac-sim.github.io/IsaacLab). backend='mujoco' runs without it, on any CPU"
         )
-    raise MissingDependencyError("this version of vla-envs does not drive Isaac Lab yet: use backend='mujoco'")
+    raise ValueError(
+        "backend='isaaclab': Isaac Lab is installed, but this version cannot run tasks on it; use backend='mujoco'"
+    )

@@ -84,7 +84,7 @@ class LiberoEnv(ChunkedVectorEnv):
         chosen = tuple(tasks) if task_ids is None else tuple(task_ids)
         unknown = [task_id for task_id in chosen if task_id not in tasks]
         if unknown or not chosen:
-            raise ValueError(f"{suite} has tasks {_span(tuple(tasks))}, got task_ids={list(chosen)}")
+            raise ValueError(f"{suite} has tasks {task_span(tuple(tasks))}, got task_ids={list(chosen)}")
         super().__init__(
             num_envs,
             engine=MujocoEngine(num_envs, device=device if cameras else None, num_threads=num_threads),
@@ -110,7 +110,7 @@ class LiberoEnv(ChunkedVectorEnv):
         for slot in slots:
             task_id = self._task_of(slot, int(episodes[slot]), options)
             if task_id not in self.num_init_states:
-                raise ValueError(f"task_id must be one of {_span(self.task_ids)}, got {task_id} for slot {slot}")
+                raise ValueError(f"task_id must be one of {task_span(self.task_ids)}, got {task_id} for slot {slot}")
             if "init_state_id" in options:
                 state_id, count = int(options["init_state_id"][slot]), self.num_init_states[task_id]
                 if not 0 <= state_id < count:
@@ -214,7 +214,7 @@ def check_arguments(
         raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
 
 
-def _span(task_ids: tuple[int, ...]) -> str:
+def task_span(task_ids: tuple[int, ...]) -> str:
     """Task ids in few characters."""
     if task_ids == tuple(range(len(task_ids))):
         return f"0..{len(task_ids) - 1}"
