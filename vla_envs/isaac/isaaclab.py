@@ -17,6 +17,4 @@ def require_isaaclab() -> None:
             "backend='isaaclab' needs Isaac Lab, which is not installed: pip install 'vla-envs[isaac]' and Isaac Sim "
             "(https://isaac-sim.github.io/IsaacLab). backend='mujoco' runs without it, on any CPU"
         )
-    raise ValueError(
-        "backend='isaaclab': Isaac Lab is installed, but this version cannot run tasks on it; use backend='mujoco'"
-    )
+    raise ValueError("backend='isaaclab': Isaac Lab is installed, but this version cannot run on it; use backend='mujoco'")
