@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from vla_envs.errors import NotResetError, SceneFormatError
 from vla_envs.libero.env import LiberoEnv, make_libero_env
+from vla_envs.vector.slot import GoalRecord
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +179,14 @@ def test_nothing_but_close_works_after_close():
 def test_an_error_in_the_middle_of_a_step_asks_for_a_reset_of_the_slots_it_left_unknown(monkeypatch: pytest.MonkeyPatch):
     envs = make_envs(2, chunk_size=2, autoreset_mode=AutoresetMode.DISABLED)
     envs.reset(seed=0)
-    scene = envs._scenes[0]
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="judge has gone home"):
-        patched.setattr(scene, "judge", lambda record, num_steps: (_ for _ in ()).throw(RuntimeError("judge has gone home")))
-        envs.step(np.zeros((2, 2, 7)))
+
+    def fail(record: GoalRecord, num_steps: int) -> None:
+        raise RuntimeError("the judge has gone home")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(envs._scenes[0], "judge", fail)
+        with pytest.raises(RuntimeError, match="gone home"):
+            envs.step(np.zeros((2, 2, 7)))
     with pytest.raises(NotResetError, match="or an error ended its episode: reset it first"):
         envs.step(np.zeros((2, 2, 7)))
     envs.reset(seed=0)
