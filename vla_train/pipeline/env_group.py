@@ -136,6 +136,10 @@ def make_env_group(config: EnvConfig, *, chunk_size: int, seed: int) -> EnvGroup
         raise ImportError(f"{config.id}: {error}") from error
     except gym.error.Error as error:
         raise ValueError(f"{config.id}: {error}") from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(f"{config.id} does not take all of env.kwargs: {error}") from error
 
 
 def _make_env_group(config: EnvConfig, *, chunk_size: int, seed: int) -> EnvGroup:
