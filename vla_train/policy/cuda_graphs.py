@@ -1,55 +1,108 @@
 """Replays a function as a CUDA graph, one graph per set of input shapes: no launch overhead, which is most of the time of
 small batches.
 
-Invariant: a graph reads and writes fixed addresses, so inputs are copied in and outputs must be used before the next call.
-Weights may change between calls, in place.
+Invariant: a graph reads and writes fixed addresses. Inputs are copied in; outputs must be used before the next call; weights
+may change between calls, in place. Weights that have moved make every graph void, and all are captured again.
+
+The graphs share one pool of memory: they never run at once, so one's activations may lie where another's did, and together
+they hold little more than the largest needs.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Inputs = tuple[Tensor | None, ...]
-_WARM_UP_CALLS = 3
+Function = Callable[..., tuple[Tensor, ...]]
+Capture = Callable[[Function, Inputs], tuple[Callable[[], None], tuple[Tensor, ...]]]
+"""Of a function and its inputs: what runs it again on those same tensors, and the outputs that this fills."""
+
+_WARM_UP_CALLS = 2
+"""Before a capture: the first may compile, the second allocates what is kept."""
+_MAX_GRAPHS = 64
+"""A graph of a large model holds tens of MB of launch parameters; past this many, the one unused for longest goes."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Capture:
-    graph: torch.cuda.CUDAGraph
+class _Graph:
     inputs: Inputs
+    replay: Callable[[], None]
     outputs: tuple[Tensor, ...]
 
 
 class GraphedFunction:
-    """A function of tensors (or None) on one CUDA device, captured at the first call with each set of shapes."""
+    """A function of tensors (or None) on one CUDA device, captured at the first call with each set of shapes.
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
+    Args:
+        function: Reads its inputs and the module's weights, and nothing that changes besides.
+        module: Whose weights it reads.
+        new_capture: Makes what captures; `cuda_graph_capture` but in tests.
+    """
+
+    def __init__(self, function: Function, module: nn.Module, *, new_capture: Callable[[], Capture] | None = None) -> None:
         self._function = function
-        self._captures: dict[tuple[tuple[torch.Size, torch.dtype] | None, ...], _Capture] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._new_capture = cuda_graph_capture if new_capture is None else new_capture
+        self._capture = self._new_capture()
+        self._graphs: OrderedDict[tuple[tuple[torch.Size, torch.dtype] | None, ...], _Graph] = OrderedDict()
+        self._weights = WeightAddresses(module)
+        self._addresses = self._weights.now()
 
     def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        addresses = self._weights.now()
+        if addresses != self._addresses:
+            self._graphs.clear()
+            self._capture = self._new_capture()  # a pool that no graph uses any more cannot be used again
+            self._addresses = addresses
         key = tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)
-        capture = self._captures.get(key)
-        if capture is None:
-            capture = self._captures[key] = self._capture(inputs)
-        for held, given in zip(capture.inputs, inputs, strict=True):
-            if held is not None and given is not None:
-                held.copy_(given)
-        capture.graph.replay()
-        return capture.outputs
+        graph = self._graphs.get(key)
+        if graph is None:
+            held = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
+            graph = self._graphs[key] = _Graph(held, *self._capture(self._function, held))
+            if len(self._graphs) > _MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        for kept, given in zip(graph.inputs, inputs, strict=True):
+            if kept is not None and given is not None:
+                kept.copy_(given)
+        graph.replay()
+        return graph.outputs
 
-    def _capture(self, inputs: Inputs) -> _Capture:
-        held = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
+
+class WeightAddresses:
+    """Where a module's parameters and buffers lie in memory. Follows those that are replaced, without keeping old ones."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._slots = [
+            (tensors, name)
+            for part in module.modules()
+            for tensors in (part._parameters, part._buffers)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        ]
+
+    def now(self) -> tuple[int, ...]:
+        """One address per weight, in a fixed order; 0 for one that is gone."""
+        return tuple(0 if (tensor := tensors.get(name)) is None else tensor.data_ptr() for tensors, name in self._slots)
+
+
+def cuda_graph_capture() -> Capture:
+    """Captures CUDA graphs into one pool of memory."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def capture(function: Function, inputs: Inputs) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP_CALLS):
-                self._function(*held)
+                function(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            outputs = self._function(*held)
-        return _Capture(graph, held, outputs)
+        # "thread_local": simulators and the trainer may use the device meanwhile, from threads of their own.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            outputs = function(*inputs)
+        return graph.replay, outputs
+
+    return capture

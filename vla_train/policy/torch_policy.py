@@ -1,7 +1,8 @@
 """SimpleVLA-OFT in this process: decides for mixed batches of rows, and recomputes log-probs with gradients.
 
 Sampling and training share every step from pixels to log-probs (`preprocess`, the model, `action_logprobs`), so the log-probs
-of unchanged weights agree to floating-point error. Softmax, log-probs and entropy are float32 over the action bins.
+of unchanged weights agree to floating-point error. Softmax, log-probs and entropy are float32 over the action bins. With FP8,
+sampling alone multiplies quantised weights; the log-probs that it returns are those of the distribution it drew from.
 
 B rows, L prompt ids, T = K * A action tokens.
 """
@@ -21,6 +22,7 @@ from vla_train.policy.cuda_graphs import GraphedFunction
 from vla_train.policy.simplevla_oft import SimpleVLAOFT, SimpleVLAOFTConfig, named_config
 from vla_train.policy.simplevla_oft.checkpoint import STATISTICS_FILE, json_bytes, json_object
 from vla_train.policy.simplevla_oft.config import Gripper
+from vla_train.policy.simplevla_oft.fp8 import fp8_copy, quantise
 from vla_train.policy.simplevla_oft.images import ImageSettings, preprocess, settings_from_json, settings_to_json
 from vla_train.policy.simplevla_oft.prompts import TOKENIZER_FILE, PromptEncoder
 from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
@@ -28,8 +30,9 @@ from vla_train.types import Observation, PolicyOutput
 
 _log = logging.getLogger(__name__)
 _PREPROCESSOR_FILE = "preprocessor_config.json"
-_PROMPT_BUCKET = 8
-"""Where shapes are compiled, prompts are padded to a multiple of this many ids."""
+_LENGTH_BUCKET = 8
+"""Where shapes are compiled, rows of different length are padded until this divides the number of their positions: few
+shapes, and the alignment that masked attention wants."""
 
 
 def action_logprobs(logits: Tensor, temperature: Tensor | float) -> Tensor:
@@ -54,19 +57,42 @@ class TorchPolicy:
     """A `TrainablePolicy`: see `vla_train.policy.base`."""
 
     def __init__(
-        self, model: SimpleVLAOFT, *, prompts: PromptEncoder, images: ImageSettings, codec: ActionCodec, graphs: bool
+        self,
+        model: SimpleVLAOFT,
+        *,
+        prompts: PromptEncoder,
+        images: ImageSettings,
+        codec: ActionCodec,
+        graphs: bool,
+        fp8: bool,
     ) -> None:
-        """`graphs`: compile the blocks and replay `act` as CUDA graphs (only CUDA has them), for fixed shapes."""
-        self.version = 0
+        """`graphs`: compile the blocks and replay `act` as CUDA graphs (only CUDA has them), for fixed shapes. `fp8`: sample
+        with quantised weights."""
         self.model = model
         self._prompts = prompts
         self._images = images
         self._codec = codec
         self._compute_dtype = model.dtype
+        self._one_dtype = all(parameter.dtype == model.dtype for parameter in model.parameters())
         self._buckets = graphs
-        self._sample = GraphedFunction(self._decide) if graphs and model.device.type == "cuda" else self._decide
+        self._sampler = fp8_copy(model) if fp8 else model
+        """The module that `act` runs."""
         if graphs:
-            model.compile_blocks()
+            for module in {model, self._sampler}:
+                module.compile_blocks()
+        on_cuda = model.device.type == "cuda"
+        self._sample = GraphedFunction(self._decide, self._sampler) if graphs and on_cuda else self._decide
+        self.version = 0
+
+    @property
+    def version(self) -> int:
+        """Weight pushes so far. Whoever changes weights sets it, even to the same number."""
+        return self._version
+
+    @version.setter
+    def version(self, version: int) -> None:
+        self._version = version
+        self._quantised = False
 
     @property
     def chunk_size(self) -> int:
@@ -87,6 +113,9 @@ class TorchPolicy:
         num_rows, num_tokens = len(observation), self.model.config.num_action_tokens
         if uniforms is not None and uniforms.shape != (num_rows, num_tokens):
             raise ValueError(f"uniforms must be ({num_rows}, {num_tokens}), got {uniforms.shape}")
+        if self._sampler is not self.model and not self._quantised:
+            quantise(self.model, self._sampler)
+            self._quantised = True
         padding = batch_bucket(num_rows) - num_rows if self._buckets else 0
         rows = np.concatenate([np.arange(num_rows), np.zeros(padding, int)]) if padding else None
         frames = observation.images if rows is None else observation.images[rows]
@@ -98,21 +127,25 @@ class TorchPolicy:
             self._to_device(frames), *self._prompt_tensors(instructions), numbers, torch.tensor(temperature, device=self.device)
         )
         token_ids = indices[:num_rows].cpu().numpy().astype(np.int32) + self.model.config.first_action_id
+        chosen = logprobs[:num_rows].cpu().numpy()
+        if not np.isfinite(chosen).all():
+            raise RuntimeError(f"the policy's log-probs are not finite at version {self.version}: its weights have diverged")
         return PolicyOutput(
             actions=self._codec.decode(token_ids),
             token_ids=token_ids,
-            logprobs=logprobs[:num_rows].cpu().numpy(),
+            logprobs=chosen,
             policy_version=self.version,
         )
 
     def evaluate_tokens(self, observation: Observation, token_ids: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies (R, T) float32 with gradients; see `TrainablePolicy.evaluate_tokens`."""
+        """Log-probs and entropies (R, T) float32 with gradients, never in FP8; see `TrainablePolicy.evaluate_tokens`."""
         config = self.model.config
         expected = (len(observation), config.num_action_tokens)
         if tuple(token_ids.shape) != expected:
             raise ValueError(f"token_ids must be {expected}, got {tuple(token_ids.shape)}")
         frames = self._to_device(observation.images)
-        logprobs = action_logprobs(self._logits(frames, *self._prompt_tensors(observation.instructions)), temperature)
+        prompts = self._prompt_tensors(observation.instructions)
+        logprobs = action_logprobs(self._logits(self.model, frames, *prompts), temperature)
         indices = token_ids.to(self.device, torch.long) - config.first_action_id
         entropies = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs.gather(-1, indices[..., None]).squeeze(-1), entropies
@@ -152,24 +185,29 @@ class TorchPolicy:
         self, frames: Tensor, prompt_ids: Tensor, mask: Tensor | None, uniforms: Tensor | None, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Bin indices and log-probs (B, T) of B frames (B, H, W, 3)."""
-        logprobs = action_logprobs(self._logits(frames, prompt_ids, mask), temperature)
+        logprobs = action_logprobs(self._logits(self._sampler, frames, prompt_ids, mask), temperature)
         indices = logprobs.argmax(-1) if uniforms is None else draw(logprobs, uniforms)
         return indices, logprobs.gather(-1, indices[..., None]).squeeze(-1)
 
-    def _logits(self, frames: Tensor, prompt_ids: Tensor, mask: Tensor | None) -> Tensor:
+    def _logits(self, model: SimpleVLAOFT, frames: Tensor, prompt_ids: Tensor, mask: Tensor | None) -> Tensor:
         with torch.no_grad():
             pixel_values = preprocess(frames, self._images)
         with self._autocast():
-            return self.model(pixel_values, prompt_ids, mask)
+            return model(pixel_values, prompt_ids, mask)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         """Compute in the dtype the weights came in, where some are kept more precisely (adapters, master weights)."""
-        if all(parameter.dtype == self._compute_dtype for parameter in self.model.parameters()):
+        if self._one_dtype and self.model.dtype == self._compute_dtype:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self._compute_dtype, cache_enabled=torch.is_grad_enabled())
 
     def _prompt_tensors(self, instructions: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
-        ids, mask = self._prompts.batch(instructions, multiple_of=_PROMPT_BUCKET if self._buckets else 1)
+        config = self.model.config
+        ids, mask = self._prompts.batch(
+            instructions,
+            multiple_of=_LENGTH_BUCKET if self._buckets else 1,
+            beside=config.num_patches + config.num_action_tokens + 1,
+        )
         return ids.to(self.device, non_blocking=True), None if mask is None else mask.to(self.device, non_blocking=True)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
@@ -217,7 +255,7 @@ def build_policy(
 
         add_lora(model, config.lora_rank, seed=seed)
     model.activation_checkpointing = config.activation_checkpointing
-    return TorchPolicy(model, prompts=prompts, images=images, codec=codec, graphs=config.compile)
+    return TorchPolicy(model, prompts=prompts, images=images, codec=codec, graphs=config.compile, fp8=config.fp8)
 
 
 def _auto_device() -> str:

@@ -29,10 +29,8 @@ def test_any_instruction_becomes_ids_that_read_as_its_prompt(instruction):
 
 def test_common_words_are_one_token_each():
     tokens = [_TOKENIZER.id_to_token(i) for i in PromptEncoder(_TOKENIZER, _CONFIG).ids("put the cream cheese in the bowl")]
-    assert tokens == ["<s>", "In", ":", *["ĠWhat", "Ġaction", "Ġshould", "Ġthe", "Ġrobot", "Ġtake", "Ġto"]] + [
-        *["Ġput", "Ġthe", "Ġcream", "Ġcheese", "Ġin", "Ġthe", "Ġbowl", "?"],
-        *["Ċ", "Out", ":", "<out>"],
-    ]
+    expected = "<s> In : ĠWhat Ġaction Ġshould Ġthe Ġrobot Ġtake Ġto Ġput Ġthe Ġcream Ġcheese Ġin Ġthe Ġbowl ? Ċ Out : <out>"
+    assert tokens == expected.split()
 
 
 def test_ids_of_the_small_tokenizer_are_consecutive():
@@ -50,12 +48,21 @@ def test_prompts_of_a_batch_are_padded_at_the_right_end_and_masked():
     assert not (~mask[:, :-1] & mask[:, 1:]).any()
 
 
-def test_prompts_of_one_length_need_no_mask_unless_they_are_padded_to_a_bucket():
+def test_prompts_of_one_length_need_neither_padding_nor_a_mask():
     encoder = PromptEncoder(_TOKENIZER, _CONFIG)
-    assert encoder.batch(("open the drawer",) * 2)[1] is None
-    ids, mask = encoder.batch(("open the drawer",) * 2, multiple_of=64)
-    assert ids.shape == (2, 64)
+    ids, mask = encoder.batch(("open the drawer", "close the drawer"), multiple_of=64)
+    assert ids.tolist() == [encoder.ids("open the drawer"), encoder.ids("close the drawer")]
+    assert mask is None
+
+
+@pytest.mark.parametrize("beside", [0, 5])
+def test_prompts_of_different_length_are_padded_to_few_widths(beside):
+    encoder = PromptEncoder(_TOKENIZER, _CONFIG)
+    ids, mask = encoder.batch(("put the bowl on the plate", "open the drawer"), multiple_of=16, beside=beside)
+    assert (ids.shape[1] + beside) % 16 == 0
+    assert ids.shape[1] - len(encoder.ids("put the bowl on the plate")) in range(16)
     assert mask is not None
+    assert mask.shape == ids.shape
 
 
 def test_bos_and_the_end_token_are_added_only_where_they_are_missing():

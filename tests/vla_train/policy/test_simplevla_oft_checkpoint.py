@@ -83,8 +83,8 @@ def test_files_that_travel_with_a_checkpoint_are_kept(folder, tmp_path):
     (folder / "modeling_prismatic.py").write_text("raise RuntimeError('code from a checkpoint ran')")
     out = tmp_path / "out"
     SimpleVLAOFT.from_pretrained(folder).save_pretrained(out)
-    assert (out / "tokenizer.json").read_text() == '{"a": 1}'
-    assert not list(out.glob("*.py"))
+    for name in ("tokenizer.json", "modeling_prismatic.py"):
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
     assert json.loads((out / "dataset_statistics.json").read_text()) == json.loads(
         (folder / "dataset_statistics.json").read_text()
     )
@@ -154,7 +154,7 @@ def test_an_index_that_points_elsewhere_is_refused(folder, weight_map, message):
     [
         (lambda data: data.pop("timm_model_ids"), "'timm_model_ids'"),
         (lambda data: data.pop("vision_towers"), "unknown vision tower 'tiny_dinov2_reg4'.*vision_towers"),
-        (lambda data: data["vision_towers"]["tiny_siglip"].pop("depth"), "tiny_siglip has no 'depth'"),
+        (lambda data: data["vision_towers"]["tiny_siglip"].pop("depth"), r"no 'vision_towers\.tiny_siglip\.depth'"),
         (lambda data: data["text_config"].update(num_key_value_heads=2), "num_key_value_heads is 2"),
         (lambda data: data["text_config"].update(model_type="gemma"), "model_type is 'gemma'"),
         (lambda data: data["text_config"].update(hidden_size=48), r"has shape .*config\.json asks for"),
@@ -163,6 +163,16 @@ def test_an_index_that_points_elsewhere_is_refused(folder, weight_map, message):
         (lambda data: data.update(pad_token_id=5), "pad_token_id 5"),
         (lambda data: data.update(image_sizes=[60, 60]), "image size 60"),
         (lambda data: data.update(gripper="wide"), "gripper.*'wide'"),
+        (lambda data: data.update(image_sizes=56), "image_sizes must be a list, got 56"),
+        (lambda data: data.update(timm_model_ids=[1, 2]), "timm_model_ids must be text, got 1"),
+        (lambda data: data.update(n_action_bins="many"), "n_action_bins must be a whole number, got 'many'"),
+        (lambda data: data.update(chunk_size=0), "chunk_size must be at least 1, got 0"),
+        (lambda data: data.update(text_config=None), "text_config must be an object"),
+        (lambda data: data["text_config"].update(num_attention_heads=0), "num_heads must be at least 1, got 0"),
+        (lambda data: data["text_config"].update(hidden_size="32"), r"text_config\.hidden_size must be a whole number"),
+        (lambda data: data["text_config"].update(head_dim=8), r"text_config\.head_dim is 8"),
+        (lambda data: data["text_config"].update(rope_parameters={"rope_type": "yarn"}), "rope_type is 'yarn'"),
+        (lambda data: data["vision_towers"]["tiny_siglip"].update(mlp_ratio="3"), r"tiny_siglip\.mlp_ratio must be a number"),
     ],
 )
 def test_a_wrong_config_is_refused_by_key(folder, edit, message):
@@ -176,6 +186,30 @@ def test_a_damaged_config_is_refused_by_name(folder, content):
     (folder / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config\.json"):
         SimpleVLAOFT.from_pretrained(folder)
+
+
+def test_missing_statistics_are_refused_by_file_and_key(folder):
+    (folder / "dataset_statistics.json").unlink()
+    model = SimpleVLAOFT.from_pretrained(folder)
+    assert list(model.config.norm_stats) == ["libero_spatial_no_noops"], "those of config.json serve"
+    _edit_config(folder, lambda data: data.pop("norm_stats"))
+    with pytest.raises(ValueError, match=r"dataset_statistics\.json is missing.*norm_stats"):
+        SimpleVLAOFT.from_pretrained(folder)
+
+
+def test_keys_of_the_config_that_only_the_published_code_reads_are_written_back(folder, tmp_path):
+    foreign = {
+        "auto_map": {"AutoModelForVision2Seq": "modeling_prismatic.OpenVLAForActionPrediction"},
+        "transformers_version": "4.40.1",
+        "torch_dtype": "bfloat16",
+        "image_resize_strategy": "resize-naive",
+    }
+    _edit_config(folder, lambda data: (data.update(foreign), data["text_config"].update(torch_dtype="bfloat16")))
+    SimpleVLAOFT.from_pretrained(folder).save_pretrained(tmp_path / "out")
+    before, after = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "out"))
+    text = after.pop("text_config")
+    assert before.pop("text_config").items() <= text.items()
+    assert before.items() <= after.items()
 
 
 def test_a_folder_without_config_or_weights_is_refused(folder):
@@ -193,7 +227,7 @@ def test_a_folder_that_does_not_exist_is_refused(name):
         SimpleVLAOFT.from_pretrained(name)
 
 
-def test_from_the_hub_only_data_files_are_fetched(folder, monkeypatch):
+def test_from_the_hub_no_pickles_are_fetched(folder, monkeypatch):
     asked = []
 
     def snapshot_download(name, *, allow_patterns):
@@ -202,4 +236,4 @@ def test_from_the_hub_only_data_files_are_fetched(folder, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     SimpleVLAOFT.from_pretrained("someone/openvla-oft")
-    assert asked == [("someone/openvla-oft", ["*.safetensors", "*.json", "tokenizer.model"])]
+    assert asked == [("someone/openvla-oft", ["*.safetensors", "*.json", "*.py", "tokenizer.model"])]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vla_train.policy.simplevla_oft import SimpleVLAOFT, named_config
-from vla_train.policy.simplevla_oft.config import PUBLISHED_TOWERS, config_from_json, config_to_json
+from vla_train.policy.simplevla_oft.config import PUBLISHED_TOWERS
+from vla_train.policy.simplevla_oft.config_json import config_from_json, config_to_json
 from vla_train.policy.simplevla_oft.lora import add_lora
 from vla_train.policy.simplevla_oft.model import used_linear_names
 
@@ -72,6 +73,23 @@ def test_the_sequence_is_prompt_then_zeroed_placeholders_then_stop_then_padding(
     assert sequence.lengths.tolist() == [3, 4]
 
 
+@torch.no_grad()
+def test_placeholders_enter_as_zeros_and_the_stop_token_as_itself(model):
+    pixels, ids, mask = _inputs(model)
+    inputs: list[torch.Tensor] = []
+    hook = model.language_model.model.layers[0].register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    model(pixels, ids, mask)
+    hook.remove()
+    embedding, config = model.language_model.model.embed_tokens.weight, model.config
+    for row, prompt, length in zip(inputs[0], ids, mask.sum(1).tolist(), strict=True):
+        start = config.num_patches + length
+        end = start + config.num_action_tokens
+        assert (row[start:end] == 0).all()
+        assert torch.equal(row[end], embedding[config.stop_token_id])
+        assert torch.equal(row[start - 1], embedding[prompt[length - 1]])
+        assert torch.equal(row[0], embedding[prompt[0]])
+
+
 def test_activation_checkpointing_changes_neither_loss_nor_gradients(model):
     pixels, ids, mask = _inputs(model)
     gradients = []
@@ -107,14 +125,39 @@ def test_adapters_start_without_effect_and_train_alone(model):
     assert all(parameter.grad is not None for name, parameter in adapted.named_parameters() if name in trained)
 
 
-def test_compiled_blocks_give_the_same_logits(model):
-    config = model.config
-    compiled = SimpleVLAOFT.from_random(config, seed=0, dtype=torch.float32, device="cpu")
-    for block in compiled.blocks:
+def _traced(model: SimpleVLAOFT, lora_rank: int = 0) -> SimpleVLAOFT:
+    """A copy whose blocks run as compiled ones do, but for the last step, code generation; graph breaks are errors."""
+    copy = SimpleVLAOFT.from_random(model.config, seed=0, dtype=torch.float32, device="cpu")
+    if lora_rank:
+        add_lora(copy, lora_rank, seed=1)
+    for block in copy.blocks:
         block.compile(backend="aot_eager", fullgraph=True)
-    inputs = _inputs(model)
+    return copy
+
+
+def test_compiled_blocks_give_the_same_logits(model):
+    compiled, inputs = _traced(model), _inputs(model)
     with torch.no_grad():
         torch.testing.assert_close(compiled(*inputs), model(*inputs))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_with_adapters_and_checkpointing_give_the_same_gradients(model):
+    plain, compiled = SimpleVLAOFT.from_random(model.config, seed=0, dtype=torch.float32, device="cpu"), _traced(model, 2)
+    add_lora(plain, 2, seed=1)
+    for adapted in (plain, compiled):
+        adapted.activation_checkpointing = adapted is compiled
+        adapted(*_inputs(model)).square().sum().backward()
+    for (name, expected), (_, parameter) in zip(plain.named_parameters(), compiled.named_parameters(), strict=True):
+        if expected.grad is not None:
+            torch.testing.assert_close(parameter.grad, expected.grad, msg=name)
+
+
+def test_compiling_leaves_room_for_all_variants_of_a_block(model, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    SimpleVLAOFT.from_random(model.config, seed=0, dtype=torch.float32, device="cpu").compile_blocks()
+    kinds_of_block, row_counts, masks, gradients = 2, 3, 2, 2
+    assert torch._dynamo.config.recompile_limit >= kinds_of_block * row_counts * masks * gradients
 
 
 def test_random_weights_depend_on_the_seed_alone_and_start_near_the_uniform_policy(model):

@@ -186,9 +186,31 @@ def test_padding_to_fixed_shapes_changes_no_decision(make_policy, make_observati
     shapes = []
     bucketed.model.register_forward_hook(lambda module, inputs, output: shapes.append((len(output), inputs[1].shape[1])))
     expected, output = (p.act(observation, uniforms=_uniforms(p, 19), temperature=1.6) for p in (plain, bucketed))
-    assert shapes == [(20, 32)]
+    [(rows, width)] = shapes
+    config = plain.model.config
+    assert rows == 20
+    assert (width + config.num_patches + config.num_action_tokens + 1) % 8 == 0
     assert np.array_equal(output.token_ids, expected.token_ids)
     np.testing.assert_allclose(output.logprobs, expected.logprobs, atol=1e-5)
+
+
+def test_rows_of_one_prompt_length_are_not_padded_even_where_shapes_are_fixed(make_policy, make_observation, monkeypatch):
+    monkeypatch.setattr(SimpleVLAOFT, "compile_blocks", lambda self: None)
+    policy, observation = make_policy(compile=True), _rows(make_observation(4), [0, 3])
+    seen = []
+    policy.model.register_forward_hook(lambda module, inputs, output: seen.append(inputs))
+    policy.act(observation, uniforms=None, temperature=1.0)
+    [(_, ids, mask)] = seen
+    assert mask is None
+    assert (ids[:, -1] == policy.model.config.prompt_end_token_id).all()
+
+
+def test_weights_that_are_not_finite_are_refused_when_they_act(make_policy, make_observation):
+    policy = make_policy()
+    with torch.no_grad():
+        policy.model.projector.fc3.bias[0] = float("nan")
+    with pytest.raises(RuntimeError, match="log-probs are not finite at version 0"):
+        policy.act(make_observation(2), uniforms=None, temperature=1.0)
 
 
 @given(st.integers(1, 2000))

@@ -1,6 +1,7 @@
 """Checkpoints in the published layout: safetensors under the published names, `config.json`, and files that travel along.
 
-Nothing from a checkpoint is executed: weights are read from safetensors only, everything else is JSON or kept as bytes.
+Nothing from a checkpoint is executed: weights are read from safetensors only, everything else is JSON or bytes that travel
+along.
 Tensors go one by one onto the device; at no time is there a second copy of the model.
 """
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vla_train.policy.simplevla_oft.config import config_from_json, config_to_json
+from vla_train.policy.simplevla_oft.config_json import config_from_json, config_to_json
 from vla_train.policy.simplevla_oft.lora import full_tensor, lora_layers, merged_weight
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ _Model = TypeVar("_Model", bound="SimpleVLAOFT")
 STATISTICS_FILE = "dataset_statistics.json"
 _INDEX_FILE = "model.safetensors.index.json"
 _WRITTEN_BY_US = {"config.json", STATISTICS_FILE, _INDEX_FILE}
-_COMPANION_PATTERNS = ("*.json", "tokenizer.model")
+_COMPANION_PATTERNS = ("*.json", "*.py", "tokenizer.model")
+"""Kept as bytes. The Python files are the published classes, which the published loaders look for beside the weights."""
 _SHARD_BYTES = 5_000_000_000
 _IGNORED_KEYS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Constants that old checkpoints store and we compute."""
@@ -83,6 +85,8 @@ def load(cls: type[_Model], path_or_hub_id: str | Path, *, dtype: torch.dtype, d
     config = config_from_json(read_json(folder / "config.json"))
     if (folder / STATISTICS_FILE).exists():
         config = replace(config, norm_stats=read_json(folder / STATISTICS_FILE))
+    elif not config.norm_stats:
+        raise ValueError(f"{folder / STATISTICS_FILE} is missing, and config.json has no norm_stats: no action statistics")
     files = _weight_files(folder)
     model = cls._empty(config, dtype=dtype, device=device)
     _fill(model, files)
@@ -124,8 +128,7 @@ def save(model: "SimpleVLAOFT", folder: Path) -> None:
             json_bytes({"metadata": {"total_size": _num_bytes(model)}, "weight_map": weight_map})
         )
     (folder / "config.json").write_bytes(json_bytes(config_to_json(model.config)))
-    if model.config.norm_stats:
-        (folder / STATISTICS_FILE).write_bytes(json_bytes(dict(model.config.norm_stats)))
+    (folder / STATISTICS_FILE).write_bytes(json_bytes(dict(model.config.norm_stats)))
     for name, content in model.companion_files.items():
         (folder / name).write_bytes(content)
 
@@ -157,7 +160,8 @@ def _published_tensors(model: "SimpleVLAOFT") -> Iterator[tuple[str, Tensor]]:
     for key, piece in published_pieces(model).items():
         if gathered is None or gathered[0] != piece.parameter:
             layer = adapted.get(piece.parameter.removesuffix(".base_layer.weight"))
-            tensor = full_tensor(parameters[piece.parameter]) if layer is None else merged_weight(layer)
+            parameter = parameters[piece.parameter]
+            tensor = full_tensor(parameter) if layer is None else merged_weight(layer).to(parameter.dtype)
             gathered = piece.parameter, tensor
         yield key, piece.of(gathered[1])
 
@@ -171,7 +175,11 @@ def checkpoint_folder(path_or_hub_id: str | Path) -> Path:
         raise ValueError(f"no checkpoint at {folder}: expected a folder, or owner/name on the Hugging Face hub")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.safetensors", *_COMPANION_PATTERNS]))
+    try:
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.safetensors", *_COMPANION_PATTERNS]))
+    except OSError as error:  # as all errors of the hub are
+        cause = str(error).splitlines()[0]
+        raise ValueError(f"{folder} is no folder here, and cannot be fetched from the hub: {cause}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

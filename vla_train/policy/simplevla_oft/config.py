@@ -1,10 +1,6 @@
-"""Shape of a SimpleVLA-OFT: towers, projector, language model, token layout. Read from and written to `config.json`.
+"""Shape of a SimpleVLA-OFT: towers, projector, language model, token layout; and the sizes that have a name.
 
-The layout is that of the published OpenVLA-OFT checkpoints, which name their towers by timm id alone and leave out what all
-of them share. Keys of our own, absent there: `vision_towers` (sizes of towers that are not the published ones), and
-`chunk_size`, `action_dim`, `prompt_end_token_id`, `gripper`.
-
-Importing this needs no torch.
+Importing this needs no torch. `config_json.py` reads it from a checkpoint and writes it to one.
 """
 
 from collections.abc import Mapping
@@ -12,6 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Gripper = Literal["libero"] | None
+
+
+def _require_positive(owner: str, config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{owner}: {name} must be at least 1, got {getattr(config, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class TowerConfig:
     layer_scale: bool
 
     def __post_init__(self) -> None:
+        _require_positive(f"vision tower {self.name}", self, "width", "depth", "num_heads", "mlp_width", "patch_size")
         if self.width % self.num_heads:
             raise ValueError(f"vision tower {self.name}: width {self.width} is not a multiple of {self.num_heads} heads")
         if self.depth < 2:
@@ -87,6 +90,7 @@ class LanguageConfig:
     rope_theta: float = 10000.0
 
     def __post_init__(self) -> None:
+        _require_positive("text_config", self, "hidden_size", "intermediate_size", "num_layers", "num_heads")
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
             raise ValueError(
                 f"text_config: hidden_size {self.hidden_size} over {self.num_heads} heads does not give an even head dimension"
@@ -129,14 +133,12 @@ class SimpleVLAOFTConfig:
     """The `config.json` this was read from: keys that we do not use are written back as they were."""
 
     def __post_init__(self) -> None:
+        _require_positive("config.json", self, "image_size", "chunk_size", "action_dim", "num_spare_tokens")
         for tower in self.towers:
             if self.image_size % tower.patch_size:
                 raise ValueError(f"image size {self.image_size} is not a multiple of {tower.name}'s patch {tower.patch_size}")
         if len({tower.patch_size for tower in self.towers}) > 1:
             raise ValueError(f"the towers' patch sizes differ: {[tower.patch_size for tower in self.towers]}")
-        for name in ("chunk_size", "action_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_bins < 2 or self.first_action_id <= max(self.bos_token_id, self.stop_token_id):
             raise ValueError(
                 f"vocab_size {self.language.vocab_size} ({self.num_spare_tokens} spare) has no room for {self.num_bins} bins"
@@ -163,97 +165,6 @@ class SimpleVLAOFTConfig:
     def first_action_id(self) -> int:
         """Smallest id of an action token (the largest value)."""
         return self.pad_token_id - self.num_bins
-
-
-def config_from_json(data: Mapping[str, Any]) -> SimpleVLAOFTConfig:
-    """Read a `config.json` in the published layout.
-
-    Raises:
-        ValueError: It describes another model, or one that this class does not compute; the message names the key.
-    """
-    if not data.get("use_fused_vision_backbone", True):
-        raise ValueError(
-            "config.json: use_fused_vision_backbone is false; only the fused DINOv2 + SigLIP backbone is supported"
-        )
-    names = _required(data, "timm_model_ids")
-    sizes = _required(data, "image_sizes")
-    if len(names) != 2 or len(set(sizes)) != 1:
-        raise ValueError(f"config.json: expected two towers of one image size, got timm_model_ids {names}, image_sizes {sizes}")
-    own_towers = data.get("vision_towers", {})
-    optional: dict[str, Any] = {
-        name: data[name] for name in ("chunk_size", "action_dim", "prompt_end_token_id", "gripper") if name in data
-    }
-    text = _required(data, "text_config")
-    for ours, theirs in (("bos_token_id", "bos_token_id"), ("stop_token_id", "eos_token_id")):
-        if text.get(theirs) is not None:
-            optional[ours] = text[theirs]
-    if optional.get("gripper") not in (None, "libero", "unknown"):
-        raise ValueError(f'config.json: gripper must be "libero" or null, got {optional["gripper"]!r}')
-    config = SimpleVLAOFTConfig(
-        towers=(_tower(names[0], own_towers), _tower(names[1], own_towers)),
-        image_size=sizes[0],
-        language=_language(text),
-        num_bins=_required(data, "n_action_bins"),
-        num_spare_tokens=_required(data, "pad_to_multiple_of"),
-        norm_stats=data.get("norm_stats") or {},
-        published=dict(data),
-        **optional,
-    )
-    if data.get("pad_token_id", config.pad_token_id) != config.pad_token_id:
-        raise ValueError(
-            f"config.json: pad_token_id {data['pad_token_id']} is not vocab_size - pad_to_multiple_of = {config.pad_token_id}"
-        )
-    return config
-
-
-def config_to_json(config: SimpleVLAOFTConfig) -> dict[str, Any]:
-    """`config.json` in the published layout; `config_from_json` gives the config back."""
-    language = config.language
-    data: dict[str, Any] = {
-        "model_type": "openvla",
-        "architectures": ["OpenVLAForActionPrediction"],
-        "vision_backbone_id": "dinosiglip-vit-so-224px",
-        "llm_backbone_id": "llama2-7b-pure",
-        "arch_specifier": "no-align+fused-gelu-mlp",
-        "output_projector_states": False,
-        "timm_override_act_layers": [None, None],
-        "image_resize_strategy": "resize-naive",
-        "hf_llm_id": "meta-llama/Llama-2-7b-hf",
-        "llm_max_length": 2048,
-        **config.published,
-        "use_fused_vision_backbone": True,
-        "timm_model_ids": [tower.name for tower in config.towers],
-        "image_sizes": [config.image_size, config.image_size],
-        "n_action_bins": config.num_bins,
-        "pad_to_multiple_of": config.num_spare_tokens,
-        "pad_token_id": config.pad_token_id,
-        "chunk_size": config.chunk_size,
-        "action_dim": config.action_dim,
-        "prompt_end_token_id": config.prompt_end_token_id,
-        "norm_stats": dict(config.norm_stats),
-    }
-    if config.gripper != "unknown":
-        data["gripper"] = config.gripper
-    data["text_config"] = {
-        "model_type": "llama",
-        **config.published.get("text_config", {}),
-        "vocab_size": language.vocab_size,
-        "hidden_size": language.hidden_size,
-        "intermediate_size": language.intermediate_size,
-        "num_hidden_layers": language.num_layers,
-        "num_attention_heads": language.num_heads,
-        "num_key_value_heads": language.num_heads,
-        "rms_norm_eps": language.rms_norm_eps,
-        "rope_theta": language.rope_theta,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.stop_token_id,
-        "pad_token_id": config.pad_token_id,
-        "tie_word_embeddings": False,
-    }
-    towers = {tower.name: _tower_to_json(tower) for tower in config.towers if tower != PUBLISHED_TOWERS.get(tower.name)}
-    if towers:
-        data["vision_towers"] = {**towers, **config.published.get("vision_towers", {})}
-    return data
 
 
 def named_config(
@@ -315,77 +226,3 @@ _SIZES: dict[str, tuple[tuple[TowerConfig, TowerConfig], int, LanguageConfig]] =
     ),
 }
 """Towers, image side in pixels, language model."""
-
-
-def _required(data: Mapping[str, Any], key: str) -> Any:
-    if key not in data:
-        raise ValueError(f"config.json has no {key!r}: it does not describe an OpenVLA-OFT checkpoint")
-    return data[key]
-
-
-def _tower(name: str, own: Mapping[str, Mapping[str, Any]]) -> TowerConfig:
-    if name not in own:
-        if name not in PUBLISHED_TOWERS:
-            raise ValueError(
-                f"config.json: unknown vision tower {name!r} in timm_model_ids; known are {', '.join(PUBLISHED_TOWERS)}, "
-                "others need their sizes under vision_towers"
-            )
-        return PUBLISHED_TOWERS[name]
-    sizes = own[name]
-    try:
-        return TowerConfig(
-            name=name,
-            width=sizes["embed_dim"],
-            depth=sizes["depth"],
-            num_heads=sizes["num_heads"],
-            mlp_width=int(sizes["embed_dim"] * sizes["mlp_ratio"]),
-            patch_size=sizes["patch_size"],
-            class_token=sizes.get("class_token", True),
-            num_registers=sizes["reg_tokens"],
-            layer_scale=sizes["layer_scale"],
-        )
-    except KeyError as error:
-        raise ValueError(f"config.json: vision_towers.{name} has no {error.args[0]!r}") from None
-
-
-def _tower_to_json(tower: TowerConfig) -> dict[str, Any]:
-    return {
-        "embed_dim": tower.width,
-        "depth": tower.depth,
-        "num_heads": tower.num_heads,
-        "mlp_ratio": tower.mlp_width / tower.width,
-        "patch_size": tower.patch_size,
-        "class_token": tower.class_token,
-        "reg_tokens": tower.num_registers,
-        "layer_scale": tower.layer_scale,
-    }
-
-
-def _language(text: Mapping[str, Any]) -> LanguageConfig:
-    fixed = {
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
-        "rope_scaling": None,
-    }
-    for key, value in fixed.items():
-        if text.get(key, value) != value:
-            raise ValueError(f"config.json: text_config.{key} is {text[key]!r}, only {value!r} is supported")
-    names = {
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "intermediate_size": "intermediate_size",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_heads",
-        "rms_norm_eps": "rms_norm_eps",
-        "rope_theta": "rope_theta",
-    }
-    language = LanguageConfig(**{ours: text[theirs] for theirs, ours in names.items() if text.get(theirs) is not None})
-    if text.get("num_key_value_heads") not in (None, language.num_heads):
-        raise ValueError(
-            f"config.json: text_config.num_key_value_heads is {text['num_key_value_heads']}, only {language.num_heads} "
-            "(as many as attention heads) is supported"
-        )
-    return language

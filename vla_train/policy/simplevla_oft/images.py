@@ -8,7 +8,7 @@ Resampling is linear and separable: one matrix for the rows, one for the columns
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,7 @@ def center_crop(values: Tensor) -> Tensor:
     return ((matrix @ (values @ matrix.T)) * (255.5 / 255)).floor_().clamp_(0, 255)
 
 
-@lru_cache(maxsize=32)
+@cache
 def _lanczos(old: int, new: int, device: torch.device) -> Tensor:
     """(new, old): row i holds the weights of the input samples in output sample i."""
     scale = old / new
@@ -123,7 +123,7 @@ def _lanczos(old: int, new: int, device: torch.device) -> Tensor:
     return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32)).to(device)
 
 
-@lru_cache(maxsize=32)
+@cache
 def _crop(size: int, device: torch.device) -> Tensor:
     """(size, size): bilinear samples at equal distances from the first to the last pixel of the crop."""
     side = CROP_AREA**0.5
@@ -134,7 +134,7 @@ def _crop(size: int, device: torch.device) -> Tensor:
     return torch.from_numpy(weights.astype(np.float32)).to(device)
 
 
-@lru_cache(maxsize=8)
+@cache
 def _normalisation(settings: ImageSettings, device: torch.device) -> tuple[Tensor, Tensor]:
     """Factor and offset (6, 1, 1) that map 0..255 to normalised values."""
     mean = torch.tensor(settings.means, dtype=torch.float64).reshape(6, 1, 1)

@@ -5,7 +5,7 @@ Pillow and TensorFlow use, with its integer constants and its roundings: the res
 transform is a matrix product that is rounded once, so float64 computes it exactly.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return x.add_(1 << (bits - 1)).mul_(0.5**bits).floor_()
 
 
-@lru_cache(maxsize=8)
+@cache
 def _cosines(device: torch.device) -> Tensor:
     """(8, 8) float64: coefficients from samples; the transposed matrix goes back."""
     even = torch.tensor(_EVEN, dtype=torch.float64)
@@ -116,7 +116,7 @@ def _cosines(device: torch.device) -> Tensor:
     return cosines.flatten(0, 1).to(device)
 
 
-@lru_cache(maxsize=8)
+@cache
 def _table(base: tuple[int, ...], quality: int, device: torch.device) -> Tensor:
     """Annex K's table at libjpeg's quality: (8, 8) float64."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality

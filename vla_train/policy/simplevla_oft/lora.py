@@ -34,10 +34,10 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def merged_weight(layer: LoraLayer) -> Tensor:
-    """The adapted layer's weight as a plain linear layer would have it, in the base weight's dtype."""
+    """The adapted layer's weight as a plain linear layer would have it, in float32."""
     linears: list[nn.Linear] = [layer.get_base_layer(), layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]]  # type: ignore[list-item]
     base, a, b = (full_tensor(linear.weight) for linear in linears)
-    return (base.float() + layer.scaling[_ADAPTER] * (b.float() @ a.float())).to(base.dtype)
+    return base.float() + layer.scaling[_ADAPTER] * (b.float() @ a.float())
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

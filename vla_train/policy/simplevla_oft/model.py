@@ -24,6 +24,8 @@ from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.llama import LanguageModel, rotary_tables
 from vla_train.policy.simplevla_oft.vision import LayerScale, VisionTower
 
+_COMPILED_VARIANTS = 64
+
 
 class VisionBackbone(nn.Module):
     """The two towers, under their published names."""
@@ -141,7 +143,13 @@ class SimpleVLAOFT(nn.Module):
         return [*self._towers[0].used_blocks, *self._towers[1].used_blocks, *self.language_model.model.layers]
 
     def compile_blocks(self) -> None:
-        """Compile every block in place. Blocks of a kind share their code, so it is compiled once, not once a layer."""
+        """Compile every block in place. Blocks of a kind share their code, so it is compiled once, not once a layer.
+
+        Raises torch.compile's process-wide limit of variants of one function, past which it would silently stop compiling:
+        the two towers share one, and each has variants with and without gradients, and for one row and for several.
+        """
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, _COMPILED_VARIANTS)
         for block in self.blocks:
             block.compile()
 

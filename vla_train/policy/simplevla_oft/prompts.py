@@ -59,16 +59,17 @@ class PromptEncoder:
             self._ids[instruction] = known
         return known
 
-    def batch(self, instructions: tuple[str, ...], *, multiple_of: int = 1) -> tuple[Tensor, Tensor | None]:
-        """Ids (B, L) and mask (B, L) of B prompts, padded at the right end to the longest, rounded up to `multiple_of`.
+    def batch(self, instructions: tuple[str, ...], *, multiple_of: int = 1, beside: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Ids (B, L) and mask (B, L) of B prompts, padded at the right end to the longest.
 
-        The mask is None where nothing was padded.
+        Prompts of one length need neither padding nor a mask, which is then None. Others are padded further, until L +
+        `beside` is a multiple of `multiple_of`, so that few shapes occur.
         """
         rows = [self.ids(instruction) for instruction in instructions]
         longest = max(map(len, rows))
-        width = -(-longest // multiple_of) * multiple_of
+        if min(map(len, rows)) == longest:
+            return torch.tensor(rows), None
+        width = -(-(longest + beside) // multiple_of) * multiple_of - beside
         pad = self._config.pad_token_id
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-        if all(len(row) == width for row in rows):
-            return ids, None
-        return ids, torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+        return ids, torch.arange(width) < torch.tensor([[len(row)] for row in rows])

@@ -1,0 +1,128 @@
+"""The bookkeeping of graphs, held to a stand-in for CUDA's on any machine, and to CUDA's on a GPU."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vla_train.policy import cuda_graphs
+from vla_train.policy.cuda_graphs import GraphedFunction, WeightAddresses
+
+
+class _Recorder:
+    """Captures like CUDA: what a replay reads is fixed, tensors and weights' memory alike."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+        self.pools = 0
+
+    def __call__(self):
+        self.pools += 1
+
+        def capture(function, inputs):
+            self.captures += 1
+            outputs = function(*inputs)
+
+            def replay() -> None:
+                for kept, new in zip(outputs, function(*inputs), strict=True):
+                    kept.copy_(new)
+
+            return replay, outputs
+
+        return capture
+
+
+def _module() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(4, 3)
+
+
+def _graphed(module: nn.Module, recorder: _Recorder) -> GraphedFunction:
+    def function(x: Tensor, offset: Tensor | None) -> tuple[Tensor]:
+        return (module(x) if offset is None else module(x) + offset,)
+
+    return GraphedFunction(function, module, new_capture=recorder)
+
+
+@torch.no_grad()
+def test_each_set_of_shapes_is_captured_once_and_replayed_with_its_inputs():
+    module, recorder = _module(), _Recorder()
+    graphed = _graphed(module, recorder)
+    for _ in range(2):
+        for rows, offset in ((2, None), (5, None), (2, torch.ones(()))):
+            x = torch.randn(rows, 4)
+            [out] = graphed(x, offset)
+            torch.testing.assert_close(out, module(x) + (0 if offset is None else offset))
+    assert recorder.captures == 3
+
+
+@torch.no_grad()
+def test_weights_changed_in_place_are_seen_without_a_new_capture():
+    module, recorder = _module(), _Recorder()
+    graphed, x = _graphed(module, recorder), torch.randn(2, 4)
+    graphed(x, None)
+    module.weight.mul_(2)
+    torch.testing.assert_close(graphed(x, None)[0], module(x))
+    assert (recorder.captures, recorder.pools) == (1, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("move", [lambda module: module.double().float(), lambda module: setattr(module, "bias", None)])
+def test_weights_that_have_moved_void_all_graphs(move):
+    module, recorder = _module(), _Recorder()
+    graphed, x = _graphed(module, recorder), torch.randn(2, 4)
+    graphed(x, None)
+    move(module)
+    torch.testing.assert_close(graphed(x, None)[0], module(x))
+    assert (recorder.captures, recorder.pools) == (2, 2)
+
+
+def test_addresses_change_with_new_tensors_only():
+    module = nn.BatchNorm1d(3)
+    weights = WeightAddresses(module)
+    before = weights.now()
+    module.running_mean.add_(1)
+    assert weights.now() == before
+    module.running_mean = torch.zeros(3)
+    assert weights.now() != before
+
+
+@torch.no_grad()
+def test_the_graph_unused_for_longest_goes_when_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "_MAX_GRAPHS", 2)
+    recorder = _Recorder()
+    graphed = _graphed(_module(), recorder)
+    for rows in (1, 2, 1, 3, 1):
+        graphed(torch.randn(rows, 4), None)
+    assert recorder.captures == 3
+    graphed(torch.randn(2, 4), None)
+    assert recorder.captures == 4
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_cudas_graphs_see_new_inputs_new_weights_and_moved_weights():
+    module = _module().cuda()
+    graphed = GraphedFunction(lambda x: (module(x),), module)
+    for change in (lambda: None, lambda: module.weight.mul_(2), lambda: module.double().float()):
+        change()
+        for rows in (2, 5, 2):
+            x = torch.randn(rows, 4, device="cuda")
+            torch.testing.assert_close(graphed(x)[0], module(x))
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_graphs_of_many_shapes_hold_little_more_memory_than_the_largest():
+    module = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(8))).cuda()
+    used = {}
+    for sizes in ((64,), (8, 16, 24, 32, 40, 48, 56, 64)):
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        graphed = GraphedFunction(lambda x: (module(x).sum(),), module)
+        for size in sizes:
+            graphed(torch.randn(1024 * size, 1024, device="cuda"))
+        torch.cuda.empty_cache()
+        inputs = 4 * 1024 * 1024 * sum(sizes)
+        used[sizes] = torch.cuda.memory_reserved() - before - inputs
+        del graphed
+    assert used[8, 16, 24, 32, 40, 48, 56, 64] < 3 * used[64,]
