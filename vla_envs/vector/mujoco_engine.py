@@ -9,7 +9,6 @@ because a player is deterministic, and rare: once per success. What a slot does 
 
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -41,7 +40,8 @@ class MujocoEngine:
         self._closed = False
         self._scenes: list[EngineScene | None] = [None] * num_slots
         self._players: list[Player | None] = [None] * num_slots
-        self._spare: dict[EngineScene, list[Player]] = defaultdict(list)
+        self._spare: list[tuple[EngineScene, Player]] = []
+        """Players that no slot uses now, the newest last; at most N."""
         self._renderers = RenderPool.acquire(device) if device is not None else None
         self.renderer = self._renderers.renderer if self._renderers is not None else ""
         threads = min(num_slots, num_threads or len(os.sched_getaffinity(0)))
@@ -121,14 +121,16 @@ class MujocoEngine:
         return player
 
     def _occupy(self, slot: int, scene: EngineScene) -> None:
-        """Give the slot a player of this scene; the player that it had waits for the next slot that needs its scene."""
+        """Give the slot a player of this scene; the player that it had waits for a slot that needs its scene."""
         old = self._scenes[slot]
         if old is scene:
             return
         if old is not None:
-            self._spare[old].append(self._player(slot))
-        self._players[slot] = self._spare[scene].pop() if self._spare[scene] else scene.new_player()
+            self._spare.append((old, self._player(slot)))
+        fitting = [index for index, (spare_scene, _) in enumerate(self._spare) if spare_scene is scene]
+        self._players[slot] = self._spare.pop(fitting[-1])[1] if fitting else scene.new_player()
         self._scenes[slot] = scene
+        del self._spare[: -self.num_slots]
 
     def _play(self, slot: int, actions: np.ndarray, num_steps: int, *, until_goal: bool) -> tuple[int, bool, str]:
         """Returns the control steps played, whether the goal holds after them, and why the physics gave up."""
