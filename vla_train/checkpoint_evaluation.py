@@ -136,7 +136,9 @@ def _require_same(output: Path, identity: dict[str, Any]) -> None:
         return
     for name, value in identity.items():
         if held.get(name) != value:
-            raise ValueError(f"{output} holds results with another {name} ({file}): choose another --output, or delete it")
+            raise ValueError(
+                f"{output} holds results of another evaluation (other {name}, see {file}): choose another --output or delete it"
+            )
 
 
 def _claim(output: Path, identity: dict[str, Any]) -> None:

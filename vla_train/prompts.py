@@ -101,7 +101,9 @@ def evaluation_episodes(
             seeds = [_EVALUATION_SEEDS + state for state in states]
         else:
             if config.episodes_per_task == 0:
-                raise ValueError("eval.episodes_per_task 0 plays all stored initial states, and this env stores none: give a number")
+                raise ValueError(
+                    "eval.episodes_per_task 0 plays all stored initial states, and this env has none: give a number"
+                )
             states = [-1] * config.episodes_per_task
             seeds = [_EVALUATION_SEEDS + index for index in range(config.episodes_per_task)]
         if not states:
