@@ -10,9 +10,11 @@ import mujoco
 import numpy as np
 
 MAX_TRIANGLES = 1000
-"""Of each drawn mesh."""
+"""Of each drawn mesh, unless its surface would move by more than `_MAX_ERROR`."""
 MAX_TEXTURE = 512
 """Pixels along the longer side of a texture."""
+_MAX_ERROR = 0.01
+"""Of the mesh's size: a woven basket keeps more triangles than a tin."""
 _TEXTURE_WEIGHT = 0.5
 """How much a wrong texture coordinate counts against a wrong position (by the mesh's size) when edges are collapsed."""
 _CREASE_COSINE = 0.7
@@ -83,7 +85,7 @@ def _welded(model: mujoco.MjModel, mesh_id: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _collapsed(positions: np.ndarray, uvs: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """(F', 3): about `MAX_TRIANGLES` triangles over the same vertices; seams in the texture stay seams."""
+    """(F', 3): fewer triangles over the same vertices; seams in the texture stay seams."""
     import meshoptimizer
 
     size_t = ctypes.c_size_t  # the binding declares no argument types for this function
@@ -101,7 +103,7 @@ def _collapsed(positions: np.ndarray, uvs: np.ndarray, triangles: np.ndarray) ->
         vertex_attributes_stride=size_t(4 * attributes.shape[1]),
         attribute_count=size_t(attributes.shape[1]),
         target_index_count=size_t(3 * MAX_TRIANGLES),
-        target_error=ctypes.c_float(1.0),
+        target_error=ctypes.c_float(_MAX_ERROR),
     )
     return kept[:count].reshape(-1, 3)
 
@@ -144,4 +146,5 @@ def _shrink_texture(texture: "mujoco._specs.MjsTexture", model: mujoco.MjModel, 
     texture.file = ""
     texture.width, texture.height = size
     texture.nchannel = channels
+    texture.colorspace = mujoco.mjtColorSpace(int(model.tex_colorspace[texture_id]))  # the file said so
     texture.data = smaller.tobytes()
