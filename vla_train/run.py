@@ -8,7 +8,6 @@
 Invariant: what the folder says of iteration i was computed by the weights after i updates, also after a resume.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,24 +24,18 @@ from vla_train.distributed import local
 from vla_train.evaluation import EvaluationResult, summary
 from vla_train.evaluation_display import evaluate_with_progress, show_evaluation
 from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
+from vla_train.pipeline.rollout_result import combine_stats
 from vla_train.pipeline.timeline import Timeline
 from vla_train.pipeline.workers import make_workers
 from vla_train.policy.base import RolloutPolicy
 from vla_train.policy.torch_policy import TorchPolicy, build_policy
 from vla_train.prompts import PromptStream, evaluation_episodes
+from vla_train.run_identity import require_same_run
 from vla_train.tracking import RunLog
 from vla_train.trainer.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, prepare_run, save_checkpoint
 from vla_train.trainer.parallel import Ranks
 from vla_train.trainer.trainer import Trainer, UpdateMetrics
 from vla_train.types import EpisodeSpec, Group
-
-_FIXED = {
-    "": ("seed", "train_fraction"),
-    "env": ("id", "kwargs", "image_key", "instruction", "success", "success_return", "max_episode_steps"),
-    "policy": ("checkpoint", "size", "chunk_size", "statistics_key", "gripper", "jpeg", "lora_rank"),
-    "rollout": ("group_size", "temperature"),
-}
-"""What a resumed run cannot change, by section of the config: episodes begun before would not be its own."""
 
 
 class Run:
@@ -190,7 +183,7 @@ class Run:
 
     def record(self, result: RolloutResult, update: UpdateMetrics) -> None:
         """Write down and show what the iteration did."""
-        stats, ended = result.stats, time.perf_counter()
+        stats, ended = combine_stats(self.ranks.gather_objects(result.stats)), time.perf_counter()
         if self._log is None:
             return
         values = {f"rollout/{name}": value for name, value in asdict(stats).items()}
@@ -344,34 +337,6 @@ class Run:
     def _own_prompts(self) -> Iterator[tuple[EpisodeSpec, ...]]:
         """This rank's part of the stream: every rank draws the same prompts and plays those whose turn is its own."""
         return (prompt for prompt in self._prompts if prompt[0].group_id % self.ranks.size == self.ranks.rank)
-
-
-def require_same_run(config: TrainConfig) -> None:
-    """Refuse to go on with a run whose episodes would not be those of the run that `config.output` holds.
-
-    Raises:
-        ValueError: The run may not be resumed, or differs in a way that no resumed run can.
-    """
-    output = config.output
-    if not config.resume:
-        raise ValueError(f"{output} holds a run already: choose another output, or delete it")
-    file = output / "config.json"
-    if not file.exists():
-        return
-    try:
-        held = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is damaged ({error}): restore or delete it") from error
-    asked = config_to_json(config)
-    for section, names in _FIXED.items():
-        before, now = (data[section] if section else data for data in (held, asked))
-        for name in names:
-            if before.get(name, now[name]) != now[name]:
-                option = f"{section}.{name}" if section else name
-                raise ValueError(
-                    f"{output} holds a run with {option} {before[name]!r}, not {now[name]!r}: choose another output "
-                    "(policy.checkpoint may start it from this run's weights)"
-                )
 
 
 def _show_nothing(progress: RolloutProgress) -> None:

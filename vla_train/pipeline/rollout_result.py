@@ -1,6 +1,9 @@
 """What a rollout reports: while it runs, and of an iteration."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from vla_train.types import Group
 
@@ -63,6 +66,34 @@ class RolloutStats:
     @property
     def rows_per_batch(self) -> float:
         return self.decisions / self.policy_batches if self.policy_batches else 0.0
+
+
+def combine_stats(parts: Sequence[RolloutStats]) -> RolloutStats:
+    """What several rollouts did at the same time: sums, but the longest duration, and means of what is a rate."""
+    if len(parts) == 1:
+        return parts[0]
+    consumed = [part.groups_kept + part.groups_rejected for part in parts]
+
+    def total(name: str) -> int:
+        return sum(getattr(part, name) for part in parts)
+
+    return RolloutStats(
+        groups_kept=total("groups_kept"),
+        groups_rejected=total("groups_rejected"),
+        groups_carried_over=total("groups_carried_over"),
+        episodes_in_flight=total("episodes_in_flight"),
+        success_rate=float(np.average([part.success_rate for part in parts], weights=consumed)) if any(consumed) else 0.0,
+        episodes=total("episodes"),
+        decisions=total("decisions"),
+        env_steps=total("env_steps"),
+        policy_batches=total("policy_batches"),
+        duration_s=max(part.duration_s for part in parts),
+        policy_s=float(np.mean([part.policy_s for part in parts])),
+        env_s=float(np.mean([part.env_s for part in parts])),
+        overlap_efficiency=float(np.mean([part.overlap_efficiency for part in parts])),
+        worker_restarts=total("worker_restarts"),
+        episodes_requeued=total("episodes_requeued"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
