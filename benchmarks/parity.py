@@ -23,24 +23,24 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "egl")
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # robosuite multiplies 7 x 7 matrices
-    os.environ.setdefault(variable, "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # robosuite multiplies 7 x 7 matrices
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.parity_goals import compare_goals  # noqa: E402
-from benchmarks.parity_images import (  # noqa: E402
+from benchmarks.parity_goals import compare_goals
+from benchmarks.parity_images import (
     compare_episode_images,
     compare_images,
     open_engine,
     psnr_of_fast_detail,
     states_to_draw,
 )
-from benchmarks.parity_report import TaskParity, failures, write_report  # noqa: E402
-from benchmarks.parity_states import compare_states  # noqa: E402
-from benchmarks.parity_stock import make_stock  # noqa: E402
-from vla_envs.libero.cache import load_scene  # noqa: E402
-from vla_envs.libero.engine_scene import LiberoEngineScene  # noqa: E402
-from vla_envs.libero.suites import TIME_LIMITS, suite_tasks  # noqa: E402
+from benchmarks.parity_report import TaskParity, failures, write_report
+from benchmarks.parity_states import compare_states
+from benchmarks.parity_stock import make_stock
+from vla_envs.libero.cache import load_scene
+from vla_envs.libero.engine_scene import LiberoEngineScene
+from vla_envs.libero.suites import TIME_LIMITS, suite_tasks
 
 REPORT = Path(__file__).resolve().parents[1] / "docs" / "parity.md"
 RESULTS = Path(".benchmarks") / "parity.jsonl"
