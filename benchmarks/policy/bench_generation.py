@@ -1,111 +1,170 @@
 """Generation speed of SimpleVLA-OFT against the plain forward of the same shape, in the same run.
 
-    python benchmarks/policy/bench_generation.py                          # 7B on a GPU, about 5 minutes
+    python benchmarks/policy/bench_generation.py                          # 7B on a GPU, about 4 minutes
     python benchmarks/policy/bench_generation.py --size tiny --device cpu --batches 2
 
 The plain forward is stock transformers (see plain_openvla.py) with 346 positions, given its pixels ready on the device. Ours
 is all of `TorchPolicy.act`: uint8 images from the host, preprocessing, sampling, log-probs, and the actions back.
+
+`of_ceiling` is the share of what one large bfloat16 matrix product reaches on the same device, of the arithmetic that each
+does (the plain one does more). `gap` is |log-prob in sampling - log-prob in training| of the tokens sampled, with logits
+spread as a trained policy's are; random weights have no outliers, which quantisation minds most.
 """
 
 import argparse
-import gc
-import json
 import time
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
+from measuring import (
+    Report,
+    describe_device,
+    forward_flops,
+    matrix_ceiling,
+    release_memory,
+    seconds_per_call,
+)
 from plain_openvla import ACTION_TOKENS, PATCHES, build_plain
 
 from vla_train.config import PolicyConfig
-from vla_train.policy.torch_policy import build_policy
+from vla_train.policy.simplevla_oft import named_config
+from vla_train.policy.simplevla_oft.fp8 import quantise_rows, scaled_product
+from vla_train.policy.simplevla_oft.images import ImageSettings, preprocess
+from vla_train.policy.simplevla_oft.prompts import PromptEncoder
+from vla_train.policy.simplevla_oft.small_tokenizer import small_tokenizer
+from vla_train.policy.torch_policy import TorchPolicy, build_policy
 from vla_train.types import Observation
 
-CEILING = 790e12
-"""bf16 matrix products on an H200, FLOP/s, as measured."""
 PLAIN_POSITIONS = 346
-_7B_LAYER_WEIGHTS = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
 INSTRUCTION = "pick up the black bowl between the plate and the ramekin and place it on the plate"
+PLAIN = "plain"
+_KINDS: dict[str, dict[str, bool]] = {
+    "eager": {},
+    "compiled": {"compile": True},
+    "fp8": {"compile": True, "fp8": True},
+}
+"""Ours, and the options that make them."""
+_LOGIT_SPREAD = 4.0
+"""Standard deviation of a row's logits over the bins, for the log-probs compared: entropies of 2 to 3 nats at T = 1.6."""
+_TRAINING_ROWS = 8
+"""Rows of a training micro-batch."""
 
 
-def model_flops(positions: int) -> float:
-    """Floating-point operations of one forward at the 7B shape: matrix products of all three parts, and attention."""
-    language = 2.0 * _7B_LAYER_WEIGHTS * positions + 32 * 4.0 * positions**2 * 4096
-    towers = 2.0 * (23 * 12 * 1024**2 * 261 + 26 * (4 * 1152**2 + 2 * 1152 * 4304) * 256)
-    projector = 2.0 * 256 * (2176 * 8704 + 8704 * 4096 + 4096 * 4096)
-    return language + towers + projector
-
-
-def seconds_per_call(call: Callable[[], object], seconds: float) -> float:
-    """Median over calls."""
-    for _ in range(3):
-        call()
-    times: list[float] = []
-    while sum(times) < seconds or len(times) < 3:
-        _wait()
-        start = time.perf_counter()
-        call()
-        _wait()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def show(record: dict[str, object]) -> None:
-    """One JSON line."""
-    rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in record.items()}
-    print(json.dumps(rounded), flush=True)
-
-
-def time_plain(arguments: argparse.Namespace) -> dict[int, float]:
+def measure_plain(report: Report, arguments: argparse.Namespace, ceiling: float) -> None:
     """Chunks per second of the plain forward, by batch."""
     device = arguments.device
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    shape = named_config("openvla-7b", num_text_tokens=0, prompt_end_token_id=3, chunk_size=8, action_dim=7)
+    flops = forward_flops(shape, PLAIN_POSITIONS, whole=True)
     plain = build_plain(tiny=arguments.size == "tiny", device=device, dtype=dtype)
     prompt = torch.randint(1, 30000, (1, PLAIN_POSITIONS - PATCHES - ACTION_TOKENS - 1), device=device)
-    rates: dict[int, float] = {}
     for batch in arguments.batches:
-        pixels = torch.randn(batch, 6, 224, 224, device=device, dtype=dtype)
-        with torch.no_grad():
+        with report.attempt(what=PLAIN, batch=batch), torch.no_grad():
+            pixels = torch.randn(batch, 6, 224, 224, device=device, dtype=dtype)
             taken = seconds_per_call(partial(plain, pixels, prompt.expand(batch, -1)), arguments.seconds)
-        rates[batch] = batch / taken
-        of_ceiling = rates[batch] * model_flops(PLAIN_POSITIONS) / CEILING
-        show({"what": "plain", "batch": batch, "ms": taken * 1e3, "chunks_per_s": rates[batch], "of_ceiling": of_ceiling})
-    return rates
+            rate = batch / taken
+            more = {} if arguments.size == "tiny" else {"of_ceiling": rate * flops / ceiling}
+            report.add(what=PLAIN, batch=batch, positions=PLAIN_POSITIONS, ms=taken * 1e3, chunks_per_s=rate, **more)
 
 
-def time_policy(arguments: argparse.Namespace, plain_rates: dict[int, float], *, compiled: bool) -> None:
-    """`TorchPolicy.act`, by batch."""
-    random = np.random.default_rng(0)
+def measure_ours(report: Report, arguments: argparse.Namespace, kind: str, ceiling: float) -> None:
+    """`TorchPolicy.act`, by batch, and the gap of its log-probs."""
     low, high = np.full(7, -1.0, np.float32), np.ones(7, np.float32)
-    config = PolicyConfig(size=arguments.size, device=arguments.device, compile=compiled)
+    config = PolicyConfig(size=arguments.size, device=arguments.device, **_KINDS[kind])
     policy = build_policy(config, action_low=low, action_high=high, suite=None, seed=0)
-    positions = PATCHES + ACTION_TOKENS + 1 + policy._prompt_tensors((INSTRUCTION,))[0].shape[1]
+    prompt = PromptEncoder(small_tokenizer(), policy.model.config).ids(INSTRUCTION)
+    positions = policy.model.config.num_patches + len(prompt) + ACTION_TOKENS + 1
+    flops = forward_flops(policy.model.config, positions, whole=False)
+    plain = {record["batch"]: record.get("chunks_per_s") for record in report.records if record["what"] == PLAIN}
+    random = np.random.default_rng(0)
     for batch in arguments.batches:
-        images = random.integers(0, 256, (batch, 256, 256, 3), np.uint8)
-        observation = Observation(images=images, instructions=(INSTRUCTION,) * batch)
-        act = partial(policy.act, observation, uniforms=random.random((batch, ACTION_TOKENS), np.float32), temperature=1.6)
-        start = time.perf_counter()
-        act()
-        first = time.perf_counter() - start
-        taken = seconds_per_call(act, arguments.seconds)
-        show(
-            {
-                "what": "ours, compiled" if compiled else "ours, eager",
-                "batch": batch,
-                "positions": positions,
-                "ms": taken * 1e3,
-                "chunks_per_s": batch / taken,
-                "of_plain": batch / taken / plain_rates[batch],
-                "of_ceiling": batch / taken * model_flops(positions) / CEILING,
-                "first_call_s": first,
-            }
-        )
+        with report.attempt(what=kind, batch=batch):
+            observation, uniforms = _rows(random, batch)
+            act = partial(policy.act, observation, uniforms=uniforms, temperature=1.6)
+            start = time.perf_counter()
+            act()
+            first = time.perf_counter() - start
+            taken = seconds_per_call(act, arguments.seconds)
+            rate = batch / taken
+            of_plain = {"of_plain": rate / plain[batch]} if plain.get(batch) else {}
+            report.add(
+                what=kind,
+                batch=batch,
+                positions=positions,
+                ms=taken * 1e3,
+                chunks_per_s=rate,
+                **of_plain,
+                of_ceiling=rate * flops / ceiling,
+                first_call_s=first,
+            )
+    with report.attempt(what=f"gap, {kind}"):
+        measure_gap(report, policy, kind)
+
+
+@torch.no_grad()
+def measure_gap(report: Report, policy: TorchPolicy, kind: str) -> None:
+    """Log-probs kept from sampling against those that training computes for the same tokens and weights."""
+    observation, uniforms = _rows(np.random.default_rng(1), 32)
+    pixels = preprocess(
+        torch.from_numpy(observation.images).to(policy.device), ImageSettings(image_size=policy.model.config.image_size)
+    )
+    ids = torch.from_numpy(np.random.default_rng(2).integers(5, 200, (len(observation), 30))).to(policy.device)
+    spread = policy.model.action_logits(pixels, ids).float().std(-1).mean()
+    policy.model.language_model.lm_head.weight.mul_(_LOGIT_SPREAD / spread)
+    output = policy.act(observation, uniforms=uniforms, temperature=1.6)
+    tokens = torch.from_numpy(output.token_ids)
+    parts = []
+    entropies = []
+    for first in range(0, len(observation), _TRAINING_ROWS):
+        rows = slice(first, first + _TRAINING_ROWS)
+        part = Observation(images=observation.images[rows], instructions=observation.instructions[rows])
+        logprobs, entropy = policy.evaluate_tokens(part, tokens[rows], temperature=1.6)
+        parts.append(logprobs.cpu().numpy())
+        entropies.append(float(entropy.mean()))
+    difference = output.logprobs - np.concatenate(parts)
+    report.add(
+        what=f"gap, {kind}",
+        mean_abs=float(np.abs(difference).mean()),
+        p99_abs=float(np.quantile(np.abs(difference), 0.99)),
+        max_abs=float(np.abs(difference).max()),
+        kl_nats=float(difference.mean()),
+        entropy_nats=float(np.mean(entropies)),
+    )
+
+
+def measure_parts(report: Report, arguments: argparse.Namespace, ceiling: float) -> None:
+    """What the products in FP8 reach on their own, and what preparing images costs."""
+    device, batch = arguments.device, max(arguments.batches)
+    if device == "cuda" and torch.cuda.get_device_capability() >= (8, 9):
+        with report.attempt(what="fp8 product"):
+            size = 8192
+            factors = [tensor for _ in range(2) for tensor in quantise_rows(torch.randn(size, size, device=device))]
+            taken = seconds_per_call(lambda: scaled_product(*factors), 1.0)
+            report.add(what="fp8 product", tflops=2e-12 * size**3 / taken, of_ceiling=2 * size**3 / taken / ceiling)
+    frames = torch.randint(0, 256, (batch, 256, 256, 3), dtype=torch.uint8, device=device)
+    for jpeg in (False, True):
+        with report.attempt(what="images", batch=batch, jpeg=jpeg):
+            settings = ImageSettings(image_size=224, jpeg=jpeg)
+            taken = seconds_per_call(partial(preprocess, frames, settings), 0.5)
+            report.add(what="images", batch=batch, jpeg=jpeg, ms=taken * 1e3)
+
+
+def summarise(report: Report) -> None:
+    """Each at its best batch."""
+    best: dict[str, float] = {}
+    for record in report.records:
+        rate = record.get("chunks_per_s")
+        if isinstance(rate, float):
+            best[str(record["what"])] = max(rate, best.get(str(record["what"]), 0.0))
+    if PLAIN in best:
+        ratios = {f"{kind}_of_plain": best[kind] / best[PLAIN] for kind in _KINDS if kind in best}
+        report.add(what="best batch, chunks/s", **best, **ratios)
+
+
+def _rows(random: np.random.Generator, batch: int) -> tuple[Observation, np.ndarray]:
+    images = random.integers(0, 256, (batch, 256, 256, 3), np.uint8)
+    return Observation(images=images, instructions=(INSTRUCTION,) * batch), random.random((batch, ACTION_TOKENS), np.float32)
 
 
 def main() -> None:
@@ -113,14 +172,26 @@ def main() -> None:
     parser.add_argument("--size", choices=("tiny", "openvla-7b"), default="openvla-7b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128])
-    parser.add_argument("--seconds", type=float, default=3.0, help="per measurement")
+    parser.add_argument("--kinds", choices=tuple(_KINDS), nargs="+", default=list(_KINDS))
+    parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
+    parser.add_argument("--budget-s", type=float, default=480.0, help="nothing new is begun after this")
+    parser.add_argument("--quick", action="store_true", help="batches 8, 16 and 128, half the time each, no eager")
     arguments = parser.parse_args()
-    plain_rates = time_plain(arguments)
-    for compiled in (False, True) if arguments.device == "cuda" else (False,):
-        gc.collect()
-        if arguments.device == "cuda":
-            torch.cuda.empty_cache()
-        time_policy(arguments, plain_rates, compiled=compiled)
+    if arguments.quick:
+        arguments.batches, arguments.seconds, arguments.kinds = [8, 16, 128], 1.0, ["compiled", "fp8"]
+    report = Report(arguments.budget_s)
+    ceiling = matrix_ceiling(arguments.device, torch.bfloat16 if arguments.device == "cuda" else torch.float32)
+    report.add(what="device", device=describe_device(arguments.device), ceiling_tflops=ceiling / 1e12)
+    with report.attempt(what=PLAIN):
+        measure_plain(report, arguments, ceiling)
+    for kind in arguments.kinds:
+        with report.attempt(what=kind):
+            measure_ours(report, arguments, kind, ceiling)
+        torch._dynamo.reset()
+        release_memory()
+    measure_parts(report, arguments, ceiling)
+    summarise(report)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,42 +1,46 @@
-"""Speed of a GRPO update with LoRA against a plain peft + AdamW loop over stock transformers, in the same run.
+"""Speed and memory of a GRPO update against a plain peft + AdamW loop over stock transformers, in the same run.
 
-    python benchmarks/policy/bench_update.py                                    # 7B on one 141 GB GPU, about 4 minutes
-    python benchmarks/policy/bench_update.py --size tiny --device cpu --rows 8
+    python benchmarks/policy/bench_update.py                                    # 7B with LoRA on one GPU, about 4 minutes
+    python benchmarks/policy/bench_update.py --only-full                        # all 7B weights, about 2 minutes
+    python benchmarks/policy/bench_update.py --size tiny --device cpu --rows 32 --full
 
-Ours is all of `Trainer.update`: advantages, mini-batch, images from the host, preprocessing, loss, AdamW. The plain loop is
-given pixels on the device and minimises the mean log-probability, which costs a little less.
+Ours is all of `Trainer.update`: advantages, mini-batch, images from the host, preprocessing, loss, AdamW with float32 weights
+and gradient sums. The plain loop is given pixels on the device and minimises the mean log-probability, which costs a little
+less; its prompts are as long as ours.
 """
 
 import argparse
-import gc
-import json
 import time
 
 import numpy as np
 import torch
-from bench_generation import CEILING, INSTRUCTION, PLAIN_POSITIONS, model_flops
+from bench_generation import INSTRUCTION
+from measuring import Report, describe_device, forward_flops, matrix_ceiling, release_memory, wait
 from peft import LoraConfig, inject_adapter_in_model
-from plain_openvla import ACTION_TOKENS, PATCHES, build_plain
+from plain_openvla import ACTION_TOKENS, build_plain
 
 from vla_train.config import AlgoConfig, OptimConfig, PolicyConfig
-from vla_train.policy.torch_policy import build_policy
+from vla_train.policy.simplevla_oft import named_config
+from vla_train.policy.simplevla_oft.prompts import PromptEncoder
+from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
+from vla_train.policy.torch_policy import TorchPolicy, build_policy
 from vla_train.trainer.trainer import Trainer
 from vla_train.types import EpisodeSpec, Group, Observation, Trajectory
 
 _DECISIONS = 8
-_GROUP_SIZE = 8
+_GROUP_SIZE = 2
+_ACTIVATIONS_GB = 10.0
+"""Room to leave for activations, recomputed, and temporary tensors."""
 
 
-def show(record: dict[str, object]) -> None:
-    """One JSON line, with the most memory used since the last one."""
-    if torch.cuda.is_available():
-        record["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        torch.cuda.reset_peak_memory_stats()
-    rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in record.items()}
-    print(json.dumps(rounded), flush=True)
+def make_policy(arguments: argparse.Namespace, **options: object) -> TorchPolicy:
+    """With random weights, always the same."""
+    low, high = np.full(7, -1.0, np.float32), np.ones(7, np.float32)
+    config = PolicyConfig(size=arguments.size, device=arguments.device, **options)  # type: ignore[arg-type]
+    return build_policy(config, action_low=low, action_high=high, suite=None, seed=0)
 
 
-def make_groups(policy: object, rows: int) -> list[Group]:
+def make_groups(policy: TorchPolicy, rows: int) -> list[Group]:
     """Groups of random pictures and the policy's own samples; half of each group succeeds."""
     random = np.random.default_rng(0)
     groups = []
@@ -44,7 +48,7 @@ def make_groups(policy: object, rows: int) -> list[Group]:
         trajectories = []
         for sample_id in range(_GROUP_SIZE):
             images = random.integers(0, 256, (_DECISIONS, 256, 256, 3), np.uint8)
-            output = policy.act(  # type: ignore[attr-defined]
+            output = policy.act(
                 Observation(images=images, instructions=(INSTRUCTION,) * _DECISIONS),
                 uniforms=random.random((_DECISIONS, ACTION_TOKENS), np.float32),
                 temperature=1.6,
@@ -67,97 +71,167 @@ def make_groups(policy: object, rows: int) -> list[Group]:
     return groups
 
 
-def time_trainer(arguments: argparse.Namespace, *, lora_rank: int, checkpointing: bool, microbatch: int) -> float:
-    """Chunks per second of the second update."""
-    low, high = np.full(7, -1.0, np.float32), np.ones(7, np.float32)
-    config = PolicyConfig(
-        size=arguments.size, device=arguments.device, lora_rank=lora_rank, activation_checkpointing=checkpointing
-    )
-    policy = build_policy(config, action_low=low, action_high=high, suite=None, seed=0)
-    groups = make_groups(policy, arguments.rows)
-    optim = OptimConfig(minibatch_trajectories=1024, microbatch_rows=microbatch)
-    trainer = Trainer(optim, AlgoConfig(), policy=policy, temperature=1.6, seed=0)
-    trainer.update(groups, iteration=0)
-    metrics = trainer.update(groups, iteration=1)
-    # Forward and twice that backward; with frozen weights the backward has no weight gradients: once; recomputing: once more.
-    passes = (2 if lora_rank else 3) + checkpointing
-    show(
-        {
-            "what": "ours, LoRA" if lora_rank else "ours, all weights",
-            "checkpointing": checkpointing,
-            "microbatch": microbatch,
-            "chunks_per_s": metrics.chunks_per_s,
-            "of_ceiling": metrics.chunks_per_s * passes * model_flops(PLAIN_POSITIONS - 1) / CEILING,
-            "sampling_gap": metrics.sampling_gap,
-            "grad_norm": metrics.grad_norm,
-        }
-    )
-    return metrics.chunks_per_s
-
-
-def time_plain(arguments: argparse.Namespace, *, lora_rank: int, checkpointing: bool, microbatch: int) -> float:
-    """Chunks per second of the plain loop."""
-    device = arguments.device
+def measure_plain(report: Report, arguments: argparse.Namespace, *, microbatch: int, checkpointing: bool) -> float | None:
+    """Chunks per second of the plain loop; None where it did not run."""
+    device, what = arguments.device, dict(what="plain, LoRA", microbatch=microbatch, checkpointing=checkpointing)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = build_plain(tiny=arguments.size == "tiny", device=device, dtype=dtype)
-    model.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=lora_rank, target_modules="all-linear", exclude_modules=["lm_head"]), model)
-    if checkpointing:
-        for part in (model.dino, model.siglip, model.language_model):
-            part.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-5)
-    prompt = torch.randint(1, 30000, (microbatch, PLAIN_POSITIONS - PATCHES - ACTION_TOKENS - 1), device=device)
-    pixels = torch.randn(microbatch, 6, 224, 224, device=device, dtype=dtype)
-    targets = torch.randint(0, 256, (microbatch, ACTION_TOKENS, 1), device=device)
-    for repeat in range(2):
-        start = time.perf_counter()
-        for _ in range(max(1, arguments.rows // microbatch)):
-            logprobs = torch.log_softmax(model(pixels, prompt).float() / 1.6, dim=-1).gather(-1, targets)
-            logprobs.mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        rate = max(1, arguments.rows // microbatch) * microbatch / (time.perf_counter() - start)
-        if repeat:
-            show({"what": "plain, LoRA", "checkpointing": checkpointing, "microbatch": microbatch, "chunks_per_s": rate})
-    return rate
+    with report.attempt(**what):
+        model = build_plain(tiny=arguments.size == "tiny", device=device, dtype=dtype)
+        model.requires_grad_(False)
+        adapters = LoraConfig(r=arguments.rank, target_modules="all-linear", exclude_modules=["lm_head"])
+        inject_adapter_in_model(adapters, model)
+        if checkpointing:
+            for part in (model.dino, model.siglip, model.language_model):
+                part.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-5)
+        prompt = torch.randint(1, 30000, (microbatch, _prompt_length()), device=device)
+        pixels = torch.randn(microbatch, 6, 224, 224, device=device, dtype=dtype)
+        targets = torch.randint(0, 256, (microbatch, ACTION_TOKENS, 1), device=device)
+        for repeats in (1, max(1, arguments.rows // microbatch)):
+            wait()
+            start = time.perf_counter()
+            for _ in range(repeats):
+                logprobs = torch.log_softmax(model(pixels, prompt).float() / 1.6, dim=-1).gather(-1, targets)
+                logprobs.mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            wait()
+            taken = time.perf_counter() - start
+        rate = repeats * microbatch / taken
+        report.add(**what, chunks_per_s=rate, seconds=taken)
+        return rate
+    return None
+
+
+def measure_ours(
+    report: Report,
+    policy: TorchPolicy,
+    groups: list[Group],
+    *,
+    ceiling: float,
+    microbatch: int,
+    cpu_offload: bool,
+    plain_rate: float | None,
+    what: str,
+) -> None:
+    """Chunks per second of an update on all groups, after one on enough of them for a micro-batch."""
+    optim = OptimConfig(minibatch_trajectories=1024, microbatch_rows=microbatch, cpu_offload=cpu_offload)
+    trainer = Trainer(optim, AlgoConfig(), policy=policy, temperature=1.6, seed=0)
+    first = trainer.update(groups[: -(-microbatch // (_DECISIONS * _GROUP_SIZE))], iteration=0)
+    metrics = trainer.update(groups, iteration=1)
+    config, model = policy.model.config, policy.model
+    flops = forward_flops(config, config.num_patches + _prompt_length() + ACTION_TOKENS + 1, whole=False)
+    all_weights = all(weight.requires_grad for weight in model.language_model.parameters())
+    # Forward and gradients of activations; those of weights, where all train; the forward anew, where nothing was kept.
+    passes = 2 + all_weights + model.activation_checkpointing
+    report.add(
+        what=what,
+        microbatch=microbatch,
+        checkpointing=model.activation_checkpointing,
+        chunks_per_s=metrics.chunks_per_s,
+        **({"of_plain": metrics.chunks_per_s / plain_rate} if plain_rate else {}),
+        of_ceiling=metrics.chunks_per_s * passes * flops / ceiling,
+        seconds=metrics.duration_s,
+        sampling_gap=first.sampling_gap,
+        grad_norm=metrics.grad_norm,
+    )
+
+
+def measure_lora(report: Report, arguments: argparse.Namespace, ceiling: float) -> None:
+    """Adapters on all layers, with and without recomputed activations: plain, ours, ours compiled."""
+    setups = [(rows, False) for rows in arguments.microbatches]
+    setups += [(rows, True) for rows in arguments.checkpointed_microbatches]
+    groups: list[Group] = []
+    for microbatch, checkpointing in setups:
+        plain_rate = measure_plain(report, arguments, microbatch=microbatch, checkpointing=checkpointing)
+        for compiled in (False, True) if arguments.device == "cuda" else (False,):
+            what = "ours, LoRA, compiled" if compiled else "ours, LoRA"
+            with report.attempt(what=what, microbatch=microbatch, checkpointing=checkpointing):
+                policy = make_policy(
+                    arguments, lora_rank=arguments.rank, activation_checkpointing=checkpointing, compile=compiled
+                )
+                groups = groups or make_groups(policy, arguments.rows)
+                measure_ours(
+                    report,
+                    policy,
+                    groups,
+                    ceiling=ceiling,
+                    microbatch=microbatch,
+                    cpu_offload=False,
+                    plain_rate=plain_rate,
+                    what=what,
+                )
+            policy = None
+            release_memory()
+
+
+def measure_full(report: Report, arguments: argparse.Namespace, ceiling: float) -> None:
+    """All weights: what they need, and an update, with the optimizer's state on the host where the device is too small."""
+    with report.attempt(what="ours, all weights"):
+        policy = make_policy(arguments, activation_checkpointing=True)
+        trained = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
+        weight_bytes = policy.model.dtype.itemsize
+        needed = {
+            "weights": weight_bytes,
+            "gradient_sums": 4,
+            "float32_weights": 4 if weight_bytes < 4 else 0,
+            "adam_moments": 8,
+        }
+        total = sum(needed.values()) * trained / 1e9
+        device_gb = torch.cuda.get_device_properties(0).total_memory / 1e9 if arguments.device == "cuda" else float("inf")
+        offload = total + _ACTIVATIONS_GB > device_gb
+        report.add(
+            what="arithmetic, all weights",
+            trained_billion=trained / 1e9,
+            bytes_per_weight=needed,
+            total_gb=total,
+            device_gb=device_gb,
+            offloaded=offload,
+            device_gb_if_offloaded=(weight_bytes + 4) * trained / 1e9,
+            host_gb_if_offloaded=12 * trained / 1e9,
+            gb_per_device_sharded={str(ranks): round(total / ranks, 1) for ranks in (2, 4, 8)},
+        )
+        measure_ours(
+            report,
+            policy,
+            make_groups(policy, arguments.full_rows),
+            ceiling=ceiling,
+            microbatch=arguments.full_microbatch,
+            cpu_offload=offload,
+            plain_rate=None,
+            what="ours, all weights, state on the host" if offload else "ours, all weights",
+        )
+
+
+def _prompt_length() -> int:
+    """L of the instruction; the words of the small tokenizer are not the model's concern."""
+    shape = named_config("tiny", num_text_tokens=10_000, prompt_end_token_id=PROMPT_END_ID, chunk_size=8, action_dim=7)
+    return len(PromptEncoder(small_tokenizer(), shape).ids(INSTRUCTION))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=("tiny", "openvla-7b"), default="openvla-7b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--rows", type=int, default=512, help="decisions per update")
+    parser.add_argument("--rows", type=int, default=128, help="decisions per update")
     parser.add_argument("--rank", type=int, default=32, help="of the LoRA adapters")
-    parser.add_argument("--microbatches", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--full", action="store_true", help="try to train all weights, too")
+    parser.add_argument("--microbatches", type=int, nargs="*", default=[8], help="with all activations kept")
+    parser.add_argument("--checkpointed-microbatches", type=int, nargs="*", default=[32], help="with activations recomputed")
+    parser.add_argument("--full", action="store_true", help="train all weights, too")
+    parser.add_argument("--only-full", action="store_true", help="train all weights, and leave LoRA out")
+    parser.add_argument("--full-rows", type=int, default=64, help="decisions per update of all weights")
+    parser.add_argument("--full-microbatch", type=int, default=8, help="rows of its micro-batches")
+    parser.add_argument("--budget-s", type=float, default=420.0, help="nothing new is begun after this")
     arguments = parser.parse_args()
-    for microbatch in arguments.microbatches:
-        for checkpointing in (False, True):
-            rates = []
-            for measure in (time_plain, time_trainer):
-                try:
-                    rates.append(
-                        measure(arguments, lora_rank=arguments.rank, checkpointing=checkpointing, microbatch=microbatch)
-                    )
-                except torch.OutOfMemoryError as error:
-                    show({"what": measure.__name__, "microbatch": microbatch, "out of memory": str(error)[:80]})
-                gc.collect()
-                if arguments.device == "cuda":
-                    torch.cuda.empty_cache()
-            if len(rates) == 2:
-                show(
-                    {
-                        "what": "ours / plain",
-                        "microbatch": microbatch,
-                        "checkpointing": checkpointing,
-                        "ratio": rates[1] / rates[0],
-                    }
-                )
-    if arguments.full:
-        time_trainer(arguments, lora_rank=0, checkpointing=True, microbatch=arguments.microbatches[0])
+    report = Report(arguments.budget_s)
+    ceiling = matrix_ceiling(arguments.device, torch.bfloat16 if arguments.device == "cuda" else torch.float32)
+    report.add(what="device", device=describe_device(arguments.device), ceiling_tflops=ceiling / 1e12)
+    if not arguments.only_full:
+        measure_lora(report, arguments, ceiling)
+    if arguments.full or arguments.only_full:
+        measure_full(report, arguments, ceiling)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -115,6 +115,15 @@ def test_the_whole_way_from_frame_to_pixel_values_is_the_references_within_one_s
             assert (steps <= 1 + 1e-3).mean() > 0.999
 
 
+@pytest.mark.gpu
+def test_a_gpu_prepares_images_as_the_cpu_does():
+    frames, settings = torch.from_numpy(_frames(256, 256)), ImageSettings(image_size=224)
+    assert torch.equal(jpeg_round_trip(frames.cuda()).cpu(), jpeg_round_trip(frames))
+    steps = (preprocess(frames.cuda(), settings).cpu() - preprocess(frames, settings)).abs() * 255 * 0.25
+    assert (steps < 0.05).float().mean() > 0.999
+    assert steps.max() < 1.1
+
+
 def test_rows_of_a_batch_do_not_influence_each_other():
     frames, settings = torch.from_numpy(_frames(64, 64, 5)), ImageSettings(image_size=28, jpeg=True)
     alone = torch.cat([preprocess(frame[None], settings) for frame in frames])

@@ -29,6 +29,28 @@ def test_action_logits_and_greedy_tokens_equal_the_reference(golden_model, golde
     assert torch.equal(token_ids, golden_cases["greedy_token_ids"])
 
 
+@pytest.mark.gpu
+@torch.no_grad()
+def test_action_logits_on_a_gpu_equal_the_reference(golden_folder, golden_cases):
+    model = SimpleVLAOFT.from_pretrained(golden_folder, dtype=torch.float32, device="cuda")
+    inputs = (golden_cases[name].cuda() for name in ("pixel_values", "input_ids", "attention_mask"))
+    logits = model.action_logits(*inputs).cpu()
+    torch.testing.assert_close(logits, golden_cases["action_logits"], atol=2e-4, rtol=0)
+    assert torch.equal(logits.argmax(-1) + model.config.first_action_id, golden_cases["greedy_token_ids"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_logprobs_in_bfloat16_are_near_the_reference(golden_folder, golden_cases, device):
+    model = SimpleVLAOFT.from_pretrained(golden_folder, dtype=torch.bfloat16, device=device)
+    inputs = (golden_cases[name].to(device) for name in ("pixel_values", "input_ids", "attention_mask"))
+    logprobs = action_logprobs(model.action_logits(*inputs), golden_cases["temperature"].to(device)).cpu()
+    expected = action_logprobs(golden_cases["action_logits"], golden_cases["temperature"])
+    assert logprobs.dtype == torch.float32
+    difference = (logprobs - expected).abs()
+    assert difference.mean() < 0.03 * expected.std()
+
+
 @torch.no_grad()
 def test_logprobs_and_entropy_equal_the_reference(golden_model, golden_cases):
     logits = golden_model.action_logits(*(golden_cases[name] for name in ("pixel_values", "input_ids", "attention_mask")))

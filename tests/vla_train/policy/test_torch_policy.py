@@ -36,8 +36,10 @@ def test_training_recomputes_the_logprobs_that_sampling_gave(make_policy, make_o
     assert ((entropies > 0) & (entropies <= np.log(256) + 1e-5)).all()
 
 
-def test_in_bfloat16_logprobs_are_float32_and_still_agree(make_policy, make_observation):
-    policy, observation = make_policy(dtype="bfloat16", lora_rank=2), make_observation()
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_in_bfloat16_logprobs_are_float32_and_still_agree(make_policy, make_observation, checkpointing):
+    policy = make_policy(dtype="bfloat16", lora_rank=2, activation_checkpointing=checkpointing)
+    observation = make_observation()
     output = policy.act(observation, uniforms=_uniforms(policy, 5), temperature=1.6)
     assert output.logprobs.dtype == np.float32
     logprobs, _ = policy.evaluate_tokens(observation, torch.from_numpy(output.token_ids), temperature=1.6)
@@ -346,3 +348,32 @@ def test_a_replayed_graph_sees_new_weights(make_policy, make_observation):
     policy.load_weights(dict(other.trainable_module().named_parameters()), version=1)
     outputs = [p.act(observation, uniforms=None, temperature=1.0) for p in (policy, other)]
     np.testing.assert_allclose(outputs[0].logprobs, outputs[1].logprobs, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 4}, {"lora_rank": 4, "activation_checkpointing": True}], ids=str)
+def test_compiled_training_gives_the_gradients_of_plain_training(make_policy, make_observation, options):
+    policies = [make_policy(device="cuda", compile=compiled, **options) for compiled in (False, True)]
+    for num_rows in (3, 5):
+        observation, gradients = make_observation(num_rows), []
+        tokens = torch.from_numpy(policies[0].act(observation, uniforms=None, temperature=1.0).token_ids)
+        for policy in policies:
+            policy.model.zero_grad()
+            policy.evaluate_tokens(observation, tokens, temperature=1.0)[0].sum().backward()
+            gradients.append({name: p.grad for name, p in policy.model.named_parameters() if p.grad is not None})
+        assert gradients[0].keys() == gradients[1].keys()
+        for name, expected in gradients[0].items():
+            assert (gradients[1][name] - expected).norm() <= 1e-3 * expected.norm() + 1e-6, name
+
+
+@pytest.mark.gpu
+def test_sampling_in_bfloat16_graphs_stays_near_training_in_smaller_batches(make_policy, make_observation):
+    policy, observation = make_policy(device="cuda", dtype="bfloat16", compile=True, lora_rank=4), make_observation(19)
+    output = policy.act(observation, uniforms=_uniforms(policy, 19), temperature=1.6)
+    gaps = []
+    for first in range(0, 19, 4):
+        rows = list(range(19))[first : first + 4]
+        tokens = torch.from_numpy(output.token_ids[rows])
+        logprobs, _ = policy.evaluate_tokens(_rows(observation, rows), tokens, temperature=1.6)
+        gaps.append(np.abs(logprobs.detach().cpu().numpy() - output.logprobs[rows]))
+    assert np.concatenate(gaps).mean() < 0.01
