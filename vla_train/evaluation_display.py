@@ -25,7 +25,7 @@ def evaluate_with_progress(
     def count(result: EpisodeResult, done: int, total: int) -> None:
         nonlocal successes
         successes += result.success
-        show(done, f"{successes} of those played now succeeded")
+        show(done, f"{successes} succeeded")
 
     with display.phase("evaluation", total=len(episodes), unit="episodes") as show:
         return evaluate(

@@ -63,4 +63,4 @@ def finish(run: Run) -> None:
             if alone:
                 run.save()
             raise
-    run.display.line(f"done: {run.config.output}. Look at it: python -m vla_train report {run.config.output}")
+    run.show_end()

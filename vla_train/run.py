@@ -148,7 +148,7 @@ class Run:
     def collect(self) -> RolloutResult:
         """Play the groups of the next iteration, or wait for those that are being played in the background."""
         self._began = time.perf_counter()
-        with self.display.phase("rollout", total=self._rollout_config.groups_per_iteration, unit="groups") as show:
+        with self.display.phase("rollout", total=self._rollout_config.groups_per_iteration, unit="groups with signal") as show:
             self._show_rollout = lambda progress: show(progress.kept, _status(progress))
             try:
                 if self._next is None:
@@ -235,6 +235,15 @@ class Run:
             self._log.log("eval", self.done, {**summary(result), "folder": str(folder.relative_to(self.config.output))})
             show_evaluation(self.display, result, title=f"evaluation after iteration {self.done}; videos in {folder}/videos")
         return result
+
+    def show_end(self) -> None:
+        """Say where everything is, and whether anything was learnt."""
+        if self.trainer.num_updates == 0:
+            self.display.line(
+                "[yellow]nothing was learnt[/yellow]: no group of any iteration had a signal, so the weights are those of the "
+                "start. A policy that sometimes succeeds (policy.checkpoint), or easier tasks, would give signals."
+            )
+        self.display.line(f"done: {self.config.output}. Look at it: python -m vla_train report {self.config.output}")
 
     # --- what outlives the process
 
@@ -344,10 +353,8 @@ def _show_nothing(progress: RolloutProgress) -> None:
 
 
 def _status(progress: RolloutProgress) -> str:
-    return (
-        f"with signal; {progress.decisions} chunks at {progress.decisions_per_s:.1f}/s, "
-        f"{progress.episodes} episodes, {progress.consumed} groups played"
-    )
+    played = f"{progress.episodes} episodes and {progress.consumed} groups played"
+    return f"{progress.decisions} chunks at {progress.decisions_per_s:.1f}/s, {played}"
 
 
 def _share(config: RolloutConfig, ranks: Ranks) -> RolloutConfig:

@@ -69,6 +69,7 @@ def test_the_display_says_what_is_done_how_fast_and_where_results_are(
     assert "go to the right" in shown
     assert f"{config.output}/checkpoints/step_000001" in shown
     assert f"report {config.output}" in shown
+    assert "nothing was learnt" not in shown
 
 
 def test_an_iteration_without_signal_says_so_and_leaves_the_weights_alone(
@@ -76,7 +77,9 @@ def test_an_iteration_without_signal_says_so_and_leaves_the_weights_alone(
 ) -> None:
     config = small_run(iterations=1, display="plain", env={"success": "return", "success_return": 100.0})
     train(config)
-    assert "no group with signal" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "no group with signal" in shown
+    assert "nothing was learnt" in shown
     record = only(read_records(config.output, "iteration"))
     assert (record["rollout/groups_kept"], record["rollout/groups_rejected"], record["update/updates"]) == (0, 2, 0)
     before = Path(config.policy.checkpoint) / "model.safetensors"
