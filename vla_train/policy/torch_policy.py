@@ -9,7 +9,7 @@ B rows, L prompt ids, T = K * A action tokens.
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -123,9 +123,13 @@ class TorchPolicy:
         numbers = None
         if uniforms is not None:
             numbers = self._to_device(np.asarray(uniforms if rows is None else uniforms[rows], np.float32))
-        indices, logprobs = self._sample(
-            self._to_device(frames), *self._prompt_tensors(instructions), numbers, torch.tensor(temperature, device=self.device)
-        )
+        with self._beside_simulators():
+            indices, logprobs = self._sample(
+                self._to_device(frames),
+                *self._prompt_tensors(instructions),
+                numbers,
+                torch.tensor(temperature, device=self.device),
+            )
         token_ids = indices[:num_rows].cpu().numpy().astype(np.int32) + self.model.config.first_action_id
         chosen = logprobs[:num_rows].cpu().numpy()
         if not np.isfinite(chosen).all():
@@ -194,6 +198,19 @@ class TorchPolicy:
             pixel_values = preprocess(frames, self._images)
         with self._autocast():
             return model(pixel_values, prompt_ids, mask)
+
+    @contextlib.contextmanager
+    def _beside_simulators(self) -> Iterator[None]:
+        """On a CPU, sample with half of the cores: a team of threads goes at the pace of the one that simulators put aside."""
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1:
+            yield
+            return
+        torch.set_num_threads(max(1, threads // 2))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         """Compute in the dtype the weights came in, where some are kept more precisely (adapters, master weights)."""
