@@ -66,8 +66,7 @@ class EnvConfig:
     id: str = "Libero-v0"
     """Gymnasium id, or MODULE:ID where importing MODULE registers it. Any env with continuous, bounded actions works."""
     kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
-    """Arguments of the env, each value JSON or plain text, for example suite=libero_10 task_ids=[0,3]. Given, they replace all
-    of the defaults here; with another env.id the defaults are dropped."""
+    """Arguments of the env, values JSON or text, such as suite=libero_10 task_ids=[0,3]; they replace all defaults shown."""
     num_groups: int = 2
     """Env groups that take turns with the policy: with 2 or more, one simulates while the policy decides for another."""
     envs_per_group: int = 4
@@ -79,8 +78,7 @@ class EnvConfig:
     instruction: str | None = None
     """What the policy is told to do, for envs whose observation has no "instruction"."""
     success: Literal["terminated", "return"] = "terminated"
-    """When an episode counts as a success: it ends by itself (not by the time limit) with a positive reward, or its return
-    reaches env.success-return."""
+    """An episode succeeds if it ends with positive reward before the time limit, or if its return reaches a threshold."""
     success_return: float = 1.0
     """Return (sum of an episode's rewards) from which it counts as a success, with env.success return."""
     max_episode_steps: int | None = None
@@ -105,8 +103,7 @@ class PolicyConfig:
     """Which SimpleVLA-OFT, and how it runs."""
 
     checkpoint: str | None = None
-    """Folder (or Hugging Face hub id) of a checkpoint in the published layout; None starts from random weights of
-    policy.size."""
+    """Folder or Hugging Face id of a checkpoint in the published layout; None: random weights, see policy.size."""
     size: Literal["tiny", "small", "openvla-7b"] = "tiny"
     """Size of the model where no checkpoint is given: about 5 million, 16 million, or 7.5 billion weights."""
     chunk_size: int = 8
@@ -114,8 +111,7 @@ class PolicyConfig:
     statistics_key: str | None = None
     """Which of the checkpoint's action statistics to use; None takes SUITE_no_noops, or the only one there is."""
     gripper: Literal["auto", "libero", "none"] = "auto"
-    """How a checkpoint's data store the gripper: libero is 0 close .. 1 open, none already the env's own values; auto takes
-    what the checkpoint or its statistics say, and asks where they do not."""
+    """How a checkpoint's data store the gripper: libero (0 close, 1 open), none (as the env does), or as auto finds there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU where there is one."""
     worker: Literal["local", "ray"] = "local"
@@ -129,8 +125,7 @@ class PolicyConfig:
     compile: bool = False
     """Compile the model with torch.compile (pays on GPUs)."""
     fp8: bool = False
-    """Sample with the language model's weights in FP8: up to twice as fast on GPUs that multiply it, less precise (the
-    log-probs kept are those of the quantised policy). Training, and the weights, keep their dtype."""
+    """Sample with FP8 weights on GPUs that multiply them: faster, less precise; log-probs are the quantised policy's."""
     lora_rank: int = 0
     """Rank of LoRA adapters on all linear layers, which alone are then trained; 0 trains all weights."""
     activation_checkpointing: bool = False
@@ -167,8 +162,7 @@ class RolloutConfig:
     max_attempts: float = 4.0
     """End an iteration after this many times rollout.groups-per-iteration groups, with what signal there is."""
     deterministic: bool = False
-    """Play exactly the groups that an iteration needs: they depend on the seed alone, never on timing, and a resumed run equals
-    one that was never stopped. Otherwise envs that would idle at its end start the next iteration's groups (faster)."""
+    """Play only groups that an iteration needs: slower, independent of timing; a resumed run then equals an unbroken one."""
     max_staleness: int = 0
     """Age of the weights that may sample, in updates: 1 lets the next rollout overlap the update, 0 never does."""
 
@@ -194,8 +188,7 @@ class AlgoConfig:
     """Advantages and loss (see docs/algorithm.md)."""
 
     advantage: Literal["grpo", "rloo", "reinforce++"] = "grpo"
-    """Advantage estimator: grpo scales by the group's spread, rloo subtracts the mean of the others, reinforce++ scales over
-    all episodes of the iteration."""
+    """Estimator: grpo divides by the group's spread, rloo compares with the others' mean, reinforce++ scales over all."""
     reward: Literal["success", "return"] = "success"
     """What is compared within a group: 0/1 success, or the episode's return (sum of its rewards)."""
     clip_low: float = 0.2
@@ -256,8 +249,7 @@ class EvalConfig:
     episodes_per_task: int = 10
     """Episodes per task, each from another initial state; 0 plays all initial states there are."""
     initial_states: Literal["held-out", "all", "train"] = "held-out"
-    """Which initial states to evaluate on: held-out ones that training never sees, all there are, or those of training. The
-    paper's protocol trains and evaluates on the same: all, with train-fraction 1."""
+    """held-out: never trained on; train: only those trained on; all: with train-fraction 1, the paper's protocol."""
     videos: int = 2
     """Most videos of successes, and of failures, kept per evaluation."""
 
@@ -311,8 +303,7 @@ class EvaluateConfig:
     checkpoint: str
     """A run's folder (its newest checkpoint), one of its checkpoints, or a checkpoint in the published layout."""
     output: Path | None = None
-    """Folder of the results; None makes one in the run, or beside the checkpoint. Results that it holds of the same evaluation
-    are kept, and only the missing episodes are played."""
+    """Folder of the results, by default in the run or beside the checkpoint; episodes that it holds are not played again."""
     seed: int = 0
     """Seed of the split of initial states: the run's own, so that held-out means held out."""
     train_fraction: float = 0.8

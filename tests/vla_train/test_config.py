@@ -117,6 +117,7 @@ def test_every_field_is_explained(config: type) -> None:
     texts = field_texts()[config.__name__]
     assert names <= texts.keys()
     assert all(len(texts[name]) > 20 for name in names), "a text too short to explain anything"
+    assert not any("\n" in texts[name] for name in names), "--help would break the line there again"
 
 
 UNITS = (
