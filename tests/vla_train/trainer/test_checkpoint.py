@@ -33,6 +33,7 @@ from vla_train.trainer.checkpoint import (
 )
 from vla_train.trainer.trainer import Trainer, UpdateMetrics
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=5, minibatch_trajectories=5, microbatch_rows=7)
 ROLLOUT_STATE = {"specs": np.arange(12).reshape(2, 6), "instruction": np.array(["pick the bowl", "open"])}
 

@@ -18,6 +18,7 @@ from vla_train.trainer.parallel import Ranks
 from vla_train.trainer.trainer import Trainer, UpdateMetrics
 from vla_train.types import Group, TrainBatch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIM = OptimConfig(learning_rate=1e-2, minibatch_trajectories=5, microbatch_rows=3, epochs=2)
 ITERATIONS = 3
 

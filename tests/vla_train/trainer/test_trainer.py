@@ -13,6 +13,7 @@ from vla_train.config import AlgoConfig, OptimConfig
 from vla_train.trainer.trainer import Trainer, UpdateMetrics
 from vla_train.types import Group, Observation
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIM = OptimConfig(learning_rate=1e-2, minibatch_trajectories=100, microbatch_rows=7)
 
 
