@@ -1,32 +1,38 @@
 """A real env with a real policy: how close the pipeline comes to the slower of the two, and to the serial loop.
 
-    python benchmarks/pipeline/bench_system.py                                             # LIBERO, tiny policy, any machine
-    python benchmarks/pipeline/bench_system.py --preset gpu --scene-dir SCENES             # LIBERO on EGL, 7B policy
+    python benchmarks/pipeline/bench_system.py                                       # LIBERO, small policy, two cores
+    python benchmarks/pipeline/bench_system.py --preset gpu --scene-dir SCENES       # LIBERO on EGL, 7B policy, two minutes
 
-Four measurements with the same components in one process, in chunks (decisions of one slot) per second:
+Four measurements with the same env groups and the same policy, in chunks (decisions of one slot) per second:
 
-* env only: the pipeline with a policy that costs nothing (random actions);
-* policy only: batches as the pipeline makes them (one env group) and larger, the best of them;
+* policy only: one call after another, for every number of rows that the pipeline may ask for; the best of them counts;
 * serial: each env group in turn decides and steps;
-* pipelined: `Rollout.collect`, its timeline drawn to OUT/timeline.png and OUT/timeline.json.gz.
+* pipelined: `Rollout.collect`, its timeline drawn to OUT/timeline.png and OUT/timeline.json.gz (ui.perfetto.dev);
+* env only: the same with a policy that costs nothing (random actions).
+
+Everything is warmed up before it is timed: policy calls of every size and prompt length, scenes, the first episodes.
+Each measurement is one line of JSON, the last line all of them together.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loops import MakeSpec, play_pipelined, play_serially
+from loops import MakeSpec, PipelinedLoop, play_serially, started_workers
 
 from vla_train.config import EnvConfig, PolicyConfig
 from vla_train.pipeline.env_group import EnvDescription
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import make_workers
 from vla_train.policy.base import Policy
 from vla_train.types import EpisodeSpec, Observation, PolicyOutput
+
+CHUNK_SIZE = 8
+TEMPERATURE = 1.6
+TIMELINE_S = 10.0
+"""How much of the pipelined measurement the picture shows."""
 
 
 class RandomPolicy:
@@ -34,8 +40,8 @@ class RandomPolicy:
 
     version = 0
 
-    def __init__(self, description: EnvDescription, chunk_size: int) -> None:
-        self.chunk_size, self.action_dim = chunk_size, description.action_dim
+    def __init__(self, description: EnvDescription) -> None:
+        self.chunk_size, self.action_dim = CHUNK_SIZE, description.action_dim
         self._low, self._span = description.action_low, description.action_high - description.action_low
 
     def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
@@ -47,6 +53,19 @@ class RandomPolicy:
             logprobs=np.zeros(uniforms.shape, np.float32),
             policy_version=0,
         )
+
+
+class SwitchedPolicy:
+    """Whichever of several policies is switched on, so that one rollout can be measured with each."""
+
+    version = 0
+
+    def __init__(self, current: Policy) -> None:
+        self.current = current
+        self.chunk_size, self.action_dim = current.chunk_size, current.action_dim
+
+    def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
+        return self.current.act(observation, uniforms=uniforms, temperature=temperature)
 
 
 def spec_maker(description: EnvDescription) -> MakeSpec:
@@ -61,108 +80,127 @@ def spec_maker(description: EnvDescription) -> MakeSpec:
     return make_spec
 
 
-def policy_only(policy: Policy, description: EnvDescription, rows: int, seconds: float) -> float:
-    """Chunks per second of one policy call after another on noise images."""
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (rows, *description.image_shape), np.uint8)
-    texts = list(description.instructions.values()) or ["do the task"]
-    observation = Observation(images=images, instructions=tuple(texts[row % len(texts)] for row in range(rows)))
-    uniforms = random.random((rows, policy.chunk_size * policy.action_dim), dtype=np.float32)
-    policy.act(observation, uniforms=uniforms, temperature=1.6)
-    calls, start = 0, time.perf_counter()
-    while calls == 0 or time.perf_counter() - start < seconds:
-        policy.act(observation, uniforms=uniforms, temperature=1.6)
-        calls += 1
-    return calls * rows / (time.perf_counter() - start)
+class PolicyAlone:
+    """Calls of a policy on noise images, without an env."""
+
+    def __init__(self, policy: Policy, description: EnvDescription) -> None:
+        self._policy = policy
+        self._shape = description.image_shape
+        self._texts = list(description.instructions.values())
+        self._random = np.random.default_rng(0)
+
+    def warm_up(self, rows: int) -> None:
+        """Meet every prompt length alone and among others: each may need a compilation of its own."""
+        for text in self._texts:
+            self._act(rows, [text])
+        self._act(rows, self._texts)
+
+    def chunks_per_s(self, rows: int, *, seconds: float) -> float:
+        calls, start = 0, time.perf_counter()
+        while calls < 2 or time.perf_counter() - start < seconds:
+            self._act(rows, self._texts)
+            calls += 1
+        return calls * rows / (time.perf_counter() - start)
+
+    def _act(self, rows: int, texts: list[str]) -> None:
+        images = self._random.integers(0, 256, (rows, *self._shape), np.uint8)
+        uniforms = self._random.random((rows, self._policy.chunk_size * self._policy.action_dim), np.float32)
+        seen = Observation(images=images, instructions=tuple(texts[row % len(texts)] for row in range(rows)))
+        self._policy.act(seen, uniforms=uniforms, temperature=TEMPERATURE)
 
 
-def measure(
-    env: EnvConfig,
-    make_policy: Callable[[EnvDescription], Policy],
-    *,
-    chunk_size: int,
-    max_policy_batch: int,
-    seconds: float,
-    out: Path,
-) -> dict[str, Any]:
+def batch_sizes(env: EnvConfig, max_policy_batch: int) -> list[int]:
+    """Rows that a policy call may have: some env groups together."""
+    together = [count * env.envs_per_group for count in range(1, env.num_groups + 1)]
+    return [rows for rows in together if rows == env.envs_per_group or rows <= max_policy_batch]
+
+
+def measure(env: EnvConfig, policy_config: PolicyConfig, *, max_policy_batch: int, seconds: float, out: Path) -> None:
     """All four measurements, printed as they come."""
-    probe = make_workers(EnvConfig(**{**vars(env), "num_groups": 1}), chunk_size=chunk_size, seed=0)
-    description = probe[0].description
-    probe[0].close()
-    make_spec = spec_maker(description)
-    results: dict[str, Any] = {"slots": env.num_groups * env.envs_per_group, "env groups": env.num_groups}
+    results: dict[str, Any] = {}
 
-    def report(name: str, value: Any) -> None:
-        results[name] = value
-        print(f"{name:<42}{value:10.2f}" if isinstance(value, float) else f"{name:<42}{value}", flush=True)
+    def report(**values: Any) -> None:
+        results.update(values)
+        print(json.dumps({name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}))
 
-    random_policy = RandomPolicy(description, chunk_size)
-    report("env only, chunks/s", play_pipelined(env, random_policy, make_spec, seconds=seconds).decisions_per_s)
-    policy = make_policy(description)
-    sizes = sorted({min(env.envs_per_group * factor, max_policy_batch) for factor in (1, 2, env.num_groups)})
-    for rows in sizes:
-        report(f"policy only, batch {rows}, chunks/s", policy_only(policy, description, rows, seconds / len(sizes)))
-    best = max(results[f"policy only, batch {rows}, chunks/s"] for rows in sizes)
-    report("serial, chunks/s", play_serially(env, policy, make_spec, seconds=seconds).decisions_per_s)
-    timeline = Timeline()
-    pipelined = play_pipelined(env, policy, make_spec, seconds=seconds, max_policy_batch=max_policy_batch, timeline=timeline)
-    report("pipelined, chunks/s", pipelined.decisions_per_s)
-    report("overlap efficiency", pipelined.efficiency)
-    report("pipelined / serial", pipelined.decisions_per_s / results["serial, chunks/s"])
-    report("pipelined / slower of env and policy", pipelined.decisions_per_s / min(best, results["env only, chunks/s"]))
-    now = time.perf_counter()
-    timeline.plot(out / "timeline.png", since=now - min(seconds, 10.0), until=now, title="rollout")
+    timeline, began = Timeline(), time.perf_counter()
+    with started_workers(env, chunk_size=CHUNK_SIZE) as workers:
+        description = workers[0].description
+        make_spec = spec_maker(description)
+        report(env_groups=env.num_groups, slots=env.num_groups * env.envs_per_group, worker=env.worker, **env.kwargs)
+        from vla_train.policy.torch_policy import build_policy
+
+        low, high = description.action_low, description.action_high
+        policy = build_policy(policy_config, action_low=low, action_high=high, suite=description.suite, seed=0)
+        report(policy=policy_config.size, device=str(policy.device), compiled=policy_config.compile)
+        alone, rates = PolicyAlone(policy, description), {}
+        sizes = batch_sizes(env, max_policy_batch)
+        for rows in sizes:
+            alone.warm_up(rows)
+        report(setup_s=time.perf_counter() - began)
+        for rows in sizes:
+            rates[rows] = alone.chunks_per_s(rows, seconds=seconds / 2 / len(sizes))
+            report(**{f"policy_only_{rows}_rows_chunks_per_s": rates[rows]})
+        serial = play_serially(workers, policy, make_spec, seconds=seconds)
+        report(serial_chunks_per_s=serial.decisions_per_s)
+
+        switch = SwitchedPolicy(policy)
+        loop = PipelinedLoop(workers, switch, make_spec, max_policy_batch=max_policy_batch, timeline=timeline)
+        pipelined = loop.play(seconds=seconds)
+        ended = time.perf_counter()
+        report(pipelined_chunks_per_s=pipelined.decisions_per_s, overlap_efficiency=pipelined.efficiency)
+        switch.current = RandomPolicy(description)
+        env_only = loop.play(seconds=seconds / 2)
+        report(env_only_chunks_per_s=env_only.decisions_per_s)
+
+    slower = min(max(rates.values()), env_only.decisions_per_s)
+    report(
+        pipelined_over_serial=pipelined.decisions_per_s / serial.decisions_per_s,
+        pipelined_over_slower=pipelined.decisions_per_s / slower,
+        total_s=time.perf_counter() - began,
+    )
+    title = f"{pipelined.decisions_per_s:.1f} chunks/s, overlap efficiency {pipelined.efficiency:.2f}"
+    timeline.plot(out / "timeline.png", since=ended - TIMELINE_S, until=ended, title=title)
     timeline.write_chrome_trace(out / "timeline.json.gz")
-    (out / "system.json").write_text(json.dumps(results, indent=1))
-    print(f"written to {out}: system.json, timeline.png, timeline.json.gz (ui.perfetto.dev)")
-    return results
+    (out / "system.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps({name: round(value, 3) if isinstance(value, float) else value for name, value in results.items()}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu", help="tiny policy on 2 cores, or 7B on one GPU")
+    parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu", help="small policy on 2 cores, or 7B on one GPU")
     parser.add_argument("--suite", default="libero_spatial")
+    parser.add_argument("--tasks", type=int, nargs="+", default=[0, 1], help="task ids")
     parser.add_argument("--scene-dir", help="exported scenes, where LIBERO is not installed")
     parser.add_argument("--detail", choices=("full", "fast"), help="default: fast on the cpu preset, full on the gpu preset")
+    parser.add_argument("--worker", choices=("thread", "process"), default="thread", help="where env groups run")
     parser.add_argument("--num-groups", type=int, help="env groups (default 2, gpu: 3)")
     parser.add_argument("--envs-per-group", type=int, help="slots of each (default 4, gpu: 16)")
     parser.add_argument("--max-policy-batch", type=int, default=64, help="rows of one policy call, at most")
-    parser.add_argument("--policy-size", choices=("tiny", "small", "openvla-7b"), help="default: tiny, gpu: openvla-7b")
-    parser.add_argument("--compile", action="store_true", help="compile the policy")
-    parser.add_argument("--max-episode-steps", type=int, default=160, help="env steps; short, so that refill is measured too")
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of each measurement")
+    parser.add_argument("--policy-size", choices=("tiny", "small", "openvla-7b"), help="default: small, gpu: openvla-7b")
+    parser.add_argument("--compile", action="store_true", help="compile the policy: faster calls, minutes to warm up")
+    parser.add_argument("--max-episode-steps", type=int, default=80, help="env steps; short, so that refill is measured too")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of the serial and of the pipelined measurement")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_system"))
     arguments = parser.parse_args()
     gpu = arguments.preset == "gpu"
-    kwargs = {"suite": arguments.suite, "detail": arguments.detail or ("full" if gpu else "fast")}
+    kwargs = {
+        "suite": arguments.suite,
+        "task_ids": json.dumps(arguments.tasks),
+        "detail": arguments.detail or ("full" if gpu else "fast"),
+    }
     if arguments.scene_dir:
         kwargs["scene_dir"] = arguments.scene_dir
     env = EnvConfig(
-        id="Libero-v0",
         kwargs=kwargs,
+        worker=arguments.worker,
         num_groups=arguments.num_groups or (3 if gpu else 2),
         envs_per_group=arguments.envs_per_group or (16 if gpu else 4),
         max_episode_steps=arguments.max_episode_steps,
     )
-    policy = PolicyConfig(
-        size=arguments.policy_size or ("openvla-7b" if gpu else "tiny"), compile=arguments.compile, chunk_size=8
-    )
-
-    def make_policy(description: EnvDescription) -> Policy:
-        from vla_train.policy.torch_policy import build_policy
-
-        return build_policy(
-            policy, action_low=description.action_low, action_high=description.action_high, suite=description.suite, seed=0
-        )
-
-    measure(
-        env,
-        make_policy,
-        chunk_size=policy.chunk_size,
-        max_policy_batch=arguments.max_policy_batch,
-        seconds=arguments.seconds,
-        out=arguments.out,
-    )
+    size = arguments.policy_size or ("openvla-7b" if gpu else "small")
+    policy = PolicyConfig(size=size, compile=arguments.compile, chunk_size=CHUNK_SIZE)
+    measure(env, policy, max_policy_batch=arguments.max_policy_batch, seconds=arguments.seconds, out=arguments.out)
 
 
 if __name__ == "__main__":

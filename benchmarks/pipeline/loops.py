@@ -5,9 +5,11 @@ slot) that belong to an episode.
 """
 
 import itertools
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,17 @@ from vla_train.config import EnvConfig, RolloutConfig
 from vla_train.pipeline.env_group import EnvGroup, GroupResult, make_env_group
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import make_workers
+from vla_train.pipeline.workers import (
+    Command,
+    EnvWorker,
+    Event,
+    GroupReply,
+    Reset,
+    Step,
+    WorkerFault,
+    close_workers,
+    make_workers,
+)
 from vla_train.policy.base import Policy
 from vla_train.types import EpisodeSpec, Observation
 
@@ -40,45 +52,65 @@ class Played:
         return self.decisions / self.seconds
 
 
-def _decide(policy: Policy, group: EnvGroup, result: GroupResult, slots: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    actions = np.zeros((group.description.num_slots, policy.chunk_size, policy.action_dim), np.float32)
+def _decide(policy: Policy, result: GroupResult, slots: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    actions = np.zeros((len(result.images), policy.chunk_size, policy.action_dim), np.float32)
     observation = Observation(images=result.images[slots], instructions=tuple(result.instructions[slot] for slot in slots))
     uniforms = random.random((len(slots), policy.chunk_size * policy.action_dim), dtype=np.float32)
     actions[slots] = policy.act(observation, uniforms=uniforms, temperature=1.0).actions
     return actions
 
 
-def play_serially(config: EnvConfig, policy: Policy, make_spec: MakeSpec, *, seconds: float) -> Played:
+@contextmanager
+def started_workers(config: EnvConfig, *, chunk_size: int) -> Iterator[list[EnvWorker]]:
+    """Env groups, closed at the end of the block."""
+    workers = make_workers(config, chunk_size=chunk_size, seed=0)
+    try:
+        yield workers
+    finally:
+        close_workers(workers)
+
+
+def play_serially(workers: Sequence[EnvWorker], policy: Policy, make_spec: MakeSpec, *, seconds: float) -> Played:
     """The same components without any overlap: each group in turn decides and steps; finished slots are refilled.
 
-    The first round, in which things are compiled and loaded, is not counted.
+    The first round, in which things are compiled and loaded, is not counted. Workers are idle before and afterwards.
     """
-    groups = [make_env_group(config, chunk_size=policy.chunk_size, seed=index) for index in range(config.num_groups)]
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def ask(worker: EnvWorker, command: Command) -> GroupResult:
+        worker.send(command)
+        content = events.get().content
+        if isinstance(content, WorkerFault):
+            raise content.error
+        assert isinstance(content, GroupReply)
+        return content.result
+
     random = np.random.default_rng(0)
-    playing = [np.zeros(config.envs_per_group, bool) for _ in groups]
-    results: list[GroupResult | None] = [None] * len(groups)
+    slots = [worker.description.num_slots for worker in workers]
+    playing = [np.zeros(count, bool) for count in slots]
+    results: list[GroupResult | None] = [None] * len(workers)
     numbers = itertools.count()
+    for worker in workers:
+        worker.connect(events.put)
     decisions, start = 0, time.perf_counter()
     for round_number in itertools.count():
         if round_number == 1:
             decisions, start = 0, time.perf_counter()
         elif round_number > 1 and time.perf_counter() - start >= seconds:
             break
-        for index, group in enumerate(groups):
-            free = [int(slot) for slot in np.flatnonzero(~playing[index])]
+        for index, worker in enumerate(workers):
+            free = tuple(int(slot) for slot in np.flatnonzero(~playing[index]))
             if free:
-                results[index] = group.reset(free, [make_spec(next(numbers), 0, 0) for _ in free])
-                playing[index][free] = True
+                specs = tuple(make_spec(next(numbers), 0, 0) for _ in free)
+                results[index] = ask(worker, Reset(slots=free, specs=specs))
+                playing[index][list(free)] = True
             latest = results[index]
             assert latest is not None
-            actions = _decide(policy, group, latest, np.arange(config.envs_per_group), random)
-            results[index] = result = group.step(actions, playing[index].copy())
-            decisions += config.envs_per_group
+            actions = _decide(policy, latest, np.arange(slots[index]), random)
+            results[index] = result = ask(worker, Step(actions=actions, active=playing[index].copy()))
+            decisions += slots[index]
             playing[index] &= ~(result.terminated | result.truncated)
-    elapsed = time.perf_counter() - start
-    for group in groups:
-        group.close()
-    return Played(decisions=decisions, seconds=elapsed)
+    return Played(decisions=decisions, seconds=time.perf_counter() - start)
 
 
 def play_in_lockstep(config: EnvConfig, policy: Policy, make_spec: MakeSpec, *, rounds: int, longest: int) -> Played:
@@ -94,7 +126,7 @@ def play_in_lockstep(config: EnvConfig, policy: Policy, make_spec: MakeSpec, *, 
         for _ in range(longest):
             for stage in stages:
                 stage.wait()
-                stage.step(_decide(policy, stage.group, stage.result, np.arange(config.envs_per_group), random))
+                stage.step(_decide(policy, stage.result, np.arange(config.envs_per_group), random))
         for stage in stages:
             stage.wait()
             decisions += stage.decisions
@@ -108,7 +140,7 @@ class _Stage:
     """One env group stepping in the background, its slots playing one episode each."""
 
     def __init__(self, group: EnvGroup, specs: Sequence[EpisodeSpec]) -> None:
-        self.group = group
+        self._group = group
         self.result = group.reset(range(len(specs)), specs)
         self.decisions = 0
         self._playing = np.ones(len(specs), bool)
@@ -119,7 +151,7 @@ class _Stage:
         self._thread.start()
 
     def _step(self, actions: np.ndarray) -> None:
-        self.result = self.group.step(actions, self._playing)
+        self.result = self._group.step(actions, self._playing)
         self.decisions += int(self._playing.sum())
         self._playing = self._playing & ~(self.result.terminated | self.result.truncated)
 
@@ -129,41 +161,50 @@ class _Stage:
             self._thread = None
 
 
-def play_pipelined(
-    config: EnvConfig,
-    policy: Policy,
-    make_spec: MakeSpec,
-    *,
-    seconds: float,
-    max_policy_batch: int = 256,
-    timeline: Timeline | None = None,
-) -> Played:
+class PipelinedLoop:
     """The rollout under test, as training uses it: every slot refilled, into the next iteration too.
 
-    The first iteration, in which all episodes begin at once and things are compiled and loaded, is not counted.
+    Args:
+        workers: Idle env groups; whoever made them closes them.
+        policy: Decides.
+        make_spec: Episodes to play.
+        groups_per_iteration: Length of an iteration; None plays about one episode per slot.
+        max_policy_batch: Most rows of one policy call.
+        timeline: Takes all spans.
     """
-    workers = make_workers(config, chunk_size=policy.chunk_size, seed=0)
-    slots = config.num_groups * config.envs_per_group
-    settings = RolloutConfig(
-        groups_per_iteration=max(1, slots // GROUP_SIZE), group_size=GROUP_SIZE, max_policy_batch=max_policy_batch
-    )
-    rollout = Rollout(settings, policy=policy, workers=workers, timeline=timeline or Timeline(), seed=0)
 
-    def prompts() -> Iterator[tuple[EpisodeSpec, ...]]:
-        for group in itertools.count():
-            yield tuple(make_spec(group * GROUP_SIZE + sample, group, sample) for sample in range(GROUP_SIZE))
+    def __init__(
+        self,
+        workers: Sequence[EnvWorker],
+        policy: Policy,
+        make_spec: MakeSpec,
+        *,
+        groups_per_iteration: int | None = None,
+        max_policy_batch: int = 256,
+        timeline: Timeline | None = None,
+    ) -> None:
+        slots = sum(worker.description.num_slots for worker in workers)
+        settings = RolloutConfig(
+            groups_per_iteration=groups_per_iteration or max(1, slots // GROUP_SIZE),
+            group_size=GROUP_SIZE,
+            max_policy_batch=max_policy_batch,
+        )
+        self._rollout = Rollout(settings, policy=policy, workers=workers, timeline=timeline or Timeline(), seed=0)
+        self._prompts = (
+            tuple(make_spec(group * GROUP_SIZE + sample, group, sample) for sample in range(GROUP_SIZE))
+            for group in itertools.count()
+        )
 
-    source, played = prompts(), []
-    try:
-        rollout.collect(source, lambda group: True)
+    def play(self, *, seconds: float) -> Played:
+        """Whole iterations for at least so long. The first one, in which episodes begin and things load, is not counted."""
+        played = []
+        self._rollout.collect(self._prompts, lambda group: True)
         start = time.perf_counter()
         while not played or time.perf_counter() - start < seconds:
-            played.append(rollout.collect(source, lambda group: True).stats)
-    finally:
-        rollout.close()
-    elapsed = sum(stats.duration_s for stats in played)
-    return Played(
-        decisions=sum(stats.decisions for stats in played),
-        seconds=elapsed,
-        efficiency=sum(stats.overlap_efficiency * stats.duration_s for stats in played) / elapsed,
-    )
+            played.append(self._rollout.collect(self._prompts, lambda group: True).stats)
+        elapsed = sum(stats.duration_s for stats in played)
+        return Played(
+            decisions=sum(stats.decisions for stats in played),
+            seconds=elapsed,
+            efficiency=sum(stats.overlap_efficiency * stats.duration_s for stats in played) / elapsed,
+        )

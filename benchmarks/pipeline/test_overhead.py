@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from loops import play_pipelined
+from loops import PipelinedLoop, started_workers
 from synthetic import ACTION_DIM, CHUNK_SIZE, SleepingPolicy, make_spec, sleeping_config
 
 from vla_train.pipeline.sampling_numbers import sampling_numbers
@@ -19,7 +19,8 @@ from vla_train.pipeline.timeline import Timeline
 @pytest.mark.parametrize("image_size", [16, 256])
 def test_overhead_per_chunk(worker: str, image_size: int) -> None:
     config = sleeping_config(num_groups=2, envs_per_group=32, worker=worker, image_size=image_size, shortest=20, longest=40)
-    played = play_pipelined(config, SleepingPolicy(row_s=0.0), make_spec, seconds=2.0)
+    with started_workers(config, chunk_size=CHUNK_SIZE) as workers:
+        played = PipelinedLoop(workers, SleepingPolicy(row_s=0.0), make_spec).play(seconds=2.0)
     overhead_us = 1e6 / played.decisions_per_s
     print(f"\n{worker}, {image_size} x {image_size} pixels: {overhead_us:.0f} us per chunk")
     if image_size == 16:

