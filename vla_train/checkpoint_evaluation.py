@@ -24,7 +24,8 @@ from vla_train.pipeline.timeline import Timeline
 from vla_train.pipeline.workers import make_workers
 from vla_train.policy.torch_policy import build_policy
 from vla_train.prompts import evaluation_episodes
-from vla_train.trainer.checkpoint import CheckpointError, latest_checkpoint, verify_checkpoint
+from vla_train.trainer.checkpoint_folder import latest_checkpoint
+from vla_train.trainer.manifest import CheckpointError, verify_checkpoint
 
 _ENV_CAPACITY = ("num_groups", "envs_per_group", "worker", "step_timeout_s", "max_restarts")
 """Fields of `EnvConfig` that change how fast episodes are played, not what they are."""

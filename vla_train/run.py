@@ -32,7 +32,8 @@ from vla_train.policy.torch_policy import TorchPolicy, build_policy
 from vla_train.prompts import PromptStream, evaluation_episodes
 from vla_train.run_identity import require_same_run
 from vla_train.tracking import RunLog
-from vla_train.trainer.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, prepare_run, save_checkpoint
+from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, save_checkpoint
+from vla_train.trainer.checkpoint_folder import latest_checkpoint, list_checkpoints
 from vla_train.trainer.parallel import Ranks
 from vla_train.trainer.trainer import Trainer, UpdateMetrics
 from vla_train.types import EpisodeSpec, Group
@@ -278,7 +279,8 @@ class Run:
 
     def _restore(self) -> bool:
         """Go on from the newest checkpoint; returns whether there is one."""
-        path = latest_checkpoint(self.config.output)
+        newest = latest_checkpoint(self.config.output) if self.ranks.rank == 0 else None
+        path = self.ranks.gather_objects(newest)[0]  # one reads it all to see whether it is whole, and all go on from the same
         if path is not None:
             checkpoint = load_checkpoint(path, trainer=self.trainer)
             next_group_ids = checkpoint.extra["next_group_ids"]

@@ -19,7 +19,8 @@ from vla_train.pipeline.rollout_result import RolloutStats, combine_stats
 from vla_train.prompts import evaluation_episodes
 from vla_train.run import Run
 from vla_train.tracking import read_records
-from vla_train.trainer.checkpoint import best_checkpoint, load_checkpoint
+from vla_train.trainer.checkpoint import load_checkpoint
+from vla_train.trainer.checkpoint_folder import best_checkpoint
 from vla_train.trainer.parallel import ONE_RANK, Ranks
 
 MakeRun = Callable[..., TrainConfig]

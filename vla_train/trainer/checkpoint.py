@@ -2,7 +2,8 @@
 
     checkpoints/step_000010/
         manifest.json            iteration, score, counters, `extra`, and size and SHA-256 of every other file
-        trainer-00001.safetensors ...   float32 weights, AdamW's moments, random states; whole tensors, for any number of ranks
+        trainer-00001.safetensors ...   float32 weights and AdamW's moments: whole tensors, for any number of ranks
+        random.safetensors       states of the random number generators, by rank
         rollout.npz              groups finished or begun, but not trained on
         policy/                  the policy in the published layout, adapters merged
 
@@ -10,11 +11,7 @@ Invariant: a folder named `step_*` is complete. It is written under another name
 happens meanwhile, the older ones stay as they are. Nothing in a checkpoint is a pickle, and nothing in it is run.
 """
 
-import hashlib
-import json
-import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -28,21 +25,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vla_train.trainer.checkpoint_folder import WRITING, keep_newest_and_best, put_in_place, restore_replaced, step_name
+from vla_train.trainer.manifest import CheckpointError, read_manifest, write_manifest
 from vla_train.trainer.trainer import Trainer
 
-_FORMAT = 1
-_MANIFEST = "manifest.json"
 _ROLLOUT = "rollout.npz"
 _POLICY = "policy"
-_STEP = re.compile(r"step_(\d{6,})")
 _SHARD_BYTES = 2_000_000_000
 _SPARE_BYTES = 100_000_000
-
-_log = logging.getLogger(__name__)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is damaged, or could not be written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +76,8 @@ def prepare_run(run: Path, *, trainer: Trainer | None = None, keep: int = 1) -> 
         probe.unlink()
     except OSError as error:
         raise ValueError(f"the run cannot be saved in {run}: {error.strerror or error}; choose another output") from error
-    for abandoned in folder.glob(".writing-*"):
+    restore_replaced(folder)
+    for abandoned in folder.glob(f"{WRITING}*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     if trainer is None:
         return
@@ -125,8 +116,8 @@ def save_checkpoint(
         CheckpointError: It could not be written, for want of room say; older checkpoints are as they were.
     """
     folder = run / "checkpoints"
-    target = folder / f"step_{iteration:06d}"
-    writing = folder / f".writing-{target.name}"
+    target = folder / step_name(iteration)
+    writing = folder / f"{WRITING}{target.name}"
     ranks = trainer.ranks
     failure: OSError | None = None
     try:
@@ -145,11 +136,17 @@ def save_checkpoint(
     if ranks.rank == 0 and failure is None:
         try:
             save_file(_named_random_states(random_states), writing / "random.safetensors")
-            _write_manifest(writing, iteration=iteration, score=score, trainer=trainer, extra=extra)
-            if target.exists():  # a damaged one, that the run went back behind
-                _delete(target)
-            writing.rename(target)
-            _flush(folder)
+            write_manifest(
+                writing,
+                {
+                    "iteration": iteration,
+                    "score": score,
+                    "num_updates": trainer.num_updates,
+                    "version": trainer.version,
+                    "extra": dict(extra),
+                },
+            )
+            put_in_place(writing, target)
         except (OSError, SafetensorError) as error:
             failure = OSError(str(error))
     causes = [cause for cause in ranks.gather_objects(None if failure is None else str(failure)) if cause is not None]
@@ -158,48 +155,8 @@ def save_checkpoint(
             shutil.rmtree(writing, ignore_errors=True)
         raise CheckpointError(f"checkpoint {target} could not be written: {causes[0]}; older ones are as they were")
     if ranks.rank == 0:
-        _prune(folder, keep=keep)
+        keep_newest_and_best(run, newest=target, keep=keep)
     return target
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    folders = [(int(match[1]), path) for path in (run / "checkpoints").glob("step_*") if (match := _STEP.fullmatch(path.name))]
-    return [path for _, path in sorted(folders)]
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run whose files are all as they were written; a damaged one is passed over with a warning."""
-    for path in reversed(list_checkpoints(run)):
-        try:
-            verify_checkpoint(path)
-        except CheckpointError as error:
-            _log.warning("%s; going back to the one before", error)
-        else:
-            return path
-    return None
-
-
-def best_checkpoint(run: Path) -> Path | None:
-    """The checkpoint with the best score, the newest of equals; None where none was evaluated."""
-    scored = [(score, path) for path in list_checkpoints(run) if (score := _score(path)) is not None]
-    return max(scored, key=lambda pair: (pair[0], pair[1].name))[1] if scored else None
-
-
-def verify_checkpoint(path: Path) -> dict[str, Any]:
-    """Check size and SHA-256 of every file; returns the manifest.
-
-    Raises:
-        CheckpointError: A file is missing or damaged; the message names it.
-    """
-    manifest = _read_manifest(path)
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} is missing")
-        if file.stat().st_size != expected["bytes"] or _digest(file) != expected["sha256"]:
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} is not what was written")
-    return manifest
 
 
 def load_checkpoint(path: Path, *, trainer: Trainer | None = None) -> Checkpoint:
@@ -209,7 +166,7 @@ def load_checkpoint(path: Path, *, trainer: Trainer | None = None) -> Checkpoint
         CheckpointError: It is damaged.
         ValueError: It belongs to a policy of another shape, or was written by another version.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     if trainer is not None:
         with ExitStack() as stack:
             trainer.load_state(_reader(path, stack), num_updates=manifest["num_updates"], version=manifest["version"])
@@ -297,73 +254,3 @@ def _restore_random_state(path: Path, rank: int, read: Callable[[str], Tensor]) 
         torch.set_rng_state(read(f"random.{rank}.cpu"))
     if torch.cuda.is_available() and f"random.{rank}.cuda" in names:
         torch.cuda.set_rng_state(read(f"random.{rank}.cuda"))
-
-
-# --- manifest
-
-
-def _write_manifest(folder: Path, *, iteration: int, score: float | None, trainer: Trainer, extra: Mapping[str, Any]) -> None:
-    """Describe and flush all files, the manifest last."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _flush(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-    manifest = {
-        "format": _FORMAT,
-        "iteration": iteration,
-        "score": score,
-        "num_updates": trainer.num_updates,
-        "version": trainer.version,
-        "extra": dict(extra),
-        "files": files,
-    }
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    for path in (folder / _MANIFEST, *[path for path in folder.rglob("*") if path.is_dir()], folder):
-        _flush(path)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        version = manifest["format"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is not a checkpoint of a run: it has no {_MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged: {_MANIFEST} ({error})") from error
-    if version != _FORMAT:
-        raise ValueError(f"checkpoint {path} has format {version}, this version reads {_FORMAT}")
-    return manifest
-
-
-def _score(path: Path) -> float | None:
-    try:
-        return _read_manifest(path)["score"]
-    except (CheckpointError, ValueError):
-        return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Make sure that a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _prune(folder: Path, *, keep: int) -> None:
-    run = folder.parent
-    kept = {*list_checkpoints(run)[-keep:], best_checkpoint(run)}
-    for path in list_checkpoints(run):
-        if path not in kept:
-            _delete(path)
-
-
-def _delete(path: Path) -> None:
-    """At no time is there an incomplete folder of that name."""
-    shutil.rmtree(path.rename(path.with_name(f".writing-doomed-{path.name}")), ignore_errors=True)

@@ -62,6 +62,10 @@ class MasterAdamW:
 
         return add
 
+    def discard_gradients(self) -> None:
+        """Forget the gradients added since the last step."""
+        self._sums = {}
+
     @torch.no_grad()
     def step(self, learning_rate: float) -> float:
         """Clip the gradients added since the last step, and update the weights.

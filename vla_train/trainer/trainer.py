@@ -162,6 +162,7 @@ class Trainer:
         for indices in minibatches:
             began = time.perf_counter()
             batch = self._make_batch(plan, indices)
+            self.optimizer.discard_gradients()  # those of an update that was broken off
             minibatch_sums: list[TokenSums] = []
             for microbatch in _microbatches(batch, self._optim.microbatch_rows):
                 minibatch_sums.append(self._forward_backward(microbatch))

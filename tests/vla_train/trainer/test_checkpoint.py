@@ -21,16 +21,9 @@ from small_policy import TEMPERATURE, SmallPolicy, make_groups
 
 from vla_train.config import AlgoConfig, OptimConfig
 from vla_train.trainer import checkpoint as checkpoint_module
-from vla_train.trainer.checkpoint import (
-    CheckpointError,
-    best_checkpoint,
-    latest_checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    prepare_run,
-    save_checkpoint,
-    verify_checkpoint,
-)
+from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, save_checkpoint
+from vla_train.trainer.checkpoint_folder import best_checkpoint, latest_checkpoint, list_checkpoints
+from vla_train.trainer.manifest import CheckpointError, verify_checkpoint
 from vla_train.trainer.trainer import Trainer, UpdateMetrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,8 @@ from small_policy import IMAGE_SHAPE, NUM_TOKENS, TEMPERATURE, SmallPolicy, make
 
 from vla_train.config import AlgoConfig, OptimConfig
 from vla_train.trainer.batching import select_rows
-from vla_train.trainer.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from vla_train.trainer.checkpoint import load_checkpoint, save_checkpoint
+from vla_train.trainer.checkpoint_folder import latest_checkpoint
 from vla_train.trainer.exchange import share_rows
 from vla_train.trainer.parallel import Ranks
 from vla_train.trainer.trainer import Trainer, UpdateMetrics

@@ -103,11 +103,23 @@ def save(model: "SimpleVLAOFT", folder: Path) -> None:
     """Write the model, adapters merged, so that it loads again here and with the published code.
 
     With sharded weights every rank must call this; the first one writes.
+
+    Raises:
+        OSError, SafetensorError: The first rank could not write (the disk is full, say); the other ranks are not told.
     """
+    tensors = _published_tensors(model)
+    try:
+        _write(model, folder, tensors)
+    except (OSError, SafetensorError):
+        for _ in tensors:  # the other ranks wait for this one's part of each
+            pass
+        raise
+
+
+def _write(model: "SimpleVLAOFT", folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
     writes = not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_rank() == 0
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
-    tensors = _published_tensors(model)
     shards = _shards(model)
     weight_map: dict[str, str] = {}
     for number, keys in enumerate(shards, start=1):
