@@ -154,7 +154,7 @@ class RolloutConfig:
     max_policy_batch: int = 256
     """Most decisions in one policy call; ready env groups share a call up to this where sharing pays (learnt in the run)."""
     max_wait_s: float = 0.0
-    """Seconds to wait for further env groups before serving the ready ones."""
+    """Seconds to wait for further env groups before serving the ready ones; above 0, these always share a call."""
     min_success_rate: float = 0.1
     """Groups whose success rate (0 to 1) is below this carry no signal and are replaced (dynamic sampling)."""
     max_success_rate: float = 0.9

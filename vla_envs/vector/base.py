@@ -245,6 +245,11 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             info |= _with_masks(self._identity(), everyone)
         return self._observe(), success.astype(np.float64), success, truncated, info
 
+    @property
+    def render_span(self) -> tuple[float, float] | None:
+        """When cameras drew last: `time.perf_counter()` at begin and end; None where the engine cannot tell."""
+        return getattr(self._engine, "render_span", None)
+
     def get_state(self) -> tuple[np.ndarray, ...]:
         """N arrays [time, qpos, qvel], as LIBERO stores them; their lengths differ between tasks."""
         with self._busy:

@@ -9,6 +9,7 @@ because a player is deterministic, and rare: once per success. What a slot does 
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -44,6 +45,8 @@ class MujocoEngine:
         """Players that no slot uses now, the newest last; at most N."""
         self._renderers = RenderPool.acquire(device) if device is not None else None
         self.renderer = self._renderers.renderer if self._renderers is not None else ""
+        self.render_span: tuple[float, float] | None = None
+        """When it drew last: `time.perf_counter()` at the first picture asked for and at the last one there."""
         threads = min(num_slots, num_threads or len(os.sched_getaffinity(0)))
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="vla_envs-physics")
 
@@ -67,22 +70,28 @@ class MujocoEngine:
             reached = np.zeros(len(slots), bool)
             faults = [""] * len(slots)
             frames: list[list[Frame]] = [[] for _ in slots]
+            asked: list[float] = []
 
             def play(index: int) -> None:
                 slot = slots[index]
                 outcome = self._play(slot, actions[index], int(num_steps[index]), until_goal=until_goal)
                 played[index], reached[index], faults[index] = outcome
+                asked.append(time.perf_counter())
                 frames[index] = self._draw(slot, images)
 
             try:
                 self._for_each(slots, play)
             finally:
                 _wait_for([frame.done for drawn in frames for frame in drawn])
+            if any(frames):
+                self.render_span = min(asked), time.perf_counter()
             return StepResult(num_steps=played, goal_reached=reached, faults=tuple(faults))
 
     def draw(self, slots: Sequence[int], images: Mapping[str, np.ndarray]) -> None:
         with self._busy:
+            asked = time.perf_counter()
             _wait_for([frame.done for slot in slots for frame in self._draw(slot, images)])
+            self.render_span = asked, time.perf_counter()
 
     def proprioception(self, slots: Sequence[int]) -> np.ndarray:
         return np.array([self._player(slot).view.proprioception for slot in slots]).reshape(-1, PROPRIOCEPTION_DIM)

@@ -145,8 +145,9 @@ class RayWorker(EnvWorker):
         """Another machine's clock has another origin: place its work just before its answer arrived."""
         if self.node_id == ray.get_runtime_context().get_node_id():
             return reply
-        now = time.perf_counter()
-        return GroupReply(result=reply.result, start=now - (reply.end - reply.start), end=now)
+        shift = time.perf_counter() - reply.end
+        render = None if reply.render is None else (reply.render[0] + shift, reply.render[1] + shift)
+        return GroupReply(result=reply.result, start=reply.start + shift, end=reply.end + shift, render=render)
 
     def kill(self) -> None:
         self.incarnation += 1

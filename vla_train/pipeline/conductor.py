@@ -19,6 +19,7 @@ Faults: an env group's episodes are queued again, from their beginning, and the 
 """
 
 import logging
+import math
 import queue
 import time
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ class Conductor:
     Args:
         workers: Started env groups; the conductor restarts them, their maker closes them.
         max_batch: Most rows of one policy batch.
-        max_wait_s: How long ready rows wait for more, while more are on their way.
+        max_wait_s: How long ready rows wait for more, while more are on their way; if they do, all share the call.
         timeline: Takes the spans of the env groups.
     """
 
@@ -148,7 +149,8 @@ class Conductor:
         more_to_come = self.scheduler.stepping > 0 and self.scheduler.ready_rows < self._max_batch
         if more_to_come and time.monotonic() < self._ready_since + self._max_wait_s:
             return
-        workers = self.scheduler.next_batch(fixed_rows=self._policy_cost.fixed_rows)
+        fixed_rows = math.inf if self._max_wait_s > 0 else self._policy_cost.fixed_rows
+        workers = self.scheduler.next_batch(fixed_rows=fixed_rows)
         self._outstanding = self._batch(workers)
         self.counts.batches += 1
         outbox.put(self._outstanding)
@@ -244,6 +246,8 @@ class Conductor:
         playing = self.scheduler.playing(worker)
         kind: SpanKind = "reset" if state is WorkerState.RESETTING else "simulate"
         self._timeline.add(f"env {worker}", kind, reply.start, reply.end, rows=len(playing))
+        if reply.render is not None:
+            self._timeline.add(f"env {worker}", "render", *reply.render, rows=len(playing))
         if not self.scheduler.ready_rows:
             self._ready_since = time.monotonic()
         if state is WorkerState.RESETTING:

@@ -99,6 +99,11 @@ class EnvGroup(ABC):
 
     description: EnvDescription
 
+    @property
+    def render_span(self) -> tuple[float, float] | None:
+        """When its cameras drew last: `time.perf_counter()` at begin and end; None where the env does not tell."""
+        return None
+
     @abstractmethod
     def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> GroupResult:
         """Start the given episodes in the given slots; the others are left as they are.

@@ -45,6 +45,7 @@ class _Ready:
 class _Done:
     start: float
     end: float
+    render: tuple[float, float] | None
     instructions: tuple[str, ...] | None
     """None where they are what they were."""
 
@@ -105,7 +106,8 @@ class ProcessWorker(EnvWorker):
                         instructions = message.instructions
                     fields = {name: arrays[name] for name in _RESULT_FIELDS}
                     result = GroupResult(images=arrays["images"], instructions=instructions, **fields)
-                    self._emit(incarnation, GroupReply(result=result, start=message.start, end=message.end))
+                    reply = GroupReply(result=result, start=message.start, end=message.end, render=message.render)
+                    self._emit(incarnation, reply)
                 else:
                     self._emit(incarnation, WorkerFault(error=message))
                     return
@@ -186,7 +188,7 @@ def _serve(pipe: Connection, path: str, config: EnvConfig, chunk_size: int, seed
             arrays["images"][changed] = reply.result.images[changed]
             news = None if reply.result.instructions == instructions else reply.result.instructions
             instructions = reply.result.instructions
-            pipe.send(_Done(start=reply.start, end=reply.end, instructions=news))
+            pipe.send(_Done(start=reply.start, end=reply.end, render=reply.render, instructions=news))
     except (EOFError, BrokenPipeError):
         pass  # the parent is gone
     except BaseException as error:  # the fault boundary of this process

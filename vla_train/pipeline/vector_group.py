@@ -108,6 +108,10 @@ class VectorGroup(EnvGroup):
         height, width, channels = space.shape
         return height, width, channels
 
+    @property
+    def render_span(self) -> tuple[float, float] | None:
+        return getattr(self._env.unwrapped, "render_span", None)
+
     def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> GroupResult:
         # Slots that were never reset start as copies of the first episode: most envs want a full reset first.
         given = dict(zip(slots, specs, strict=True))

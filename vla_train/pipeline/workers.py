@@ -68,6 +68,8 @@ class GroupReply:
     start: float
     """`time.perf_counter()` of this machine when the work began."""
     end: float
+    render: tuple[float, float] | None = None
+    """When cameras drew in between, where the env tells."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +150,8 @@ def execute(group: EnvGroup, command: Command) -> GroupReply:
         result = group.reset(command.slots, command.specs)
     else:
         result = group.step(command.actions, command.active)
-    return GroupReply(result=result, start=start, end=time.perf_counter())
+    end, render = time.perf_counter(), group.render_span
+    return GroupReply(result=result, start=start, end=end, render=render if render and render[0] >= start else None)
 
 
 class ThreadWorker(EnvWorker):

@@ -27,7 +27,8 @@ class DriftEnv(gym.Env[dict[str, Any], np.ndarray]):
     """See the module's docstring.
 
     Args:
-        fault: What goes wrong at step `fault_step` of an episode: "raise", "die", "hang", "nan" or "shape".
+        fault: What goes wrong at step `fault_step` of an episode (0: its reset): "raise", "die", "hang", "nan" or "shape".
+        spared_resets: Resets of this env before the fault may happen.
         marker: The fault happens once in each of this folder's first `fault_times` visits; None never stops it.
         seconds_per_step: Time that a step takes without holding the GIL.
         jitter_s: Longest additional time that a step takes, drawn anew each time, not from the episode's seed.
@@ -48,15 +49,17 @@ class DriftEnv(gym.Env[dict[str, Any], np.ndarray]):
         fault: str = "",
         fault_step: int = 3,
         fault_times: int = 1,
+        spared_resets: int = 0,
         marker: str | None = None,
         seconds_per_step: float = 0.0,
         jitter_s: float = 0.0,
     ) -> None:
         self._fault, self._fault_step, self._fault_times, self._marker = fault, fault_step, fault_times, marker
         self._seconds_per_step, self._jitter_s = seconds_per_step, jitter_s
+        self._spared_resets = spared_resets
 
     def _faulty_now(self) -> bool:
-        if not self._fault or self._steps != self._fault_step:
+        if not self._fault or self._steps != self._fault_step or self._spared_resets >= 0:
             return False
         if self._marker is None:
             return True
@@ -76,17 +79,15 @@ class DriftEnv(gym.Env[dict[str, Any], np.ndarray]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
+        self._spared_resets -= 1
         self._seed, self._steps = seed if seed is not None else 255, 0
         self._position = float(self.np_random.uniform(-0.3, 0.3))
-        return self._observe(), {}
+        observation = self._observe()
+        self._fail(observation)
+        return observation, {}
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        if self._seconds_per_step or self._jitter_s:
-            time.sleep(self._seconds_per_step + random.uniform(0, self._jitter_s))
-        self._steps += 1
-        self._position += 0.2 * float(action[0]) + 0.05 * float(action[1])
-        ended = abs(self._position) > 1
-        observation, reward = self._observe(), float(ended and self._position > 0)
+    def _fail(self, observation: dict[str, Any]) -> float:
+        """Do the damage if it is due; returns what is to be added to the reward."""
         if self._faulty_now():
             match self._fault:
                 case "raise":
@@ -96,9 +97,19 @@ class DriftEnv(gym.Env[dict[str, Any], np.ndarray]):
                 case "hang":
                     time.sleep(3600)
                 case "nan":
-                    reward = float("nan")
+                    return float("nan")
                 case "shape":
                     observation["image"] = observation["image"][:-1]
+        return 0.0
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        if self._seconds_per_step or self._jitter_s:
+            time.sleep(self._seconds_per_step + random.uniform(0, self._jitter_s))
+        self._steps += 1
+        self._position += 0.2 * float(action[0]) + 0.05 * float(action[1])
+        ended = abs(self._position) > 1
+        observation = self._observe()
+        reward = float(ended and self._position > 0) + self._fail(observation)
         return observation, reward, ended, False, {}
 
 
@@ -124,6 +135,7 @@ class ChunkedDriftEnv(VectorEnv):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (num_envs, chunk_size, 2), np.float32)
         self._observations: list[dict[str, Any] | None] = [None] * num_envs
         self._frozen = np.ones(num_envs, bool)
+        self.render_span: tuple[float, float] | None = None
 
     def _batch(self) -> dict[str, Any]:
         assert None not in self._observations, "step or reset before every slot was reset"
@@ -153,7 +165,10 @@ class ChunkedDriftEnv(VectorEnv):
                 rewards[slot] += reward
                 num_steps[slot] += 1
                 self._frozen[slot] = terminated[slot] or truncated[slot]
-        return self._batch(), rewards, terminated, truncated, {"num_steps": num_steps}
+        drawing = time.perf_counter()
+        observation = self._batch()
+        self.render_span = drawing, time.perf_counter()
+        return observation, rewards, terminated, truncated, {"num_steps": num_steps}
 
 
 def make_next_step(num_envs: int, **kwargs: Any) -> VectorEnv:

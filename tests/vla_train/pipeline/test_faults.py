@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,24 @@ def test_a_fault_changes_no_episode(
     assert 1 <= result.stats.worker_restarts <= 2  # two slots may fail in one chunk
     assert result.stats.episodes_requeued >= result.stats.worker_restarts
     assert len([record for record in caplog.records if "start again" in record.message]) == result.stats.worker_restarts
+
+
+@pytest.mark.parametrize("fault", ["raise", "hang", "shape"])
+def test_a_fault_while_an_episode_is_reset_changes_no_episode(
+    fault: str, tmp_path: Path, undisturbed_groups: list[int]
+) -> None:
+    # Making an env group resets one env: the first visit must not be the fault.
+    config = faulty_config("thread", fault, tmp_path)
+    rollout = make_rollout(replace(config, kwargs={**config.kwargs, "fault_step": "0", "spared_resets": "2"}))
+    try:
+        result = rollout.collect(prompts(), mixed)
+    finally:
+        rollout.close()
+    assert [group.group_id for group in result.groups] == undisturbed_groups
+    for group in result.groups:
+        for trajectory in group.trajectories:
+            assert_played_as_alone(trajectory, seed=11)
+    assert result.stats.worker_restarts >= 1
 
 
 @pytest.mark.parametrize(("worker", "fault"), FAULTS)

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -233,6 +234,45 @@ def test_prefetched_resets_change_nothing_but_the_time() -> None:
     finally:
         plain.close()
         prefetching.close()
+
+
+def test_resets_of_the_next_iteration_are_done_while_the_caller_trains() -> None:
+    rollout = make_rollout(drift_config(), deterministic=True)
+    try:
+        rollout.prefetch(prompts())
+        while rollout._conductor.inbox.qsize() < 2:  # both env groups have answered
+            time.sleep(0.001)
+        trained = time.perf_counter()
+        rollout.collect(prompts(3), mixed)
+        resets = [span for span in rollout._timeline.spans() if span.kind == "reset"]
+        assert {span.resource for span in resets if span.end < trained} == {"env 0", "env 1"}
+    finally:
+        rollout.close()
+
+
+def test_told_to_wait_the_policy_serves_all_env_groups_at_once() -> None:
+    policy = DrawingPolicy()
+    env = drift_config(kwargs={"jitter_s": "0.005"}, max_episode_steps=9)
+    rollout = make_rollout(env, policy, max_wait_s=30.0)
+    try:
+        assert len(list(rollout.play(make_spec(0) for _ in range(6)))) == 6
+        assert policy.batch_sizes == [6] * len(policy.batch_sizes)
+    finally:
+        rollout.close()
+
+
+def test_when_cameras_drew_is_part_of_the_timeline() -> None:
+    rollout = make_rollout(drift_config(id="pipeline_envs:ChunkedDrift-v0"))
+    try:
+        list(rollout.play([make_spec(0, 0, init_state_id=0), make_spec(0, 1, init_state_id=1)]))
+        spans = rollout._timeline.spans()
+    finally:
+        rollout.close()
+    steps = [span for span in spans if span.kind == "simulate"]
+    drawn = [span for span in spans if span.kind == "render"]
+    assert len(drawn) == len(steps) > 0, "this env draws when it steps, not when it resets"
+    for span in drawn:
+        assert any(step.resource == span.resource and step.start <= span.start < span.end <= step.end for step in steps)
 
 
 def test_the_policy_version_of_every_decision_is_recorded() -> None:
