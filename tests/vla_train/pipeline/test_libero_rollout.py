@@ -80,17 +80,20 @@ def plain_loop() -> Iterator[PlainLoop]:
 def test_pipelined_libero_is_a_plain_loop_over_libero(worker: Any, plain_loop: PlainLoop) -> None:
     kwargs = {name: str(value) for name, value in ENV.items() if name != "max_episode_steps"}
     env = EnvConfig(kwargs=kwargs, num_groups=2, envs_per_group=3, worker=worker, max_episode_steps=20)
+    timeline = Timeline()
     rollout = Rollout(
         RolloutConfig(groups_per_iteration=4, group_size=GROUP_SIZE, deterministic=True),
         policy=ArmPolicy(),
         workers=make_workers(env, chunk_size=8, seed=0),
-        timeline=Timeline(),
+        timeline=timeline,
         seed=SEED,
     )
     try:
         groups = rollout.collect(prompts(), lambda group: True).groups
     finally:
         rollout.close()
+    drawn = [span for span in timeline.spans() if span.kind == "render"]
+    assert {span.resource for span in drawn} == {"env 0", "env 1"}
     trajectories: list[Trajectory] = [trajectory for group in groups for trajectory in group.trajectories]
     assert [trajectory.spec for trajectory in trajectories] == [s for specs in itertools.islice(prompts(), 4) for s in specs]
     assert {tuple(trajectory.num_steps.tolist()) for trajectory in trajectories} == {(8, 8, 4)}
