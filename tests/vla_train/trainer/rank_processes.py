@@ -17,6 +17,10 @@ import torch.distributed as dist
 
 from vla_train.trainer.parallel import Ranks, join_ranks
 
+_PRELOADED = [
+    *("vla_train.trainer.checkpoint", "vla_train.policy.torch_policy", "vla_train.policy.simplevla_oft.lora"),
+    *("torch.distributed.tensor", "torch._dynamo"),
+]
 _TIMEOUT_S = 300
 """Only a deadlock takes that long."""
 
@@ -28,7 +32,7 @@ def run_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[
         AssertionError: It raised on one of them, or they wait for each other; the message holds the traceback.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vla_train.trainer.checkpoint", "torch.distributed.tensor", "torch._dynamo"])
+    context.set_forkserver_preload(_PRELOADED)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     pipes, processes = [], []
     for rank in range(size):

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vla_train.policy.base import TrainablePolicy
 from vla_train.trainer.parallel import full_tensor, local_part
 from vla_train.types import EpisodeSpec, Group, Observation, PolicyOutput, Trajectory
 
@@ -88,19 +89,26 @@ class SmallPolicy:
 
 
 def make_trajectory(
-    policy: SmallPolicy, *, group_id: int, sample_id: int, success: bool, length: int, seed: int = 0
+    policy: TrainablePolicy,
+    *,
+    group_id: int,
+    sample_id: int,
+    success: bool,
+    length: int,
+    seed: int = 0,
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE,
 ) -> Trajectory:
     """An episode of noise images and the actions that the policy drew for them; the last chunk is cut short."""
     random = np.random.default_rng([seed, group_id, sample_id])
-    images = random.integers(0, 256, (length, *IMAGE_SHAPE), np.uint8)
+    images = random.integers(0, 256, (length, *image_shape), np.uint8)
     instruction = f"instruction {'x' * (group_id % 3)}"
     output = policy.act(
         Observation(images=images, instructions=(instruction,) * length),
-        uniforms=random.random((length, NUM_TOKENS), np.float32),
+        uniforms=random.random((length, policy.chunk_size * policy.action_dim), np.float32),
         temperature=TEMPERATURE,
     )
-    num_steps = np.full(length, CHUNK_SIZE, np.int32)
-    num_steps[-1] = random.integers(1, CHUNK_SIZE + 1)
+    num_steps = np.full(length, policy.chunk_size, np.int32)
+    num_steps[-1] = random.integers(1, policy.chunk_size + 1)
     rewards = np.zeros(length, np.float32)
     rewards[-1] = success
     return Trajectory(
@@ -117,7 +125,14 @@ def make_trajectory(
     )
 
 
-def make_groups(policy: SmallPolicy, *, num_groups: int = 3, group_size: int = 4, seed: int = 0) -> list[Group]:
+def make_groups(
+    policy: TrainablePolicy,
+    *,
+    num_groups: int = 3,
+    group_size: int = 4,
+    seed: int = 0,
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE,
+) -> list[Group]:
     """Groups with one to all-but-one successes and episodes of 1 to 6 decisions."""
     random = np.random.default_rng([seed, 99])
     return [
@@ -131,6 +146,7 @@ def make_groups(policy: SmallPolicy, *, num_groups: int = 3, group_size: int = 4
                     success=sample_id <= group_id % (group_size - 1),
                     length=int(random.integers(1, 7)),
                     seed=seed,
+                    image_shape=image_shape,
                 )
                 for sample_id in range(group_size)
             ),

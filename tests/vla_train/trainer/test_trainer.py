@@ -177,6 +177,13 @@ def test_training_starts_at_ratio_one_and_no_sampling_gap() -> None:
     assert metrics.approx_kl < 1e-6
 
 
+def test_log_probs_recomputed_at_another_temperature_than_sampling_used_are_seen_as_a_gap() -> None:
+    policy = SmallPolicy()
+    trainer = Trainer(OPTIM, AlgoConfig(), policy=policy, temperature=1.0, seed=0)
+    metrics = trainer.update(make_groups(policy), iteration=0)
+    assert metrics.sampling_gap > 0.01
+
+
 def test_later_minibatches_and_epochs_move_away_from_the_sampling_policy() -> None:
     _, metrics = updated(replace(OPTIM, minibatch_trajectories=3, epochs=3, learning_rate=0.05))
     assert metrics.updates == 12
@@ -234,6 +241,37 @@ def test_a_nan_stops_the_update_before_it_reaches_the_weights() -> None:
         trainer.update(groups, iteration=0)
     for name, value in weights_of(policy).items():
         assert torch.equal(value.nan_to_num(7), before[name].nan_to_num(7)), name
+
+
+def test_gradients_of_an_update_that_was_broken_off_do_not_leak_into_the_next() -> None:
+    expected, _ = updated()
+    policy = SmallPolicy()
+    groups = make_groups(policy)
+    trainer = make_trainer(policy)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.update(groups, iteration=0, on_progress=interrupt)
+    trainer.update(groups, iteration=0)
+    assert_same(weights_of(policy), expected, atol=0)
+
+
+def test_optimizer_state_in_host_memory_gives_the_same_numbers() -> None:
+    optim = replace(OPTIM, minibatch_trajectories=4, epochs=2)
+    expected, metrics = updated(optim)
+    weights, other = updated(replace(optim, cpu_offload=True))
+    assert_same(weights, expected, atol=0)
+    assert replace(other, duration_s=0) == replace(metrics, duration_s=0)
+
+
+def test_a_last_mini_batch_that_is_not_full_is_trained_on_too() -> None:
+    _, metrics = updated(replace(OPTIM, minibatch_trajectories=5))
+    assert (metrics.trajectories, metrics.updates) == (12, 3)
+    _, whole = updated()
+    assert (whole.trajectories, whole.updates) == (12, 1)
+    assert metrics.tokens == whole.tokens
 
 
 def test_trajectories_of_another_chunk_size_are_refused() -> None:

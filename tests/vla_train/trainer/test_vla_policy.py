@@ -1,0 +1,199 @@
+"""The trainer with the real model: ways of computing the same update, adapters, and what is exported."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rank_processes import run_ranks
+from small_policy import TEMPERATURE, make_groups
+from small_runs import ACTION_DIM, CHUNK_SIZE
+from torch import Tensor
+
+from vla_train.config import AlgoConfig, OptimConfig, PolicyConfig
+from vla_train.policy.simplevla_oft import checkpoint as policy_checkpoint
+from vla_train.policy.torch_policy import TorchPolicy, build_policy
+from vla_train.trainer.checkpoint import load_checkpoint, save_checkpoint
+from vla_train.trainer.checkpoint_folder import list_checkpoints
+from vla_train.trainer.manifest import CheckpointError
+from vla_train.trainer.parallel import ONE_RANK, Ranks
+from vla_train.trainer.trainer import Trainer, UpdateMetrics
+from vla_train.types import Group, Observation
+
+IMAGE_SHAPE = (32, 32, 3)
+OPTIM = OptimConfig(learning_rate=1e-3, minibatch_trajectories=6, microbatch_rows=8)
+ROUNDING = 1e-4
+"""A tenth of an AdamW step: it makes steps of rounding errors where the gradient itself is 0 (a key's bias, say)."""
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def load(checkpoint: Path, **options: Any) -> TorchPolicy:
+    bound = np.ones(ACTION_DIM, np.float32)
+    config = PolicyConfig(**{"checkpoint": str(checkpoint), "chunk_size": CHUNK_SIZE, "device": "cpu", **options})
+    return build_policy(config, action_low=-bound, action_high=bound, suite=None, seed=0)
+
+
+def make_trainer(policy: TorchPolicy, optim: OptimConfig = OPTIM, ranks: Ranks = ONE_RANK) -> Trainer:
+    return Trainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, seed=0, ranks=ranks)
+
+
+def make_vla_groups(policy: TorchPolicy) -> list[Group]:
+    return make_groups(policy, image_shape=IMAGE_SHAPE)
+
+
+def weights_of(policy: TorchPolicy) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in policy.trainable_module().named_parameters()}
+
+
+def updated(checkpoint: Path, optim: OptimConfig = OPTIM, **options: Any) -> tuple[dict[str, Tensor], UpdateMetrics]:
+    policy = load(checkpoint, **options)
+    metrics = make_trainer(policy, optim).update(make_vla_groups(policy), iteration=0)
+    return weights_of(policy), metrics
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], *, atol: float) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=atol, msg=name)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"activation_checkpointing": True}, {"jpeg": True}], ids=str)
+def test_the_first_mini_batch_starts_at_the_log_probs_that_sampling_kept(
+    options: dict[str, Any], small_checkpoint: Path
+) -> None:
+    _, metrics = updated(small_checkpoint, replace(OPTIM, minibatch_trajectories=100), **options)
+    assert metrics.sampling_gap < 1e-6
+    assert metrics.ratio_mean == pytest.approx(1, abs=1e-6)
+    assert metrics.ratio_max == pytest.approx(1, abs=1e-5)
+    assert metrics.grad_norm > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=str)
+def test_recomputed_activations_give_the_same_update(options: dict[str, Any], small_checkpoint: Path) -> None:
+    expected, metrics = updated(small_checkpoint, **options)
+    weights, other = updated(small_checkpoint, activation_checkpointing=True, **options)
+    assert_same(weights, expected, atol=0)
+    assert replace(other, duration_s=0) == replace(metrics, duration_s=0)
+    assert metrics.updates == 2
+
+
+def test_prompts_of_different_length_may_share_a_micro_batch(small_checkpoint: Path) -> None:
+    expected, metrics = updated(small_checkpoint)
+    for rows in (1, 1000):
+        weights, other = updated(small_checkpoint, replace(OPTIM, microbatch_rows=rows))
+        assert_same(weights, expected, atol=ROUNDING)
+        assert other.loss == pytest.approx(metrics.loss, abs=1e-5)
+
+
+def test_with_adapters_nothing_else_moves_and_the_export_is_the_policy_that_was_trained(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    policy = load(small_checkpoint, lora_rank=2)
+    before = weights_of(policy)
+    trainer = make_trainer(policy, replace(OPTIM, learning_rate=1e-2))
+    groups = make_vla_groups(policy)
+    trainer.update(groups, iteration=0)
+    after = weights_of(policy)
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(".lora_" in name for name in moved)
+    assert any("lora_A" in name for name in moved)
+    assert any("lora_B" in name for name in moved)
+
+    trainer.export(tmp_path / "exported")
+    exported = load(tmp_path / "exported")
+    assert not any(".lora_" in name for name in weights_of(exported))
+    trajectory = groups[0].trajectories[0]
+    observation = Observation(images=trajectory.images, instructions=(trajectory.instruction,) * len(trajectory))
+    tokens = torch.from_numpy(trajectory.token_ids)
+    logprobs = [p.evaluate_tokens(observation, tokens, temperature=1.0)[0] for p in (policy, exported)]
+    torch.testing.assert_close(logprobs[1], logprobs[0], rtol=0, atol=1e-5)
+    assert not np.allclose(
+        logprobs[0].detach(), load(small_checkpoint).evaluate_tokens(observation, tokens, temperature=1.0)[0].detach()
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_and_their_optimizer_resume_where_they_were(dtype: str, small_checkpoint: Path, tmp_path: Path) -> None:
+    policy = load(small_checkpoint, lora_rank=2, dtype=dtype)
+    groups = make_vla_groups(policy)
+    trainer = make_trainer(policy)
+    trainer.update(groups, iteration=0)
+    path = save_checkpoint(tmp_path, iteration=1, trainer=trainer, rollout_state={}, extra={})
+    expected = replace(trainer.update(groups, iteration=1), duration_s=0)
+
+    again = load(small_checkpoint, lora_rank=2, dtype=dtype)
+    resumed = make_trainer(again)
+    load_checkpoint(path, trainer=resumed)
+    assert replace(resumed.update(groups, iteration=1), duration_s=0) == expected
+    assert_same(weights_of(again), weights_of(policy), atol=0)
+
+
+def train_on(ranks: Ranks, checkpoint: Path, options: dict[str, Any], sharding: str) -> tuple[UpdateMetrics, dict[str, Any]]:
+    """Metrics and pushed weights; the first rank has played all groups but one."""
+    policy, sampler = load(checkpoint, **options), load(checkpoint, **options)
+    trainer = make_trainer(policy, replace(OPTIM, sharding=sharding), ranks)  # type: ignore[arg-type]
+    groups = make_vla_groups(sampler)
+    if ranks.size > 1:
+        groups = groups[:-1] if ranks.rank == 0 else groups[-1:]
+    metrics = replace(trainer.update(groups, iteration=0), duration_s=0)
+    trainer.push_weights(sampler)
+    return metrics, {name: value.numpy() for name, value in weights_of(sampler).items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "sharding"),
+    [
+        ({"activation_checkpointing": True}, "auto"),
+        ({"lora_rank": 2}, "auto"),
+        ({"lora_rank": 2, "activation_checkpointing": True}, "shard"),
+    ],
+    ids=str,
+)
+def test_two_ranks_give_the_update_of_one_process(options: dict[str, Any], sharding: str, small_checkpoint: Path) -> None:
+    expected, expected_weights = train_on(ONE_RANK, small_checkpoint, options, sharding)
+    for metrics, weights in run_ranks(train_on, 2, small_checkpoint, options, sharding):
+        for name in UpdateMetrics.__dataclass_fields__:
+            assert getattr(metrics, name) == pytest.approx(getattr(expected, name), rel=1e-3, abs=1e-5), name
+        for name, value in expected_weights.items():
+            np.testing.assert_allclose(weights[name], value, rtol=0, atol=ROUNDING, err_msg=name)
+
+
+def save_on_a_full_disk(ranks: Ranks, checkpoint: Path, run: Path) -> list[str]:
+    """Save, then save again where the first rank can write only the beginning of the policy; returns what was said and left."""
+    policy_checkpoint._SHARD_BYTES = 100_000  # several files, so that ranks exchange weights after the one that fails
+    trainer = make_trainer(load(checkpoint), replace(OPTIM, sharding="shard"), ranks)
+    arguments: dict[str, Any] = {"trainer": trainer, "rollout_state": {}, "extra": {}}
+    save_checkpoint(run, iteration=1, **arguments)
+    written = policy_checkpoint.save_file
+
+    def disk_full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    policy_checkpoint.save_file = disk_full
+    try:
+        save_checkpoint(run, iteration=2, **arguments)
+    except CheckpointError as error:
+        said = str(error)
+    policy_checkpoint.save_file = written
+    save_checkpoint(run, iteration=3, **arguments)
+    return [said, *(path.name for path in list_checkpoints(run))]
+
+
+def test_a_disk_that_fills_up_while_ranks_gather_the_policy_stops_none_of_them(small_checkpoint: Path, tmp_path: Path) -> None:
+    for said, *left in run_ranks(save_on_a_full_disk, 2, small_checkpoint, tmp_path):
+        assert "could not be written: [Errno 28] No space left on device" in said
+        assert left == ["step_000001", "step_000003"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=str)
+def test_on_a_gpu_optimizer_state_in_host_memory_gives_the_same_numbers(
+    options: dict[str, Any], small_checkpoint: Path
+) -> None:
+    expected, _ = updated(small_checkpoint, device="cuda", **options)
+    weights, _ = updated(small_checkpoint, replace(OPTIM, cpu_offload=True), device="cuda", **options)
+    assert_same(weights, expected, atol=1e-3)
