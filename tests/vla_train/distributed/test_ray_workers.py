@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pipeline_envs import DrawingPolicy, assert_played_as_alone, drift_config, make_spec
 from ray_nodes import PIPELINE_TESTS, RayNodes
@@ -102,6 +103,7 @@ def test_signals_end_a_run_cleanly_within_seconds(signal_number: int, tmp_path: 
     script.write_text(
         f"""
 import signal, sys
+import numpy as np
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(PIPELINE_TESTS)!r}]
 from pipeline_envs import drift_config
 import test_ray_workers
@@ -117,7 +119,7 @@ if __name__ == "__main__":
         while True:
             rollout.collect(test_ray_workers.prompts(), lambda group: True)
     except KeyboardInterrupt:
-        rollout.state_dict()
+        np.savez({str(tmp_path / "state.npz")!r}, **rollout.state_dict())
         rollout.close()
         print("saved", flush=True)
 """
@@ -134,3 +136,5 @@ if __name__ == "__main__":
     assert process.returncode == 0, errors
     assert output.strip() == "saved"
     assert "Traceback" not in errors
+    with np.load(tmp_path / "state.npz", allow_pickle=False) as state:
+        assert len(state["specs"]) > 0, "nothing was under way"

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from pipeline_envs import DrawingPolicy, assert_played_as_alone, drift_config, make_spec
@@ -238,6 +239,7 @@ def test_signals_end_a_run_cleanly_within_seconds(worker: str, signal_number: in
     script.write_text(
         f"""
 import itertools, signal, sys
+import numpy as np
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pipeline_envs import drift_config
 import test_faults
@@ -253,17 +255,30 @@ if __name__ == "__main__":
         while True:
             rollout.collect(test_faults.prompts(), lambda group: True)
     except KeyboardInterrupt:
-        rollout.state_dict()
+        np.savez({str(tmp_path / "state.npz")!r}, **rollout.state_dict())
         rollout.close()
         print("saved", flush=True)
 """
     )
-    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "ready"
     time.sleep(0.3)
-    process.send_signal(signal_number)
+    os.killpg(process.pid, signal_number)  # as a terminal and a batch system do: to the children, too
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
     assert output.strip() == "saved"
     assert "Traceback" not in errors
+    resumed = make_rollout(drift_config())
+    with np.load(tmp_path / "state.npz", allow_pickle=False) as state:
+        resumed.load_state_dict(state)
+    begun = sorted({spec.group_id for group in resumed._sampling.pending() for spec in group.specs})
+    assert begun, "nothing was under way"
+    going_on = itertools.islice(prompts(), begun[-1] + 1, None)
+    try:
+        groups = resumed.collect(going_on, lambda group: True).groups
+    finally:
+        resumed.close()
+    assert [group.group_id for group in groups] == list(range(begun[0], begun[0] + 3))
