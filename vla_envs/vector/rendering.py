@@ -22,6 +22,7 @@ from weakref import ref
 import mujoco
 import numpy as np
 
+from vla_envs.vector.culling import Culling
 from vla_envs.vector.engine import EngineScene
 from vla_envs.vector.gl_context import Device, GLDevice, open_device
 from vla_envs.vector.slot import View, show_poses
@@ -203,6 +204,7 @@ class _SceneRenderer:
         self._data = mujoco.MjData(scene.model)
         self._context = mujoco.MjrContext(scene.model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._drawn = mujoco.MjvScene(scene.model, maxgeom=_MAX_VISIBLE_GEOMS)
+        self._culling = Culling(scene.model, self._drawn)
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision shapes
         self._camera = mujoco.MjvCamera()
@@ -227,6 +229,7 @@ class _SceneRenderer:
                 mujoco.mjtCatBit.mjCAT_ALL,
                 self._drawn,
             )
+        self._culling.leave_out(self._data, width / height)
         viewport = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(viewport, self._drawn, self._context)
         bottom_up = np.empty((height, width, 3), np.uint8)
