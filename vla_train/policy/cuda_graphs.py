@@ -8,7 +8,7 @@ The graphs share one pool of memory: they never run at once, so one's activation
 they hold little more than the largest needs.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,8 +20,10 @@ Function = Callable[..., tuple[Tensor, ...]]
 Capture = Callable[[Function, Inputs], tuple[Callable[[], None], tuple[Tensor, ...]]]
 """Of a function and its inputs: what runs it again on those same tensors, and the outputs that this fills."""
 
-_WARM_UP_CALLS = 2
-"""Before a capture: the first may compile, the second allocates what is kept."""
+_Shapes = tuple[tuple[torch.Size, torch.dtype] | None, ...]
+
+_CALLS_BEFORE_CAPTURE = 2
+"""With the same shapes, made without a graph: the first may compile, and shapes that hardly ever occur are not worth one."""
 _MAX_GRAPHS = 64
 """A graph of a large model holds tens of MB of launch parameters; past this many, the one unused for longest goes."""
 
@@ -34,7 +36,7 @@ class _Graph:
 
 
 class GraphedFunction:
-    """A function of tensors (or None) on one CUDA device, captured at the first call with each set of shapes.
+    """A function of tensors (or None) on one CUDA device, captured when a set of shapes occurs for the third time.
 
     Args:
         function: Reads its inputs and the module's weights, and nothing that changes besides.
@@ -46,7 +48,8 @@ class GraphedFunction:
         self._function = function
         self._new_capture = cuda_graph_capture if new_capture is None else new_capture
         self._capture = self._new_capture()
-        self._graphs: OrderedDict[tuple[tuple[torch.Size, torch.dtype] | None, ...], _Graph] = OrderedDict()
+        self._calls: Counter[_Shapes] = Counter()
+        self._graphs: OrderedDict[_Shapes, _Graph] = OrderedDict()
         self._weights = WeightAddresses(module)
         self._addresses = self._weights.now()
 
@@ -54,10 +57,14 @@ class GraphedFunction:
         addresses = self._weights.now()
         if addresses != self._addresses:
             self._graphs.clear()
+            self._calls.clear()
             self._capture = self._new_capture()  # a pool that no graph uses any more cannot be used again
             self._addresses = addresses
         key = tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)
         graph = self._graphs.get(key)
+        if graph is None and self._calls[key] < _CALLS_BEFORE_CAPTURE:
+            self._calls[key] += 1
+            return self._function(*inputs)
         if graph is None:
             held = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
             graph = self._graphs[key] = _Graph(held, *self._capture(self._function, held))
@@ -93,12 +100,6 @@ def cuda_graph_capture() -> Capture:
     pool = torch.cuda.graph_pool_handle()
 
     def capture(function: Function, inputs: Inputs) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP_CALLS):
-                function(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # "thread_local": simulators and the trainer may use the device meanwhile, from threads of their own.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):

@@ -44,22 +44,23 @@ def _graphed(module: nn.Module, recorder: _Recorder) -> GraphedFunction:
 
 
 @torch.no_grad()
-def test_each_set_of_shapes_is_captured_once_and_replayed_with_its_inputs():
+def test_each_set_of_shapes_is_captured_at_its_third_call_and_then_replayed_with_its_inputs():
     module, recorder = _module(), _Recorder()
     graphed = _graphed(module, recorder)
-    for _ in range(2):
+    for captures in (0, 0, 3, 3):
         for rows, offset in ((2, None), (5, None), (2, torch.ones(()))):
             x = torch.randn(rows, 4)
             [out] = graphed(x, offset)
             torch.testing.assert_close(out, module(x) + (0 if offset is None else offset))
-    assert recorder.captures == 3
+        assert recorder.captures == captures
 
 
 @torch.no_grad()
 def test_weights_changed_in_place_are_seen_without_a_new_capture():
     module, recorder = _module(), _Recorder()
     graphed, x = _graphed(module, recorder), torch.randn(2, 4)
-    graphed(x, None)
+    for _ in range(3):
+        graphed(x, None)
     module.weight.mul_(2)
     torch.testing.assert_close(graphed(x, None)[0], module(x))
     assert (recorder.captures, recorder.pools) == (1, 1)
@@ -70,9 +71,10 @@ def test_weights_changed_in_place_are_seen_without_a_new_capture():
 def test_weights_that_have_moved_void_all_graphs(move):
     module, recorder = _module(), _Recorder()
     graphed, x = _graphed(module, recorder), torch.randn(2, 4)
-    graphed(x, None)
-    move(module)
-    torch.testing.assert_close(graphed(x, None)[0], module(x))
+    for change in (lambda module: None, move):
+        change(module)
+        for _ in range(3):
+            torch.testing.assert_close(graphed(x, None)[0], module(x))
     assert (recorder.captures, recorder.pools) == (2, 2)
 
 
@@ -91,7 +93,7 @@ def test_the_graph_unused_for_longest_goes_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "_MAX_GRAPHS", 2)
     recorder = _Recorder()
     graphed = _graphed(_module(), recorder)
-    for rows in (1, 2, 1, 3, 1):
+    for rows in (1, 1, 1, 2, 2, 2, 1, 3, 3, 3, 1):
         graphed(torch.randn(rows, 4), None)
     assert recorder.captures == 3
     graphed(torch.randn(2, 4), None)
@@ -105,7 +107,7 @@ def test_cudas_graphs_see_new_inputs_new_weights_and_moved_weights():
     graphed = GraphedFunction(lambda x: (module(x),), module)
     for change in (lambda: None, lambda: module.weight.mul_(2), lambda: module.double().float()):
         change()
-        for rows in (2, 5, 2):
+        for rows in (2, 5) * 4:
             x = torch.randn(rows, 4, device="cuda")
             torch.testing.assert_close(graphed(x)[0], module(x))
 
@@ -119,7 +121,7 @@ def test_graphs_of_many_shapes_hold_little_more_memory_than_the_largest():
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         graphed = GraphedFunction(lambda x: (module(x).sum(),), module)
-        for size in sizes:
+        for size in sizes * 3:
             graphed(torch.randn(1024 * size, 1024, device="cuda"))
         torch.cuda.empty_cache()
         inputs = 4 * 1024 * 1024 * sum(sizes)

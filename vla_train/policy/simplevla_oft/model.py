@@ -71,6 +71,7 @@ class SimpleVLAOFT(nn.Module):
         self.projector = Projector(sum(tower.width for tower in config.towers), config.language.hidden_size)
         self.language_model = LanguageModel(config.language)
         self.activation_checkpointing = False
+        self._compiled = False
         self.companion_files: dict[str, bytes] = {}
         """Tokenizer, image settings and the like: files of the checkpoint that saving writes back as they were."""
         for tower in self._towers:
@@ -142,16 +143,18 @@ class SimpleVLAOFT(nn.Module):
         """Transformer blocks that run, in order: what to shard, checkpoint or compile one by one."""
         return [*self._towers[0].used_blocks, *self._towers[1].used_blocks, *self.language_model.model.layers]
 
-    def compile_blocks(self) -> None:
-        """Compile every block in place. Blocks of a kind share their code, so it is compiled once, not once a layer.
+    def compile_blocks(self, *, backend: str = "inductor") -> None:
+        """Compile every block in place. Blocks of a kind share their code, so it is compiled once, not once a layer, and for
+        all sizes at once, but for a batch of one row.
 
         Raises torch.compile's process-wide limit of variants of one function, past which it would silently stop compiling:
-        the two towers share one, and each has variants with and without gradients, and for one row and for several.
+        the two towers share one, and each has variants with and without gradients, mask, and several rows.
         """
         limits = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, _COMPILED_VARIANTS)
         for block in self.blocks:
-            block.compile()
+            block.compile(backend=backend)
+        self._compiled = True
 
     def action_logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits of the action tokens.
@@ -221,9 +224,20 @@ class SimpleVLAOFT(nn.Module):
         return TokenSequence(token_ids=token_ids, is_placeholder=is_placeholder, lengths=lengths)
 
     def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
+        if self._compiled:
+            for tensor in arguments:
+                if tensor is not None:
+                    _mark_sizes_that_vary(tensor)
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)
+
+
+def _mark_sizes_that_vary(tensor: Tensor) -> None:
+    """Tell torch.compile which of a block's sizes change from call to call: rows and positions, but no width (the last
+    dimension of numbers; masks and positions have none)."""
+    for dimension in range(tensor.ndim - tensor.is_floating_point()):
+        torch._dynamo.maybe_mark_dynamic(tensor, dimension)
 
 
 def used_linear_names(model: SimpleVLAOFT) -> Iterable[str]:

@@ -118,4 +118,4 @@ class VisionTower(nn.Module):
         """Tokens before the first block: CLS, registers, patches with their positions."""
         x = self.patch_embed(pixels) + self.pos_embed
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
-        return torch.cat([*prefix, x], dim=1) if prefix else x
+        return torch.cat([*prefix, x], dim=1) if prefix else x.contiguous()
