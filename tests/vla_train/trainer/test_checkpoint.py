@@ -53,6 +53,18 @@ def weights_of(policy: SmallPolicy) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in policy.module.named_parameters()}
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of its own, of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"a disk cannot be mounted: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
 @contextmanager
 def files_no_larger_than(num_bytes: int) -> Iterator[None]:
     """A disk that is nearly full: writing more into a file fails."""
@@ -83,6 +95,17 @@ def test_a_resumed_run_gives_the_losses_and_weights_of_an_uninterrupted_one(
     assert [train_iteration(resumed_policy, resumed, iteration) for iteration in (2, 3)] == expected
     for name, value in weights_of(policy).items():
         assert torch.equal(weights_of(resumed_policy)[name], value), name
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_run_may_go_on_with_its_optimizer_state_elsewhere(offload: bool, tmp_path: Path) -> None:
+    policy, trainer = make_trainer(optim=replace(OPTIM, cpu_offload=offload), dtype=torch.bfloat16)
+    train_iteration(policy, trainer, 0)
+    path = save(tmp_path, trainer, 1)
+    expected = train_iteration(policy, trainer, 1)
+    resumed_policy, resumed = make_trainer(optim=replace(OPTIM, cpu_offload=not offload), dtype=torch.bfloat16, seed=1)
+    load_checkpoint(path, trainer=resumed)
+    assert train_iteration(resumed_policy, resumed, 1) == expected
 
 
 def test_what_the_loop_keeps_comes_back(tmp_path: Path) -> None:
@@ -117,11 +140,11 @@ def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
 
 
 def test_small_updates_are_not_lost_in_bfloat16() -> None:
-    optim = replace(OPTIM, learning_rate=1e-5, warmup_steps=0, minibatch_trajectories=100, weight_decay=0.0)
+    optim = replace(OPTIM, learning_rate=4e-5, warmup_steps=0, minibatch_trajectories=100, weight_decay=0.0)
     policy, trainer = make_trainer(optim=optim, dtype=torch.bfloat16)
     groups = make_groups(policy)
     before = weights_of(policy)["head.weight"].float()
-    for iteration in range(400):
+    for iteration in range(100):
         trainer.update(groups, iteration=iteration)
     moved = (weights_of(policy)["head.weight"].float() - before).abs().mean()
     assert moved > 1e-3
@@ -134,6 +157,68 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000002", "step_000004", "step_000005"]
     assert best_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step_000002"
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step_000005"
+
+
+def test_of_equal_scores_the_newest_is_the_best(tmp_path: Path) -> None:
+    _, trainer = make_trainer()
+    for iteration, score in ((999_999, 0.5), (1_000_000, 0.5), (1_000_001, 0.4)):
+        save(tmp_path, trainer, iteration, score=score, keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_1000000", "step_1000001"]
+    assert best_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step_1000000"
+
+
+def test_what_is_written_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_is_not(tmp_path: Path) -> None:
+    _, trainer = make_trainer()
+    save(tmp_path, trainer, 8, keep=1)
+    damaged = save(tmp_path, trainer, 10, score=0.9, keep=2)
+    os.truncate(damaged / "rollout.npz", 10)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step_000008"
+    newest = save(tmp_path, trainer, 9, keep=1)
+    assert list_checkpoints(tmp_path) == [newest]
+    assert latest_checkpoint(tmp_path) == newest
+
+
+def test_the_same_iteration_can_be_saved_again_with_its_score(tmp_path: Path) -> None:
+    _, trainer = make_trainer()
+    save(tmp_path, trainer, 1)
+    path = save(tmp_path, trainer, 1, score=0.5)
+    assert load_checkpoint(path).score == 0.5
+    assert list((tmp_path / "checkpoints").iterdir()) == [path]
+
+
+def test_a_checkpoint_whose_place_was_to_be_taken_when_the_process_ended_has_it_back(tmp_path: Path) -> None:
+    _, trainer = make_trainer()
+    path = save(tmp_path, trainer, 1, keep=1)
+    path.rename(path.with_name(".replaced-step_000001"))  # as it is between the two renames
+    path.with_name(".writing-step_000001").mkdir()
+    prepare_run(tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == [path]
+    assert latest_checkpoint(tmp_path) == path
+
+
+def test_a_checkpoint_that_was_replaced_when_the_process_ended_is_deleted(tmp_path: Path) -> None:
+    _, trainer = make_trainer()
+    path = save(tmp_path, trainer, 1, keep=1)
+    shutil.copytree(path, path.with_name(".replaced-step_000001"))
+    prepare_run(tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == [path]
+
+
+def test_a_checkpoint_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, trainer = make_trainer()
+    path = save(tmp_path, trainer, 1, keep=1)
+    rename = Path.rename
+
+    def refuse(source: Path, target: Path) -> Path:
+        if source.name.startswith(".writing-step"):
+            raise OSError("input/output error")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(CheckpointError, match=r"could not be written: input/output error"):
+        save(tmp_path, trainer, 1, score=0.5, keep=1)
+    assert list((tmp_path / "checkpoints").iterdir()) == [path]
+    assert load_checkpoint(latest_checkpoint(tmp_path) or tmp_path).score is None
 
 
 def test_a_new_run_has_no_checkpoint(tmp_path: Path) -> None:
@@ -165,6 +250,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert latest_checkpoint(tmp_path) == older
     assert "step_000002" in caplog.text
+    assert ("manifest.json" if "manifest" in damage else name) in caplog.text
     assert "going back" in caplog.text
     assert save(tmp_path, trainer, 2) == newest
     assert latest_checkpoint(tmp_path) == newest
@@ -184,6 +270,23 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_the_run_can_go_on(room: int
     assert latest_checkpoint(tmp_path) == older
     newest = save(tmp_path, trainer, 3, keep=1)
     assert list_checkpoints(tmp_path) == [newest]
+
+
+def test_on_a_disk_that_is_really_full_nothing_is_lost(small_disk: Path) -> None:
+    policy, trainer = make_trainer()
+    train_iteration(policy, trainer, 0)
+    older = save(small_disk, trainer, 1, keep=1)
+    others = small_disk / "others"
+    others.write_bytes(bytes(shutil.disk_usage(small_disk).free - 8192))
+    train_iteration(policy, trainer, 1)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        save(small_disk, trainer, 2, keep=1)
+    assert list((small_disk / "checkpoints").iterdir()) == [older]
+    verify_checkpoint(older)
+    others.unlink()
+    newest = save(small_disk, trainer, 2, keep=1)
+    assert list_checkpoints(small_disk) == [newest]
+    assert load_checkpoint(newest, trainer=make_trainer()[1]).iteration == 2
 
 
 def test_too_little_room_is_an_error_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
