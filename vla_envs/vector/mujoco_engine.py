@@ -7,18 +7,24 @@ Judging after the chunk costs one Python call per slot and chunk instead of one 
 because a player is deterministic, and rare: once per success. What a slot does never depends on the number of threads.
 """
 
+import atexit
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
+from vla_envs.errors import NotResetError
 from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player, StepResult
 from vla_envs.vector.gl_context import Device
 from vla_envs.vector.rendering import Frame, RenderPool
+
+_open_engines: "WeakSet[MujocoEngine]" = WeakSet()
 
 
 class MujocoEngine:
@@ -49,6 +55,8 @@ class MujocoEngine:
         """When it drew last: `time.perf_counter()` at the first picture asked for and at the last one there."""
         threads = min(num_slots, num_threads or len(os.sched_getaffinity(0)))
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="vla_envs-physics")
+        _open_engines.add(self)
+        _close_open_engines_at_exit()
 
     def begin(self, slots: Sequence[int], scenes: Sequence[EngineScene], states: Sequence[np.ndarray]) -> None:
         with self._busy:
@@ -117,6 +125,7 @@ class MujocoEngine:
             if self._closed:
                 return
             self._closed = True
+            _open_engines.discard(self)
             self._workers.shutdown()
             if self._renderers is not None:
                 self._renderers.release()
@@ -124,13 +133,19 @@ class MujocoEngine:
             self._scenes = [None] * self.num_slots
             self._spare.clear()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotResetError("this engine is closed: make a new one")
+
     def _player(self, slot: int) -> Player:
+        self._check_open()
         player = self._players[slot]
         assert player is not None, f"slot {slot} was never given a scene"
         return player
 
     def _occupy(self, slot: int, scene: EngineScene) -> None:
         """Give the slot a player of this scene; the player that it had waits for a slot that needs its scene."""
+        self._check_open()
         old = self._scenes[slot]
         if old is scene:
             return
@@ -172,6 +187,7 @@ class MujocoEngine:
 
     def _for_each(self, slots: Sequence[int], work: Callable[[int], None]) -> None:
         """Do `work(index)` for each index of `slots`, in the pool; the first error is raised once all have ended."""
+        self._check_open()
         if len(slots) == 1:
             work(0)
             return
@@ -181,6 +197,17 @@ class MujocoEngine:
                 futures.append(self._workers.submit(work, index))
         finally:
             _wait_for(futures)
+
+
+@cache
+def _close_open_engines_at_exit() -> None:
+    """See to it that no thread of an engine still draws or plays when the process unloads the libraries that it is in."""
+
+    def close_all() -> None:
+        for engine in list(_open_engines):
+            engine.close()
+
+    atexit.register(close_all)
 
 
 def _wait_for(futures: list[Future]) -> None:
