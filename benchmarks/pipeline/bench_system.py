@@ -1,6 +1,7 @@
 """A real env with a real policy: how close the pipeline comes to the slower of the two, and to the serial loop.
 
     python benchmarks/pipeline/bench_system.py                                       # LIBERO, small policy, two cores
+    python -m vla_envs.libero compile --suite libero_spatial --tasks 0 1 --detail full --out SCENES
     python benchmarks/pipeline/bench_system.py --preset gpu --scene-dir SCENES       # LIBERO on EGL, 7B policy, two minutes
 
 Four measurements with the same env groups and the same policy, in chunks (decisions of one slot) per second:
@@ -91,21 +92,25 @@ class PolicyAlone:
 
     def warm_up(self, rows: int) -> None:
         """Meet every prompt length alone and among others: each may need a compilation of its own."""
-        for text in self._texts:
-            self._act(rows, [text])
-        self._act(rows, self._texts)
+        for texts in ([text] for text in self._texts):
+            self._act(self._observation(rows, texts))
+        self._act(self._observation(rows, self._texts))
 
     def chunks_per_s(self, rows: int, *, seconds: float) -> float:
+        """Decisions per second of one call after another."""
+        seen = self._observation(rows, self._texts)
         calls, start = 0, time.perf_counter()
         while calls < 2 or time.perf_counter() - start < seconds:
-            self._act(rows, self._texts)
+            self._act(seen)
             calls += 1
         return calls * rows / (time.perf_counter() - start)
 
-    def _act(self, rows: int, texts: list[str]) -> None:
+    def _observation(self, rows: int, texts: list[str]) -> Observation:
         images = self._random.integers(0, 256, (rows, *self._shape), np.uint8)
-        uniforms = self._random.random((rows, self._policy.chunk_size * self._policy.action_dim), np.float32)
-        seen = Observation(images=images, instructions=tuple(texts[row % len(texts)] for row in range(rows)))
+        return Observation(images=images, instructions=tuple(texts[row % len(texts)] for row in range(rows)))
+
+    def _act(self, seen: Observation) -> None:
+        uniforms = self._random.random((len(seen), self._policy.chunk_size * self._policy.action_dim), np.float32)
         self._policy.act(seen, uniforms=uniforms, temperature=TEMPERATURE)
 
 
@@ -192,6 +197,7 @@ def main() -> None:
     if arguments.scene_dir:
         kwargs["scene_dir"] = arguments.scene_dir
     env = EnvConfig(
+        id="vla_envs:Libero-v0",
         kwargs=kwargs,
         worker=arguments.worker,
         num_groups=arguments.num_groups or (3 if gpu else 2),

@@ -17,9 +17,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Plays the rollout's part with arbitrary timing, faults and evictions, and keeps its own books."""
 
     @initialize(
-        workers=st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=4), max_batch=st.integers(1, 8)
+        workers=st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=4),
+        max_batch=st.integers(1, 8),
+        waiting=st.integers(0, 12),
+        all_ready=st.booleans(),
     )
-    def start(self, workers: list[tuple[int, bool]], max_batch: int) -> None:
+    def start(self, workers: list[tuple[int, bool]], max_batch: int, waiting: int, all_ready: bool) -> None:
         self.slots = [slots for slots, _ in workers]
         self.whole = [whole for _, whole in workers]
         self.max_batch = max_batch
@@ -28,6 +31,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.finished: Counter[int] = Counter()
         self.ready_order: list[int] = []
         self.filled = False
+        self.scheduler.submit(make_spec(number) for number in range(waiting))
+        self.submitted = waiting
+        if all_ready:
+            for worker in self.scheduler.fill():
+                self.scheduler.reset_done(worker)
+                self.ready_order.append(worker)
 
     def workers_in(self, *states: WorkerState) -> list[int]:
         return [worker for worker in range(len(self.slots)) if self.scheduler.state(worker) in states]

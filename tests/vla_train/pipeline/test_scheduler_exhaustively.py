@@ -51,6 +51,8 @@ def successors(now: Situation, num_workers: int) -> Iterator[Situation]:
         served = after()
         batch = served.scheduler.next_batch()
         assert list(batch) == now.ready[: len(batch)], "not served in the order of readiness"
+        rows = sum(len(now.scheduler.playing(worker)) for worker in batch)
+        assert rows <= now.scheduler._max_batch or len(batch) == 1, "more rows than the policy takes"
         del served.ready[: len(batch)]
         yield served
     for worker in range(num_workers):
