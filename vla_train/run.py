@@ -35,6 +35,7 @@ from vla_train.tracking import RunLog
 from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, save_checkpoint
 from vla_train.trainer.checkpoint_folder import latest_checkpoint, list_checkpoints
 from vla_train.trainer.parallel import Ranks
+from vla_train.trainer.run_lock import lock_run
 from vla_train.trainer.trainer import Trainer, UpdateMetrics
 from vla_train.types import EpisodeSpec, Group
 
@@ -69,13 +70,17 @@ class Run:
         self._background = ThreadPoolExecutor(1, thread_name_prefix="next-rollout")
         self._began = time.perf_counter()
         self._show_rollout: Callable[[RolloutProgress], None] = _show_nothing
+        self._unlock: Callable[[], None] = lambda: None
 
         if list_checkpoints(config.output):
             require_same_run(config)
         with ExitStack() as undo:
             if ranks.rank == 0 and not config.output.exists():
                 undo.callback(shutil.rmtree, config.output, ignore_errors=True)
-            prepare_run(config.output)
+            if ranks.rank == 0:
+                self._unlock = lock_run(config.output)
+                undo.callback(self._unlock)
+                prepare_run(config.output)
             self._set_up(undo)
             undo.pop_all()
 
@@ -273,6 +278,7 @@ class Run:
         self._background.shutdown()
         if self._log is not None:
             self._log.close()
+        self._unlock()
 
     def _rollout_state(self) -> dict[str, Any]:
         return {"rollout": self.rollout.state_dict(), "next_group_id": self._prompts.next_group_id}

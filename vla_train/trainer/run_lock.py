@@ -1,0 +1,30 @@
+"""One process at a time trains in a run's folder: a second one would delete what the first is writing."""
+
+import fcntl
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+
+def lock_run(run: Path) -> Callable[[], None]:
+    """Claim the folder of a run, which is made where there is none, until the process ends or the result is called.
+
+    File systems that cannot lock are trusted.
+
+    Raises:
+        ValueError: Another process trains there, or the folder cannot be made.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(f"the run cannot be saved in {run}: {error.strerror or error}; choose another output") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"another process trains in {run}: wait until it has ended, or choose another output") from None
+    except OSError:
+        pass
+    return partial(os.close, descriptor)
