@@ -59,13 +59,17 @@ def measure_plain(report: Report, arguments: argparse.Namespace, ceiling: float)
     flops = forward_flops(shape, PLAIN_POSITIONS, whole=True)
     plain = build_plain(tiny=arguments.size == "tiny", device=device, dtype=dtype)
     prompt = torch.randint(1, 30000, (1, PLAIN_POSITIONS - PATCHES - ACTION_TOKENS - 1), device=device)
+
+    @torch.no_grad()
+    def measure(batch: int) -> None:
+        pixels = torch.randn(batch, 6, 224, 224, device=device, dtype=dtype)
+        taken = seconds_per_call(partial(plain, pixels, prompt.expand(batch, -1)), arguments.seconds)
+        rate = batch / taken
+        more = {} if arguments.size == "tiny" else {"of_ceiling": rate * flops / ceiling}
+        report.add(what=PLAIN, batch=batch, positions=PLAIN_POSITIONS, ms=taken * 1e3, chunks_per_s=rate, **more)
+
     for batch in arguments.batches:
-        with report.attempt(what=PLAIN, batch=batch), torch.no_grad():
-            pixels = torch.randn(batch, 6, 224, 224, device=device, dtype=dtype)
-            taken = seconds_per_call(partial(plain, pixels, prompt.expand(batch, -1)), arguments.seconds)
-            rate = batch / taken
-            more = {} if arguments.size == "tiny" else {"of_ceiling": rate * flops / ceiling}
-            report.add(what=PLAIN, batch=batch, positions=PLAIN_POSITIONS, ms=taken * 1e3, chunks_per_s=rate, **more)
+        report.attempt(partial(measure, batch), what=PLAIN, batch=batch)
 
 
 def measure_ours(report: Report, arguments: argparse.Namespace, kind: str, ceiling: float) -> None:
@@ -78,28 +82,29 @@ def measure_ours(report: Report, arguments: argparse.Namespace, kind: str, ceili
     flops = forward_flops(policy.model.config, positions, whole=False)
     plain = {record["batch"]: record.get("chunks_per_s") for record in report.records if record["what"] == PLAIN}
     random = np.random.default_rng(0)
+
+    def measure(batch: int) -> None:
+        observation, uniforms = _rows(random, batch)
+        act = partial(policy.act, observation, uniforms=uniforms, temperature=1.6)
+        start = time.perf_counter()
+        act()
+        first = time.perf_counter() - start
+        taken = seconds_per_call(act, arguments.seconds)
+        rate = batch / taken
+        report.add(
+            what=kind,
+            batch=batch,
+            positions=positions,
+            ms=taken * 1e3,
+            chunks_per_s=rate,
+            **({"of_plain": rate / plain[batch]} if plain.get(batch) else {}),
+            of_ceiling=rate * flops / ceiling,
+            first_call_s=first,
+        )
+
     for batch in arguments.batches:
-        with report.attempt(what=kind, batch=batch):
-            observation, uniforms = _rows(random, batch)
-            act = partial(policy.act, observation, uniforms=uniforms, temperature=1.6)
-            start = time.perf_counter()
-            act()
-            first = time.perf_counter() - start
-            taken = seconds_per_call(act, arguments.seconds)
-            rate = batch / taken
-            of_plain = {"of_plain": rate / plain[batch]} if plain.get(batch) else {}
-            report.add(
-                what=kind,
-                batch=batch,
-                positions=positions,
-                ms=taken * 1e3,
-                chunks_per_s=rate,
-                **of_plain,
-                of_ceiling=rate * flops / ceiling,
-                first_call_s=first,
-            )
-    with report.attempt(what=f"gap, {kind}"):
-        measure_gap(report, policy, kind)
+        report.attempt(partial(measure, batch), what=kind, batch=batch)
+    report.attempt(partial(measure_gap, report, policy, kind), what=f"gap, {kind}")
 
 
 @torch.no_grad()
@@ -136,18 +141,22 @@ def measure_gap(report: Report, policy: TorchPolicy, kind: str) -> None:
 def measure_parts(report: Report, arguments: argparse.Namespace, ceiling: float) -> None:
     """What the products in FP8 reach on their own, and what preparing images costs."""
     device, batch = arguments.device, max(arguments.batches)
+
+    def measure_product() -> None:
+        size = 8192
+        factors = [tensor for _ in range(2) for tensor in quantise_rows(torch.randn(size, size, device=device))]
+        rate = 2 * size**3 / seconds_per_call(lambda: scaled_product(*factors), 1.0)
+        report.add(what="fp8 product", tflops=rate / 1e12, of_ceiling=rate / ceiling)
+
+    def measure_images(jpeg: bool) -> None:
+        frames = torch.randint(0, 256, (batch, 256, 256, 3), dtype=torch.uint8, device=device)
+        taken = seconds_per_call(partial(preprocess, frames, ImageSettings(image_size=224, jpeg=jpeg)), 0.5)
+        report.add(what="images", batch=batch, jpeg=jpeg, ms=taken * 1e3)
+
     if device == "cuda" and torch.cuda.get_device_capability() >= (8, 9):
-        with report.attempt(what="fp8 product"):
-            size = 8192
-            factors = [tensor for _ in range(2) for tensor in quantise_rows(torch.randn(size, size, device=device))]
-            taken = seconds_per_call(lambda: scaled_product(*factors), 1.0)
-            report.add(what="fp8 product", tflops=2e-12 * size**3 / taken, of_ceiling=2 * size**3 / taken / ceiling)
-    frames = torch.randint(0, 256, (batch, 256, 256, 3), dtype=torch.uint8, device=device)
+        report.attempt(measure_product, what="fp8 product")
     for jpeg in (False, True):
-        with report.attempt(what="images", batch=batch, jpeg=jpeg):
-            settings = ImageSettings(image_size=224, jpeg=jpeg)
-            taken = seconds_per_call(partial(preprocess, frames, settings), 0.5)
-            report.add(what="images", batch=batch, jpeg=jpeg, ms=taken * 1e3)
+        report.attempt(partial(measure_images, jpeg), what="images", batch=batch, jpeg=jpeg)
 
 
 def summarise(report: Report) -> None:
@@ -182,11 +191,9 @@ def main() -> None:
     report = Report(arguments.budget_s)
     ceiling = matrix_ceiling(arguments.device, torch.bfloat16 if arguments.device == "cuda" else torch.float32)
     report.add(what="device", device=describe_device(arguments.device), ceiling_tflops=ceiling / 1e12)
-    with report.attempt(what=PLAIN):
-        measure_plain(report, arguments, ceiling)
+    report.attempt(partial(measure_plain, report, arguments, ceiling), what=PLAIN)
     for kind in arguments.kinds:
-        with report.attempt(what=kind):
-            measure_ours(report, arguments, kind, ceiling)
+        report.attempt(partial(measure_ours, report, arguments, kind, ceiling), what=kind)
         torch._dynamo.reset()
         release_memory()
     measure_parts(report, arguments, ceiling)

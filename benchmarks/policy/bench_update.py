@@ -11,11 +11,12 @@ less; its prompts are as long as ours.
 
 import argparse
 import time
+from functools import partial
 
 import numpy as np
 import torch
 from bench_generation import INSTRUCTION
-from measuring import Report, describe_device, forward_flops, matrix_ceiling, release_memory, wait
+from measuring import Report, describe_device, forward_flops, matrix_ceiling, wait
 from peft import LoraConfig, inject_adapter_in_model
 from plain_openvla import ACTION_TOKENS, build_plain
 
@@ -27,6 +28,7 @@ from vla_train.policy.torch_policy import TorchPolicy, build_policy
 from vla_train.trainer.trainer import Trainer
 from vla_train.types import EpisodeSpec, Group, Observation, Trajectory
 
+_PLAIN = "plain, LoRA"
 _DECISIONS = 8
 _GROUP_SIZE = 2
 _ACTIVATIONS_GB = 10.0
@@ -71,37 +73,35 @@ def make_groups(policy: TorchPolicy, rows: int) -> list[Group]:
     return groups
 
 
-def measure_plain(report: Report, arguments: argparse.Namespace, *, microbatch: int, checkpointing: bool) -> float | None:
-    """Chunks per second of the plain loop; None where it did not run."""
-    device, what = arguments.device, dict(what="plain, LoRA", microbatch=microbatch, checkpointing=checkpointing)
+def measure_plain(report: Report, arguments: argparse.Namespace, *, microbatch: int, checkpointing: bool) -> float:
+    """Chunks per second of the plain loop."""
+    device = arguments.device
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    with report.attempt(**what):
-        model = build_plain(tiny=arguments.size == "tiny", device=device, dtype=dtype)
-        model.requires_grad_(False)
-        adapters = LoraConfig(r=arguments.rank, target_modules="all-linear", exclude_modules=["lm_head"])
-        inject_adapter_in_model(adapters, model)
-        if checkpointing:
-            for part in (model.dino, model.siglip, model.language_model):
-                part.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-        optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-5)
-        prompt = torch.randint(1, 30000, (microbatch, _prompt_length()), device=device)
-        pixels = torch.randn(microbatch, 6, 224, 224, device=device, dtype=dtype)
-        targets = torch.randint(0, 256, (microbatch, ACTION_TOKENS, 1), device=device)
-        for repeats in (1, max(1, arguments.rows // microbatch)):
-            wait()
-            start = time.perf_counter()
-            for _ in range(repeats):
-                logprobs = torch.log_softmax(model(pixels, prompt).float() / 1.6, dim=-1).gather(-1, targets)
-                logprobs.mean().backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            wait()
-            taken = time.perf_counter() - start
-        rate = repeats * microbatch / taken
-        report.add(**what, chunks_per_s=rate, seconds=taken)
-        return rate
-    return None
+    model = build_plain(tiny=arguments.size == "tiny", device=device, dtype=dtype)
+    model.requires_grad_(False)
+    adapters = LoraConfig(r=arguments.rank, target_modules="all-linear", exclude_modules=["lm_head"])
+    inject_adapter_in_model(adapters, model)
+    if checkpointing:
+        for part in (model.dino, model.siglip, model.language_model):
+            part.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-5)
+    prompt = torch.randint(1, 30000, (microbatch, _prompt_length()), device=device)
+    pixels = torch.randn(microbatch, 6, 224, 224, device=device, dtype=dtype)
+    targets = torch.randint(0, 256, (microbatch, ACTION_TOKENS, 1), device=device)
+    for repeats in (1, max(1, arguments.rows // microbatch)):
+        wait()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            logprobs = torch.log_softmax(model(pixels, prompt).float() / 1.6, dim=-1).gather(-1, targets)
+            logprobs.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        wait()
+        taken = time.perf_counter() - start
+    rate = repeats * microbatch / taken
+    report.add(what=_PLAIN, microbatch=microbatch, checkpointing=checkpointing, chunks_per_s=rate, seconds=taken)
+    return rate
 
 
 def measure_ours(
@@ -143,65 +143,65 @@ def measure_lora(report: Report, arguments: argparse.Namespace, ceiling: float) 
     setups = [(rows, False) for rows in arguments.microbatches]
     setups += [(rows, True) for rows in arguments.checkpointed_microbatches]
     groups: list[Group] = []
+
+    def measure(microbatch: int, checkpointing: bool, compiled: bool, what: str, plain_rate: float | None) -> None:
+        policy = make_policy(arguments, lora_rank=arguments.rank, activation_checkpointing=checkpointing, compile=compiled)
+        if not groups:
+            groups.extend(make_groups(policy, arguments.rows))
+        measure_ours(
+            report,
+            policy,
+            groups,
+            ceiling=ceiling,
+            microbatch=microbatch,
+            cpu_offload=False,
+            plain_rate=plain_rate,
+            what=what,
+        )
+
     for microbatch, checkpointing in setups:
-        plain_rate = measure_plain(report, arguments, microbatch=microbatch, checkpointing=checkpointing)
+        setup = {"microbatch": microbatch, "checkpointing": checkpointing}
+        plain_rate = report.attempt(partial(measure_plain, report, arguments, **setup), what=_PLAIN, **setup)
         for compiled in (False, True) if arguments.device == "cuda" else (False,):
             what = "ours, LoRA, compiled" if compiled else "ours, LoRA"
-            with report.attempt(what=what, microbatch=microbatch, checkpointing=checkpointing):
-                policy = make_policy(
-                    arguments, lora_rank=arguments.rank, activation_checkpointing=checkpointing, compile=compiled
-                )
-                groups = groups or make_groups(policy, arguments.rows)
-                measure_ours(
-                    report,
-                    policy,
-                    groups,
-                    ceiling=ceiling,
-                    microbatch=microbatch,
-                    cpu_offload=False,
-                    plain_rate=plain_rate,
-                    what=what,
-                )
-            policy = None
-            release_memory()
+            report.attempt(partial(measure, microbatch, checkpointing, compiled, what, plain_rate), what=what, **setup)
 
 
 def measure_full(report: Report, arguments: argparse.Namespace, ceiling: float) -> None:
     """All weights: what they need, and an update, with the optimizer's state on the host where the device is too small."""
-    with report.attempt(what="ours, all weights"):
-        policy = make_policy(arguments, activation_checkpointing=True)
-        trained = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
-        weight_bytes = policy.model.dtype.itemsize
-        needed = {
-            "weights": weight_bytes,
-            "gradient_sums": 4,
-            "float32_weights": 4 if weight_bytes < 4 else 0,
-            "adam_moments": 8,
-        }
-        total = sum(needed.values()) * trained / 1e9
-        device_gb = torch.cuda.get_device_properties(0).total_memory / 1e9 if arguments.device == "cuda" else float("inf")
-        offload = total + _ACTIVATIONS_GB > device_gb
-        report.add(
-            what="arithmetic, all weights",
-            trained_billion=trained / 1e9,
-            bytes_per_weight=needed,
-            total_gb=total,
-            device_gb=device_gb,
-            offloaded=offload,
-            device_gb_if_offloaded=(weight_bytes + 4) * trained / 1e9,
-            host_gb_if_offloaded=12 * trained / 1e9,
-            gb_per_device_sharded={str(ranks): round(total / ranks, 1) for ranks in (2, 4, 8)},
-        )
-        measure_ours(
-            report,
-            policy,
-            make_groups(policy, arguments.full_rows),
-            ceiling=ceiling,
-            microbatch=arguments.full_microbatch,
-            cpu_offload=offload,
-            plain_rate=None,
-            what="ours, all weights, state on the host" if offload else "ours, all weights",
-        )
+    policy = make_policy(arguments, activation_checkpointing=True)
+    trained = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
+    weight_bytes = policy.model.dtype.itemsize
+    needed = {
+        "weights": weight_bytes,
+        "gradient_sums": 4,
+        "float32_weights": 4 if weight_bytes < 4 else 0,
+        "adam_moments": 8,
+    }
+    total = sum(needed.values()) * trained / 1e9
+    device_gb = torch.cuda.get_device_properties(0).total_memory / 1e9 if arguments.device == "cuda" else float("inf")
+    offload = total + _ACTIVATIONS_GB > device_gb
+    report.add(
+        what="arithmetic, all weights",
+        trained_billion=trained / 1e9,
+        bytes_per_weight=needed,
+        total_gb=total,
+        device_gb=device_gb,
+        offloaded=offload,
+        device_gb_if_offloaded=(weight_bytes + 4) * trained / 1e9,
+        host_gb_if_offloaded=12 * trained / 1e9,
+        gb_per_device_sharded={str(ranks): round(total / ranks, 1) for ranks in (2, 4, 8)},
+    )
+    measure_ours(
+        report,
+        policy,
+        make_groups(policy, arguments.full_rows),
+        ceiling=ceiling,
+        microbatch=arguments.full_microbatch,
+        cpu_offload=offload,
+        plain_rate=None,
+        what="ours, all weights, state on the host" if offload else "ours, all weights",
+    )
 
 
 def _prompt_length() -> int:
@@ -230,7 +230,7 @@ def main() -> None:
     if not arguments.only_full:
         measure_lora(report, arguments, ceiling)
     if arguments.full or arguments.only_full:
-        measure_full(report, arguments, ceiling)
+        report.attempt(partial(measure_full, report, arguments, ceiling), what="ours, all weights")
     report.finish()
 
 

@@ -4,13 +4,15 @@ import gc
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from vla_train.policy.simplevla_oft import SimpleVLAOFTConfig
+
+_Result = TypeVar("_Result")
 
 
 class Report:
@@ -34,21 +36,21 @@ class Report:
         self.records.append(rounded)
         print(f"[{time.perf_counter() - self._started:5.0f} s]", json.dumps(rounded), flush=True)
 
-    @contextmanager
-    def attempt(self, **what: object) -> Iterator[None]:
-        """Run a measurement that may not fit, or not run here: one line says so then, and the next goes on."""
+    def attempt(self, measure: Callable[[], _Result], **what: object) -> _Result | None:
+        """Run a measurement that may not fit, or not run here: one line says so then, None is returned, and others go on."""
         try:
             if time.perf_counter() - self._started > self._budget_s:
-                raise TimeoutError
-            yield
+                self.add(**what, skipped="out of time")
+                return None
+            return measure()
         except torch.OutOfMemoryError:
             self.add(**what, skipped="out of memory")
-        except TimeoutError:
-            self.add(**what, skipped="out of time")
         except RuntimeError as error:
             traceback.print_exc()
             self.add(**what, skipped=f"{type(error).__name__}: {error}"[:200])
-        release_memory()
+        finally:
+            release_memory()
+        return None
 
     def finish(self) -> None:
         """All records once more, without anything between."""
