@@ -1,0 +1,45 @@
+"""Two ways to do the same work, measured in turn, so that what else the machine does slows down both."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Median units of work per second."""
+
+    ours: float
+    stock: float
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.stock
+
+
+def compare(benchmark: Any, claim: str, unit: str, *, ours: Callable[[], int], stock: Callable[[], int], rounds: int) -> Rates:
+    """Measure both, and print the ratio.
+
+    Args:
+        benchmark: pytest-benchmark's fixture; it times `ours`.
+        claim: What is compared.
+        unit: What is counted.
+        ours: Does some work, and returns how many units.
+        stock: The same for stock LIBERO.
+        rounds: How often each is measured.
+    """
+    speeds: dict[str, list[float]] = {"ours": [], "stock": []}
+
+    def measure(name: str, work: Callable[[], int]) -> None:
+        start = time.perf_counter()
+        units = work()
+        speeds[name].append(units / (time.perf_counter() - start))
+
+    ours()  # what the first call has to set up is not of interest
+    benchmark.pedantic(lambda: measure("ours", ours), setup=lambda: measure("stock", stock), rounds=rounds)
+    rates = Rates(ours=statistics.median(speeds["ours"]), stock=statistics.median(speeds["stock"]))
+    benchmark.extra_info.update({"unit": unit, "ours": rates.ours, "stock": rates.stock, "ratio": rates.ratio})
+    print(f"\n{claim}: {rates.ours:.3g} {unit}, stock LIBERO {rates.stock:.3g}: {rates.ratio:.1f} x")
+    return rates
