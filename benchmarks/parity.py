@@ -141,6 +141,7 @@ def main() -> None:
         if report is not None:
             write_report(report, [results[task] for task in work if task in results], work)
     if report is not None:
+        write_report(report, [results[task] for task in work if task in results], work)
         print(f"written: {report}")
     failed = [result for result in results.values() if failures(result)]
     print(f"{len(results) - len(failed)} of {len(work)} tasks agree")
