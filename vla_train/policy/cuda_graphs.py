@@ -4,8 +4,8 @@ small batches.
 Invariant: a graph reads and writes fixed addresses. Inputs are copied in; outputs must be used before the next call; weights
 may change between calls, in place. Weights that have moved make every graph void, and all are captured again.
 
-The graphs share one pool of memory: they never run at once, so one's activations may lie where another's did, and together
-they hold little more than the largest needs.
+The graphs share one pool of memory: they never run at once, so one's activations may lie where those of another, at least as
+large, did before. Captured from the largest shape down they hold little more than the largest needs.
 """
 
 from collections import Counter, OrderedDict
