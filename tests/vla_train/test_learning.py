@@ -122,7 +122,8 @@ def success_rates(checkpoint: Path, *, seed: int) -> tuple[list[float], list[flo
         for iteration in range(ITERATIONS):
             result = rollout.collect(prompts, lambda group: has_signal(group, ROLLOUT, algo))
             sampled.append(result.stats.success_rate)
-            trainer.update(result.groups, iteration=iteration)
+            metrics = trainer.update(result.groups, iteration=iteration)
+            assert metrics.sampling_gap < 1e-4, "training and sampling disagree about the same weights"
             trainer.push_weights(policy)
         held_out.append(greedy())
     finally:
