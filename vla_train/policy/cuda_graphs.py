@@ -5,7 +5,8 @@ Invariant: a graph reads and writes fixed addresses. Inputs are copied in; outpu
 may change between calls, in place. Weights that have moved make every graph void, and all are captured again.
 
 The graphs share one pool of memory: they never run at once, so one's activations may lie where those of another, at least as
-large, did before. Captured from the largest shape down they hold little more than the largest needs.
+large, did before. So that this comes true in whatever order shapes occur, a shape larger than all before starts a new pool,
+and the smaller ones are captured again when they are next called: together they hold little more than the largest needs.
 """
 
 from collections import Counter, OrderedDict
@@ -47,18 +48,20 @@ class GraphedFunction:
     def __init__(self, function: Function, module: nn.Module, *, new_capture: Callable[[], Capture] | None = None) -> None:
         self._function = function
         self._new_capture = cuda_graph_capture if new_capture is None else new_capture
-        self._capture = self._new_capture()
+        self._capture: Capture
         self._calls: Counter[_Shapes] = Counter()
         self._graphs: OrderedDict[_Shapes, _Graph] = OrderedDict()
         self._weights = WeightAddresses(module)
         self._addresses = self._weights.now()
+        self._largest = 0
+        """Elements of the largest inputs captured; 0 before there is a pool."""
 
     def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         addresses = self._weights.now()
         if addresses != self._addresses:
             self._graphs.clear()
             self._calls.clear()
-            self._capture = self._new_capture()  # a pool that no graph uses any more cannot be used again
+            self._largest = 0
             self._addresses = addresses
         key = tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)
         graph = self._graphs.get(key)
@@ -66,8 +69,14 @@ class GraphedFunction:
             self._calls[key] += 1
             return self._function(*inputs)
         if graph is None:
+            size = sum(tensor.numel() for tensor in inputs if tensor is not None)
+            if size > self._largest:
+                self._graphs.clear()
+                self._largest = 0
+                self._capture = self._new_capture()  # a pool that no graph uses any more cannot be used again
             held = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
             graph = self._graphs[key] = _Graph(held, *self._capture(self._function, held))
+            self._largest = max(self._largest, size)
             if len(self._graphs) > _MAX_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)

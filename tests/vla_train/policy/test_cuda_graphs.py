@@ -48,11 +48,23 @@ def test_each_set_of_shapes_is_captured_at_its_third_call_and_then_replayed_with
     module, recorder = _module(), _Recorder()
     graphed = _graphed(module, recorder)
     for captures in (0, 0, 3, 3):
-        for rows, offset in ((2, None), (5, None), (2, torch.ones(()))):
+        for rows, offset in ((5, None), (2, None), (2, torch.ones(()))):
             x = torch.randn(rows, 4)
             [out] = graphed(x, offset)
             torch.testing.assert_close(out, module(x) + (0 if offset is None else offset))
         assert recorder.captures == captures
+
+
+@torch.no_grad()
+def test_a_shape_larger_than_all_before_starts_a_new_pool_into_which_the_smaller_ones_follow():
+    module, recorder = _module(), _Recorder()
+    graphed = _graphed(module, recorder)
+    numbers = []
+    for rows in (2, 2, 2, 5, 5, 5, 2, 5, 2):
+        x = torch.randn(rows, 4)
+        torch.testing.assert_close(graphed(x, None)[0], module(x))
+        numbers.append((recorder.pools, recorder.captures))
+    assert numbers == [(0, 0), (0, 0), (1, 1), (1, 1), (1, 1), (2, 2), (2, 3), (2, 3), (2, 3)]
 
 
 @torch.no_grad()
@@ -93,7 +105,7 @@ def test_the_graph_unused_for_longest_goes_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "_MAX_GRAPHS", 2)
     recorder = _Recorder()
     graphed = _graphed(_module(), recorder)
-    for rows in (1, 1, 1, 2, 2, 2, 1, 3, 3, 3, 1):
+    for rows in (3, 3, 3, 2, 2, 2, 3, 1, 1, 1, 3):
         graphed(torch.randn(rows, 4), None)
     assert recorder.captures == 3
     graphed(torch.randn(2, 4), None)
@@ -114,17 +126,17 @@ def test_cudas_graphs_see_new_inputs_new_weights_and_moved_weights():
 
 @pytest.mark.gpu
 @torch.no_grad()
-def test_graphs_captured_from_the_largest_down_hold_little_more_memory_than_the_largest():
+def test_graphs_of_growing_shapes_hold_little_more_memory_than_the_largest():
     module = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(8))).cuda()
     used = {}
-    for sizes in ((64,), (64, 56, 48, 40, 32, 24, 16, 8)):
+    for sizes in ((64,), (8, 16, 24, 32, 40, 48, 56, 64)):
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         graphed = GraphedFunction(lambda x: (module(x).sum(),), module)
-        for size in sizes * 3:
+        for size in sizes * 5:
             graphed(torch.randn(1024 * size, 1024, device="cuda"))
         torch.cuda.empty_cache()
         inputs = 4 * 1024 * 1024 * sum(sizes)
         used[sizes] = torch.cuda.memory_reserved() - before - inputs
         del graphed
-    assert used[64, 56, 48, 40, 32, 24, 16, 8] < 3 * used[64,]
+    assert used[8, 16, 24, 32, 40, 48, 56, 64] < 3 * used[64,]
