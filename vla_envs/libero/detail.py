@@ -1,4 +1,4 @@
-"""`detail="fast"`: the same scene with fewer triangles, smaller textures and no mirrors, for cameras of about 256 pixels.
+"""`detail="fast"`: the same scene with fewer triangles and smaller textures, for cameras of about 256 pixels.
 
 Only what is drawn changes. Meshes that anything collides with stay as they are, and so do masses and inertias
 (`compile.compile_scene` copies them), so that both details play the same physics.
@@ -34,8 +34,6 @@ def simplify(spec: mujoco.MjSpec) -> None:
     for texture in spec.textures:
         if texture.file:
             _shrink_texture(texture, model, model.tex(texture.name).id)
-    for material in spec.materials:
-        material.reflectance = 0  # for a mirror in view, everything is drawn a second time
 
 
 def _simplify_mesh(mesh: "mujoco._specs.MjsMesh", model: mujoco.MjModel, mesh_id: int) -> None:
