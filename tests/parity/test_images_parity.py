@@ -79,12 +79,10 @@ def test_scenes_drawn_in_turn_look_as_if_drawn_alone(drawn_scene: LiberoEngineSc
 
 
 @pytest.mark.slow
-def test_simplified_scenes_keep_28_decibels_on_average_over_a_task_of_each_suite():
-    ratios = []
+def test_simplified_scenes_keep_28_decibels_in_a_task_of_each_suite():
     for suite, task_id in (("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 3), ("libero_10", 2), ("libero_90", 0)):
         full, fast = load_scene(suite, task_id), load_scene(suite, task_id, detail="fast")
         assert fast.model.nmeshface < full.model.nmeshface / 4
         states = states_to_draw(full, seed=4)[:2]
-        ratios.append(psnr_of_fast_detail(LiberoEngineScene(full), LiberoEngineScene(fast), states))
-    for camera in ("agentview", "wrist"):
-        assert np.mean([ratio[camera] for ratio in ratios]) >= MIN_PSNR_DB, ratios
+        ratios = psnr_of_fast_detail(LiberoEngineScene(full), LiberoEngineScene(fast), states)
+        assert min(ratios.values()) >= MIN_PSNR_DB, (suite, ratios)
