@@ -24,7 +24,7 @@ def scene_and_stock(request: pytest.FixtureRequest) -> Iterator[tuple[Scene, Any
     stock.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def drawn_scene(scene_and_stock: tuple[Scene, Any]) -> Iterator[LiberoEngineScene]:
     """The scene, kept on the GL threads from one test to the next."""
     with open_engine():
