@@ -21,6 +21,7 @@ Device = Literal["auto", "cuda", "cpu"]
 _PACKAGES = "libegl1 libgl1 libgl1-mesa-dri"
 _EGL_EXTENSIONS = 0x3055
 _EGL_CUDA_DEVICE_NV = 0x323A
+_EGL_PLATFORM_SURFACELESS_MESA = 0x31DD
 _GL_RENDERER = 0x1F01
 
 
@@ -35,6 +36,12 @@ class GLDevice:
     """Of the EGL display."""
     display: Any = field(compare=False)
     config: Any = field(compare=False)
+    twin: "GLDevice | None" = field(default=None, compare=False)
+    """The same software behind another display: contexts of one display take turns at filling triangles."""
+
+    def of_thread(self, thread: int) -> "GLDevice":
+        """The display for one of several threads that draw at once, counted from 0."""
+        return self.twin if self.twin is not None and thread % 2 == 1 else self
 
     def make_context(self) -> "GLContext":
         """A context of the calling thread, made current there."""
@@ -82,15 +89,14 @@ def open_device(device: Device) -> GLDevice:
         for display, gpu in displays:
             if gpu == is_gpu:
                 try:
-                    with ThreadPoolExecutor(1) as probe:  # the calling thread may have a context of its own
-                        opened = probe.submit(_open, display, is_gpu=is_gpu).result()
+                    opened = _open(display, is_gpu=is_gpu)
                 except Exception as error:  # drivers fail in many ways; what counts is whether another one works
                     reasons.append(repr(error))
                     continue
                 if device == "cuda" and not is_gpu:
                     logger.warning("no GPU can render here: rendering in software (%s)", opened.renderer)
                 logger.info("rendering on %s", opened.renderer)
-                return opened
+                return opened if is_gpu else replace(opened, twin=_twin(opened))
     detail = f" ({'; '.join(reasons)})" if reasons else ""
     raise RenderingUnavailableError(
         f"no {'software ' if device == 'cpu' else ''}OpenGL device can render here{detail}. "
@@ -137,8 +143,25 @@ def _preference(index: int, device: Any, extensions: str) -> tuple[bool, int]:
     return (True, index)
 
 
+def _twin(device: GLDevice) -> GLDevice | None:
+    """Another display that draws with the same software, if there is one."""
+    from mujoco.egl import egl_ext as egl
+
+    try:
+        twin = _open(egl.eglGetPlatformDisplayEXT(_EGL_PLATFORM_SURFACELESS_MESA, None, None), is_gpu=False)
+    except Exception as error:  # as above; it is only slower without
+        logger.debug("no second display: %r", error)
+        return None
+    return twin if twin.renderer == device.renderer and twin != device else None
+
+
 def _open(display: Any, *, is_gpu: bool) -> GLDevice:
     """Initialise a display, make one context on it and ask it who it is."""
+    with ThreadPoolExecutor(1) as probe:  # the calling thread may have a context of its own
+        return probe.submit(_probe, display, is_gpu=is_gpu).result()
+
+
+def _probe(display: Any, *, is_gpu: bool) -> GLDevice:
     from mujoco.egl import EGL_ATTRIBUTES
     from mujoco.egl import egl_ext as egl
 

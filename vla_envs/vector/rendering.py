@@ -121,7 +121,7 @@ class RenderPool:
             while (frame := self._take(thread, held)) is not None:
                 scene = ref(frame.scene)
                 try:
-                    context = context or self._device.make_context()
+                    context = context or self._device.of_thread(thread).make_context()
                     if scene not in held:
                         held[scene] = _SceneRenderer(frame.scene)
                     held.move_to_end(scene)

@@ -53,6 +53,16 @@ def test_choices_of_the_same_device_are_equal():
     assert (open_device("auto") == open_device("cpu")) == (not open_device("auto").is_gpu)
 
 
+def test_threads_that_draw_in_software_at_once_have_two_displays_of_the_same_renderer():
+    device = open_device("cpu")
+    first, second, third = (device.of_thread(thread) for thread in range(3))
+    assert first == third == device
+    assert second.renderer == device.renderer
+    if device.twin is not None:
+        assert second.address != device.address
+        second.make_context().free()
+
+
 def test_without_a_driver_the_error_names_the_packages():
     for device in ("auto", "cuda", "cpu"):
         result = run_python(f"from vla_envs.vector.gl_context import open_device; open_device({device!r})", NO_DRIVER)
