@@ -19,26 +19,42 @@ class Rates:
         return self.ours / self.stock
 
 
-def compare(benchmark: Any, claim: str, unit: str, *, ours: Callable[[], int], stock: Callable[[], int], rounds: int) -> Rates:
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two ways."""
+
+    work: Callable[[], int]
+    """Does some work, and returns how many units."""
+    prepare: Callable[[], object] = lambda: None
+    """Called before each measurement, and not measured."""
+
+
+def compare(benchmark: Any, claim: str, unit: str, *, ours: Side, stock: Side, rounds: int) -> Rates:
     """Measure both, and print the ratio.
 
     Args:
         benchmark: pytest-benchmark's fixture; it times `ours`.
         claim: What is compared.
         unit: What is counted.
-        ours: Does some work, and returns how many units.
-        stock: The same for stock LIBERO.
+        ours: This project's.
+        stock: Stock LIBERO's.
         rounds: How often each is measured.
     """
     speeds: dict[str, list[float]] = {"ours": [], "stock": []}
 
-    def measure(name: str, work: Callable[[], int]) -> None:
+    def measure(name: str, side: Side) -> None:
         start = time.perf_counter()
-        units = work()
+        units = side.work()
         speeds[name].append(units / (time.perf_counter() - start))
 
-    ours()  # what the first call has to set up is not of interest
-    benchmark.pedantic(lambda: measure("ours", ours), setup=lambda: measure("stock", stock), rounds=rounds)
+    def take_turns() -> None:
+        stock.prepare()
+        measure("stock", stock)
+        ours.prepare()
+
+    ours.prepare()
+    ours.work()  # what the first call has to set up is not of interest
+    benchmark.pedantic(lambda: measure("ours", ours), setup=take_turns, rounds=rounds)
     rates = Rates(ours=statistics.median(speeds["ours"]), stock=statistics.median(speeds["stock"]))
     benchmark.extra_info.update({"unit": unit, "ours": rates.ours, "stock": rates.stock, "ratio": rates.ratio})
     print(f"\n{claim}: {rates.ours:.3g} {unit}, stock LIBERO {rates.stock:.3g}: {rates.ratio:.1f} x")

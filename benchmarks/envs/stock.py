@@ -55,8 +55,8 @@ def reset_stock(envs: Any, init_state_id: int) -> None:
     envs.set_init_state([states[(init_state_id + index) % len(states)] for index in range(NUM_STOCK_ENVS)])
 
 
-def play_stock_chunk(envs: Any, rng: np.random.Generator) -> int:
-    """Play a chunk of random actions in every env; returns how many chunks that is."""
-    for action in rng.uniform(-1, 1, (CHUNK_SIZE, NUM_STOCK_ENVS, 7)):
+def play_stock(envs: Any, rng: np.random.Generator, num_chunks: int) -> int:
+    """Play chunks of random actions in every env; returns how many chunks that is in all."""
+    for action in rng.uniform(-1, 1, (num_chunks * CHUNK_SIZE, NUM_STOCK_ENVS, 7)):
         envs.step(action)
-    return NUM_STOCK_ENVS
+    return num_chunks * NUM_STOCK_ENVS

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pairing import compare
+from pairing import Side, compare
 from stock import IMAGE_SIZE, NUM_STOCK_ENVS, SUITE, TASK_ID, reset_stock
 
 from vla_envs.libero.env import LiberoEnv
@@ -35,7 +35,9 @@ def compare_resets(benchmark: Any, stock_envs: Any, claim: str, *, distinct: int
         reset_stock(stock_envs, NUM_STOCK_ENVS * num_resets)
         return NUM_STOCK_ENVS
 
-    rates = compare(benchmark, f"reset, {claim}", "slots/s", ours=reset_here, stock=reset_there, rounds=ROUNDS)
+    rates = compare(
+        benchmark, f"reset, {claim}", "slots/s", ours=Side(work=reset_here), stock=Side(work=reset_there), rounds=ROUNDS
+    )
     env.close()
     return rates.ratio
 

@@ -37,6 +37,7 @@ class LiberoEngineScene(EngineScene):
         self.initial_control: ControlState = initial_control_state(scene.model, self.law)
         self.pairs = contact_pairs(scene.model.ngeom, scene.goal.contact_pairs)
         self.state_size = mujoco.mj_stateSize(scene.model, _STATE)
+        scene.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_SENSOR  # nobody reads the wrist's force and torque
         self._shown = np.array([scene.model.site_rgba[switch.site_id, 3] > 0 for switch in scene.visual_switches], bool)
 
     def new_player(self) -> "LiberoPlayer":
