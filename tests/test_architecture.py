@@ -24,7 +24,6 @@ LOOP_RANK = RANKS.index(())
 
 OWNERS = {
     "ray": {"vla_train.distributed.ray"},
-    "vllm": {"vla_train.policy.vllm_policy"},
     "isaaclab": {"vla_envs.isaac.isaaclab"},
     "isaacsim": {"vla_envs.isaac.isaaclab"},
     "robosuite": {"vla_envs.libero.compile"},
@@ -36,7 +35,7 @@ OWNERS = {
 }
 """Libraries that few modules may touch."""
 HEAVY = {
-    *("torch", "transformers", "ray", "vllm", "gymnasium", "mujoco", "numba", "robosuite", "libero"),
+    *("torch", "transformers", "ray", "gymnasium", "mujoco", "numba", "robosuite", "libero"),
     *("matplotlib", "imageio", "tensorboard", "PIL", "vla_envs.libero", "vla_train.policy"),
 }
 
