@@ -50,12 +50,18 @@ def suite_tasks(suite: str, *, scene_dir: Path | None = None) -> dict[int, Suite
 
     Raises:
         ValueError: There is no such suite; the message names those there are.
-        MissingDependencyError: LIBERO is not installed.
+        MissingDependencyError: LIBERO is not installed, or lists the suite and does not hold its files.
         SceneFormatError: `scene_dir` is not a folder of exported scenes.
     """
     if scene_dir is not None:
         return _exported_tasks(suite, scene_dir)
-    return dict(_installed_tasks(suite))
+    try:
+        return dict(_installed_tasks(suite))
+    except FileNotFoundError as error:
+        raise MissingDependencyError(
+            f"{libero_version()} lists suite {suite!r} but does not hold its files ({error}): install a LIBERO that does, "
+            "or choose another suite"
+        ) from error
 
 
 def libero_version() -> str:

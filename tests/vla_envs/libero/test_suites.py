@@ -54,6 +54,18 @@ def test_an_unknown_suite_is_an_error_that_names_those_there_are():
         suite_tasks("libero_11")
 
 
+def test_a_suite_that_is_listed_without_its_files_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    suites._installed_tasks.cache_clear()
+    benchmark = suites.benchmark_suite("libero_goal")
+    monkeypatch.setattr(benchmark, "get_task_init_states", lambda task_id: (tmp_path / "goal.pruned_init").read_bytes())
+    with pytest.raises(
+        MissingDependencyError, match=r"lists suite 'libero_goal' but does not hold its files .*goal\.pruned_init"
+    ):
+        suite_tasks("libero_goal")
+    monkeypatch.undo()
+    assert len(suite_tasks("libero_goal")) == 10  # the failure is not remembered
+
+
 def test_without_libero_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     suites.benchmark_suite.cache_clear()
     suites._installed_tasks.cache_clear()
