@@ -109,7 +109,9 @@ class TensorBoardTracker:
     def __init__(self, run: Path, resume_iteration: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=(resume_iteration or 0) + 1)
+        folder = run / "tensorboard"
+        _let_the_second_pass(folder)
+        self._writer = SummaryWriter(str(folder), purge_step=(resume_iteration or 0) + 1)
 
     def log(self, scalars: Mapping[str, float], *, iteration: int) -> None:
         for name, value in scalars.items():
@@ -174,6 +176,16 @@ def make_tracker(name: str, run: Path, config: Mapping[str, Any], resume_iterati
         case "trackio":
             return TrackioTracker(run, config, resume_iteration)
     raise ValueError(f"unknown tracker {name!r}: choose among tensorboard, wandb, trackio")
+
+
+def _let_the_second_pass(folder: Path) -> None:
+    """Wait until a new event file sorts behind the others: TensorBoard reads them by name, and a name tells only the second.
+
+    A file that is read before those it hides would lose to them.
+    """
+    newest = max((int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")), default=None)
+    while int(time.time()) == newest:
+        time.sleep(0.05)
 
 
 def _installed(name: str) -> ModuleType:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from vla_train.tracking import METRICS_FILE, RunLog, read_records
 
@@ -101,6 +102,14 @@ def test_tensorboard_hides_what_a_resumed_or_fresh_run_does_again(
     curve = events(tmp_path).Scalars("rollout/success_rate")
     assert [event.step for event in curve] == expected
     assert curve[-1].value == pytest.approx(expected[-1] / 10 + 0.5)
+
+
+def test_a_run_resumed_within_the_second_hides_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))  # names end with .9 and .10
+    log_iterations(tmp_path, range(1, 4), resume=None, trackers=("tensorboard",))
+    log_iterations(tmp_path, range(3, 5), resume=2, offset=0.5, trackers=("tensorboard",))
+    curve = events(tmp_path).Scalars("rollout/success_rate")
+    assert [(event.step, round(event.value, 3)) for event in curve] == [(1, 0.1), (2, 0.2), (3, 0.8), (4, 0.9)]
 
 
 def test_an_unknown_tracker_is_refused_with_the_known_ones(tmp_path: Path) -> None:
