@@ -55,7 +55,7 @@ bench: setup     ## the benchmarks, each beside its baseline
 	$(BIN)/python -m pytest -q -s benchmarks $(ARGS)
 
 parity: setup    ## compare all 130 tasks with stock LIBERO, and write docs/parity.md
-	$(BIN)/python benchmarks/parity.py $(ARGS)
+	$(BIN)/python -m benchmarks.parity $(ARGS)
 
 report: setup    ## one HTML page about the run in runs/cpu; another run: make report RUN=runs/NAME
 	$(BIN)/python -m vla_train report $(RUN)

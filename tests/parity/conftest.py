@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.parity_images import open_engine
-from benchmarks.parity_stock import make_stock
+from benchmarks.parity.images import open_engine
+from benchmarks.parity.stock import make_stock
 from vla_envs.libero.cache import load_scene
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.scene import Scene

@@ -7,7 +7,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from benchmarks.parity_goals import compare_goals, goal_states, verdicts
+from benchmarks.parity.goals import compare_goals, goal_states, verdicts
 from vla_envs.libero.cache import load_scene
 from vla_envs.libero.compile import build_libero
 from vla_envs.libero.engine_scene import LiberoEngineScene

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.parity_images import (
+from benchmarks.parity.images import (
     compare_episode_images,
     compare_images,
     open_engine,

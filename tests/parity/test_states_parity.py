@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from benchmarks.parity_states import (
+from benchmarks.parity.states import (
     END_EFFECTOR_TOLERANCE_MM,
     POSITION_TOLERANCE,
     Episode,
@@ -18,7 +18,7 @@ from benchmarks.parity_states import (
     random_episode,
     stock_proprioception,
 )
-from benchmarks.parity_stock import begin_stock, switch_cameras
+from benchmarks.parity.stock import begin_stock, switch_cameras
 from vla_envs.libero.scene import Scene
 
 JOINT_TOLERANCE = 1e-6

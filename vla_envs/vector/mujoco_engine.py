@@ -186,17 +186,35 @@ class MujocoEngine:
         return frames
 
     def _for_each(self, slots: Sequence[int], work: Callable[[int], None]) -> None:
-        """Do `work(index)` for each index of `slots`, in the pool; the first error is raised once all have ended."""
+        """Do `work(index)` for each index of `slots`, in the pool; the first error is raised once all have ended.
+
+        An interrupt is raised once none is under way: those that had not begun never do.
+        """
         self._check_open()
         if len(slots) == 1:
             work(0)
             return
-        futures: list[Future] = []
+        ends: list[Future] = [Future() for _ in slots]  # not the pool's: an interrupt may lose one that it is just giving
+
+        def run(index: int) -> None:
+            if not ends[index].set_running_or_notify_cancel():
+                return
+            try:
+                work(index)
+            except BaseException as error:
+                ends[index].set_exception(error)
+            else:
+                ends[index].set_result(None)
+
         try:
             for index in range(len(slots)):
-                futures.append(self._workers.submit(work, index))
-        finally:
-            _wait_for(futures)
+                self._workers.submit(run, index)
+            wait(ends)
+        except BaseException:
+            wait([end for end in ends if not end.cancel()])  # it takes no longer than a chunk
+            raise
+        for end in ends:
+            end.result()
 
 
 @cache
@@ -215,7 +233,7 @@ def _wait_for(futures: list[Future]) -> None:
     try:
         wait(futures)
     except BaseException:
-        wait(futures)  # players and arrays are in use until then; it takes no longer than a chunk
+        wait(futures)  # players and arrays are in use until then
         raise
     for future in futures:
         future.result()

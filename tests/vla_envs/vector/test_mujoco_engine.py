@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -170,6 +171,32 @@ def test_an_interrupt_waits_for_players_before_it_is_raised(engine: MujocoEngine
         engine.step([0, 1], pushes(2, 4), np.full(2, 4), {})
     interrupter.join()
     assert len(ended) == 2
+
+
+def test_an_interrupt_while_work_is_handed_out_waits_for_what_has_begun(engine: MujocoEngine, monkeypatch: pytest.MonkeyPatch):
+    engine.begin([0, 1, 2], [BallScene()] * 3, [flying(1.0)] * 3)
+    play, submit, begun, ended = BallPlayer.play, engine._workers.submit, threading.Semaphore(0), []
+
+    def play_slowly(player: BallPlayer, actions: np.ndarray, num_steps: int) -> int:
+        begun.release()
+        time.sleep(0.2)
+        completed = play(player, actions, num_steps)
+        ended.append(player)
+        return completed
+
+    def interrupted(*work: Any) -> None:
+        submit(*work)
+        begun.acquire()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BallPlayer, "play", play_slowly)
+    monkeypatch.setattr(engine._workers, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step([0, 1, 2], pushes(3, 4), np.full(3, 4), {})
+    assert len(ended) == 1
+    monkeypatch.undo()
+    engine.begin([0, 1, 2], [BallScene()] * 3, [flying(1.0)] * 3)
+    assert engine.step([0, 1, 2], pushes(3, 4), np.full(3, 4), {}).num_steps.tolist() == [4, 4, 4]
 
 
 def test_close_waits_for_a_step_in_another_thread_and_may_be_repeated(engine: MujocoEngine, monkeypatch: pytest.MonkeyPatch):

@@ -1,23 +1,21 @@
 """Draws docs/images/detail.png: six scenes at full and at fast detail, side by side.
 
-python benchmarks/parity_figure.py
+python -m benchmarks.parity.figure
 """
 
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "egl")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.parity_images import open_engine, pictures, psnr
+from benchmarks.parity.images import open_engine, pictures, psnr
 from vla_envs.libero.cache import load_scene
 from vla_envs.libero.engine_scene import LiberoEngineScene
 
-FILE = Path(__file__).resolve().parents[1] / "docs" / "images" / "detail.png"
+FILE = Path(__file__).resolve().parents[2] / "docs" / "images" / "detail.png"
 SCENES = [
     ("libero_spatial", 0),
     ("libero_object", 0),

@@ -10,9 +10,9 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from benchmarks.parity_goals import GoalComparison
-from benchmarks.parity_images import ImageComparison
-from benchmarks.parity_states import END_EFFECTOR_TOLERANCE_MM, POSITION_TOLERANCE, StateComparison
+from benchmarks.parity.goals import GoalComparison
+from benchmarks.parity.images import ImageComparison
+from benchmarks.parity.states import END_EFFECTOR_TOLERANCE_MM, POSITION_TOLERANCE, StateComparison
 from vla_envs.libero.suites import libero_version, suite_tasks
 from vla_envs.vector.gl_context import open_device
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.parity_goals import goal_states
-from benchmarks.parity_stock import begin_stock, switch_cameras, turned
+from benchmarks.parity.goals import goal_states
+from benchmarks.parity.stock import begin_stock, switch_cameras, turned
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.scene import Scene
 from vla_envs.vector.mujoco_engine import MujocoEngine

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.parity_stock import begin_stock, switch_cameras
+from benchmarks.parity.stock import begin_stock, switch_cameras
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.scene import Scene
 
@@ -55,7 +55,7 @@ def compare_states(scene: Scene, stock: Any, *, seed: int) -> StateComparison:
 
     Args:
         scene: The task, compiled.
-        stock: LIBERO's env of it (`parity_stock.make_stock`); its cameras are switched off.
+        stock: LIBERO's env of it (`stock.make_stock`); its cameras are switched off.
         seed: Of the actions, and of which initial state is taken.
     """
     start, actions = random_episode(scene, seed)
