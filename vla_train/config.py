@@ -120,12 +120,12 @@ class PolicyConfig:
     """Sampling copies that share each batch (with worker = ray), each on a GPU of its own where the model runs on GPUs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Weights and activations; auto is bfloat16 on a GPU, float32 on the CPU. Log-probs are always float32."""
-    jpeg: bool = False
-    """Pass images through JPEG (quality 95) first, as the training data of the published checkpoints was."""
+    jpeg: Literal["auto", "on", "off"] = "auto"
+    """Pass images through JPEG (quality 95) first; auto: as the checkpoint says, or as published ones of LIBERO need it."""
     compile: bool = False
     """Compile the model with torch.compile (pays on GPUs)."""
     fp8: bool = False
-    """Sample with FP8 weights on GPUs that multiply them: faster, less precise; log-probs are the quantised policy's."""
+    """Sample and evaluate with FP8 weights on GPUs that multiply them: faster, less precise; log-probs are theirs."""
     lora_rank: int = 0
     """Rank of LoRA adapters on all linear layers, which alone are then trained; 0 trains all weights."""
     activation_checkpointing: bool = False

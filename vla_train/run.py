@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from vla_train.algo.filters import has_signal
-from vla_train.config import RolloutConfig, TrainConfig, config_to_json
+from vla_train.config import EnvConfig, PolicyConfig, RolloutConfig, TrainConfig, config_to_json
 from vla_train.display import Display
 from vla_train.distributed import local
 from vla_train.evaluation import EvaluationResult, summary
@@ -86,17 +86,17 @@ class Run:
 
     def _set_up(self, undo: ExitStack) -> None:
         config, ranks = self.config, self.ranks
+        env = useful_slots(config.env, self._rollout_config) if ranks.size > 1 else config.env
         self.display.line(
-            f"[bold]{config.output}[/bold]: starting {config.env.num_groups} groups of {config.env.envs_per_group} "
-            f"{config.env.id} envs"
+            f"[bold]{config.output}[/bold]: starting {env.num_groups} groups of {env.envs_per_group} {env.id} envs"
         )
-        workers = make_workers(config.env, chunk_size=config.policy.chunk_size, seed=config.seed + 1000 * ranks.rank)
+        workers = make_workers(env, chunk_size=config.policy.chunk_size, seed=config.seed + 1000 * ranks.rank)
         for worker in workers:
             undo.callback(worker.close)
         self.env = workers[0].description
-        policy = self._policy_factory()
         # Nobody may sample from weights that change, or that are spread over ranks or machines.
         apart = self._rollout_config.max_staleness > 0 or ranks.size > 1 or config.policy.worker == "ray"
+        policy = self._policy_factory(replace(config.policy, fp8=False) if apart else config.policy)()
         self.policy = self._build_sampler(use_gpu=policy.device.type == "cuda") if apart else policy
         self.rollout = Rollout(
             self._rollout_config, policy=self.policy, workers=workers, timeline=self.timeline, seed=config.seed
@@ -110,7 +110,9 @@ class Run:
             seed=config.seed,
             ranks=ranks,
         )
-        prepare_run(config.output, trainer=self.trainer, keep=config.keep_checkpoints)
+        prepare_run(
+            config.output, trainer=self.trainer, rollout_bytes=self.rollout.max_state_bytes, keep=config.keep_checkpoints
+        )
         self._prompts = PromptStream(
             self.env.task_ids,
             self.env.num_init_states,
@@ -317,17 +319,17 @@ class Run:
     # --- parts
 
     def _build_sampler(self, *, use_gpu: bool) -> RolloutPolicy:
+        factory = self._policy_factory(self.config.policy)
         if self.config.policy.worker == "ray":
             from vla_train.distributed.ray import make_rollout_policy
 
-            return make_rollout_policy(self._policy_factory, replicas=self.config.policy.replicas, use_gpu=use_gpu)
-        return local.make_rollout_policy(self._policy_factory)
+            return make_rollout_policy(factory, replicas=self.config.policy.replicas, use_gpu=use_gpu)
+        return local.make_rollout_policy(factory)
 
-    @property
-    def _policy_factory(self) -> Callable[[], TorchPolicy]:
+    def _policy_factory(self, config: PolicyConfig) -> Callable[[], TorchPolicy]:
         return partial(
             build_policy,
-            self.config.policy,
+            config,
             action_low=self.env.action_low,
             action_high=self.env.action_high,
             suite=self.env.suite,
@@ -372,3 +374,9 @@ def _share(config: RolloutConfig, ranks: Ranks) -> RolloutConfig:
     if config.groups_per_iteration % ranks.size:
         raise ValueError(f"rollout.groups_per_iteration {config.groups_per_iteration} must be a multiple of {ranks.size} ranks")
     return replace(config, groups_per_iteration=config.groups_per_iteration // ranks.size, deterministic=True)
+
+
+def useful_slots(env: EnvConfig, rollout: RolloutConfig) -> EnvConfig:
+    """As many envs as can play at once where nothing is played ahead."""
+    episodes = rollout.groups_per_iteration * rollout.group_size
+    return replace(env, envs_per_group=min(env.envs_per_group, -(-episodes // env.num_groups)))

@@ -122,7 +122,7 @@ def test_more_episodes_can_be_added_with_envs_arranged_otherwise(evaluation, tmp
     [
         ({"env": {"kwargs": {"fault": "none"}}}, "other env"),
         ({"env": {"success": "return"}}, "other env"),
-        ({"policy": {"jpeg": True}}, "other policy"),
+        ({"policy": {"jpeg": "on"}}, "other policy"),
         ({"seed": 1}, "other seed"),
         ({"train_fraction": 0.5}, "other train_fraction"),
     ],

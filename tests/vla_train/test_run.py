@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from small_runs import command_line
 
-from vla_train.config import TrainConfig
+from vla_train.config import EnvConfig, RolloutConfig, TrainConfig
 from vla_train.display import Display
 from vla_train.loop import set_up, train
 from vla_train.pipeline.rollout_result import RolloutStats, combine_stats
 from vla_train.prompts import evaluation_episodes
-from vla_train.run import Run
+from vla_train.run import Run, useful_slots
 from vla_train.tracking import read_records
 from vla_train.trainer.checkpoint import load_checkpoint
 from vla_train.trainer.checkpoint_folder import best_checkpoint
@@ -56,6 +56,13 @@ def test_groups_that_cannot_be_shared_between_ranks_are_refused(small_run: MakeR
     with pytest.raises(ValueError, match="multiple of 3 ranks"):
         Run(small_run(), ranks=Ranks(rank=0, size=3), display=Display("none"))
     assert not small_run().output.exists()
+
+
+def test_ranks_start_no_more_envs_than_can_play_at_once() -> None:
+    env = EnvConfig(num_groups=3, envs_per_group=64)
+    rollout = RolloutConfig(groups_per_iteration=2, group_size=8)
+    assert useful_slots(env, rollout).envs_per_group == 6
+    assert useful_slots(dataclasses.replace(env, envs_per_group=4), rollout).envs_per_group == 4
 
 
 def test_a_run_is_done_where_its_checkpoint_says_so(small_run: MakeRun) -> None:

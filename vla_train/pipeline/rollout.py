@@ -54,11 +54,13 @@ class Rollout:
         self._conductor = Conductor(workers, max_batch=config.max_policy_batch, max_wait_s=config.max_wait_s, timeline=timeline)
         slots = sum(worker.description.num_slots for worker in workers)
         # Groups that wait for an older one to finish hold no slot: beyond one iteration, allow as many as the slots can play.
-        lookahead = config.groups_per_iteration + math.ceil(slots / config.group_size)
+        lookahead = 0 if config.deterministic else config.groups_per_iteration + math.ceil(slots / config.group_size)
+        self._max_carried = lookahead * config.group_size
+        """Episodes that may be finished and not yet handed out between two iterations."""
         self._sampling = DynamicSampling(
             groups_per_iteration=config.groups_per_iteration,
             max_groups=max(1, int(config.max_attempts * config.groups_per_iteration)),
-            lookahead=0 if config.deterministic else lookahead,
+            lookahead=lookahead,
         )
         self._busy = threading.Lock()
         self._closed = False
@@ -210,6 +212,13 @@ class Rollout:
         """
         with self._exclusive():
             return pack_groups(self._sampling.pending())
+
+    @property
+    def max_state_bytes(self) -> int:
+        """Bytes that `state_dict` may take between two iterations, nearly all of them pictures; 0 without a time limit."""
+        env = self._workers[0].description
+        decisions = math.ceil((env.max_episode_steps or 0) / self._policy.chunk_size)
+        return self._max_carried * decisions * math.prod(env.image_shape)
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on with the groups of a `state_dict`; what this rollout holds is dropped."""

@@ -78,7 +78,8 @@ class GraphedFunction:
             graph = self._graphs[key] = _Graph(held, *self._capture(self._function, held))
             self._largest = max(self._largest, size)
             if len(self._graphs) > _MAX_GRAPHS:
-                self._graphs.popitem(last=False)
+                oldest, _ = self._graphs.popitem(last=False)
+                del self._calls[oldest]  # where more shapes than that take turns, hardly any is worth a graph
         self._graphs.move_to_end(key)
         for kept, given in zip(graph.inputs, inputs, strict=True):
             if kept is not None and given is not None:
@@ -110,8 +111,10 @@ def cuda_graph_capture() -> Capture:
 
     def capture(function: Function, inputs: Inputs) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
         graph = torch.cuda.CUDAGraph()
+        device = next(tensor.device for tensor in inputs if tensor is not None)
+        # The present device is the thread's own, and all but the main thread begin with the first of the machine.
         # "thread_local": simulators and the trainer may use the device meanwhile, from threads of their own.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = function(*inputs)
         return graph.replay, outputs
 

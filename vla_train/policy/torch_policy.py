@@ -259,14 +259,16 @@ def build_policy(
     if model.config.chunk_size != config.chunk_size:
         raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {model.config.chunk_size} actions")
     prompts = PromptEncoder.from_json(tokenizer, model.config)
+    name = _statistics_name(config, model.config, suite=suite)
     preprocessor = model.companion_files.get(_PREPROCESSOR_FILE)
     images = settings_from_json(
         {} if preprocessor is None else json_object(preprocessor, name=_PREPROCESSOR_FILE),
         image_size=model.config.image_size,
-        jpeg=config.jpeg,
+        jpeg=_jpeg(config, model.config, dataset=name),
     )
     model.companion_files.setdefault(_PREPROCESSOR_FILE, json_bytes(settings_to_json(images)))
-    codec = _codec(config, model.config, action_dim=len(action_low), suite=suite)
+    codec = _codec(config, model.config, dataset=name, action_dim=len(action_low))
+    model.config = replace(model.config, gripper=codec.gripper, jpeg=images.jpeg)  # saved checkpoints say what was settled here
     if config.lora_rank:
         from vla_train.policy.simplevla_oft.lora import add_lora
 
@@ -300,33 +302,47 @@ def _random_model(
         action_dim=len(action_low),
     )
     name = "actions" if suite is None else f"{suite}_no_noops"
-    shape = replace(shape, gripper=None, norm_stats={name: statistics.to_json()})
+    shape = replace(shape, gripper=None, jpeg=False, norm_stats={name: statistics.to_json()})
     model = SimpleVLAOFT.from_random(shape, seed=seed, dtype=dtype, device=device)
     content = tokenizer.to_str().encode()
     model.companion_files[TOKENIZER_FILE] = content
     return model, content
 
 
-def _codec(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, action_dim: int, suite: str | None) -> ActionCodec:
+def _statistics_name(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, suite: str | None) -> str:
     if not shape.norm_stats:
         raise ValueError(f"{config.checkpoint} has no action statistics: {STATISTICS_FILE} is missing or empty")
-    name = select_statistics(shape.norm_stats, key=config.statistics_key, suite=suite)
-    statistics = ActionStatistics.from_json(shape.norm_stats[name], name=name)
+    return select_statistics(shape.norm_stats, key=config.statistics_key, suite=suite)
+
+
+def _jpeg(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, dataset: str) -> bool:
+    """What the config says, else what the checkpoint says, else whether its dataset is one that was published as JPEG."""
+    if config.jpeg != "auto":
+        return config.jpeg == "on"
+    if shape.jpeg is not None:
+        return shape.jpeg
+    is_published = dataset.startswith("libero_") and dataset.endswith("_no_noops")
+    _log.info("images %s JPEG, by the name of dataset %s", "pass through" if is_published else "do not pass through", dataset)
+    return is_published
+
+
+def _codec(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, dataset: str, action_dim: int) -> ActionCodec:
+    statistics = ActionStatistics.from_json(shape.norm_stats[dataset], name=dataset)
     if not len(statistics.low) == shape.action_dim == action_dim:
         raise ValueError(
-            f"the env has {action_dim} action dimensions, the model {shape.action_dim}, its statistics {name!r} "
+            f"the env has {action_dim} action dimensions, the model {shape.action_dim}, its statistics {dataset!r} "
             f"{len(statistics.low)}"
         )
     return ActionCodec(
         statistics=statistics,
-        gripper=_gripper(config, shape, statistics, name=name),
+        gripper=_gripper(config, shape, statistics, dataset=dataset),
         chunk_size=shape.chunk_size,
         vocab_end=shape.pad_token_id,
         num_bins=shape.num_bins,
     )
 
 
-def _gripper(config: PolicyConfig, shape: SimpleVLAOFTConfig, statistics: ActionStatistics, *, name: str) -> Gripper:
+def _gripper(config: PolicyConfig, shape: SimpleVLAOFTConfig, statistics: ActionStatistics, *, dataset: str) -> Gripper:
     """What the config says, else what the checkpoint says, else what its statistics leave no doubt of."""
     if config.gripper != "auto":
         return "libero" if config.gripper == "libero" else None
@@ -335,15 +351,15 @@ def _gripper(config: PolicyConfig, shape: SimpleVLAOFTConfig, statistics: Action
     if statistics.mask.all():
         return None
     is_libero_data = (
-        name.startswith("libero_")
+        dataset.startswith("libero_")
         and not statistics.mask[-1]
         and statistics.mask[:-1].all()
         and (statistics.low[-1], statistics.high[-1]) == (0.0, 1.0)
     )
     if not is_libero_data:
         raise ValueError(
-            f"the checkpoint does not say how dataset {name!r} stores the gripper, and its statistics leave it as it is: "
+            f"the checkpoint does not say how dataset {dataset!r} stores the gripper, and its statistics leave it as it is: "
             "set policy.gripper to libero (0 close .. 1 open) or none (already the env's own values)"
         )
-    _log.info("gripper of %s: stored as 0 close .. 1 open, played as LIBERO's +1 close, -1 open", name)
+    _log.info("gripper of %s: stored as 0 close .. 1 open, played as LIBERO's +1 close, -1 open", dataset)
     return "libero"

@@ -17,7 +17,7 @@ def one_gpu() -> TrainConfig:
             envs_per_group=32,
             max_episode_steps=512,
         ),
-        policy=PolicyConfig(size="openvla-7b", jpeg=True, compile=True, lora_rank=32, activation_checkpointing=True),
+        policy=PolicyConfig(size="openvla-7b", compile=True, lora_rank=32, activation_checkpointing=True),
         rollout=RolloutConfig(groups_per_iteration=16, group_size=8, max_policy_batch=64),
         optim=OptimConfig(learning_rate=1e-5, minibatch_trajectories=64, microbatch_rows=8),
         eval=EvalConfig(every=10, episodes_per_task=10),

@@ -17,9 +17,14 @@ def paper() -> TrainConfig:
             envs_per_group=64,
             max_episode_steps=512,
         ),
-        policy=PolicyConfig(size="openvla-7b", jpeg=True, compile=True, activation_checkpointing=True),
+        policy=PolicyConfig(size="openvla-7b", compile=True, activation_checkpointing=True),
         rollout=RolloutConfig(
-            groups_per_iteration=64, group_size=8, temperature=1.6, min_success_rate=0.1, max_success_rate=0.9
+            groups_per_iteration=64,
+            group_size=8,
+            temperature=1.6,
+            min_success_rate=0.1,
+            max_success_rate=0.9,
+            max_attempts=16.0,
         ),
         algo=AlgoConfig(advantage="grpo", clip_low=0.2, clip_high=0.28, aggregation="seq-mean-token-mean"),
         optim=OptimConfig(learning_rate=5e-6, weight_decay=0.01, max_grad_norm=1.0, minibatch_trajectories=128, epochs=1),

@@ -54,12 +54,13 @@ class Checkpoint:
         return self.path / _POLICY
 
 
-def prepare_run(run: Path, *, trainer: Trainer | None = None, keep: int = 1) -> None:
+def prepare_run(run: Path, *, trainer: Trainer | None = None, rollout_bytes: int = 0, keep: int = 1) -> None:
     """Make the folder of a run, and make sure before training starts that checkpoints can be written to it.
 
     Args:
         run: The run's folder.
         trainer: Whose checkpoints there must be room for; None only tests that the folder can be written to.
+        rollout_bytes: What a rollout's state may take in each checkpoint.
         keep: Newest checkpoints kept; one more is held while a new one is written, and one as the best.
 
     Raises:
@@ -81,7 +82,7 @@ def prepare_run(run: Path, *, trainer: Trainer | None = None, keep: int = 1) -> 
         shutil.rmtree(abandoned, ignore_errors=True)
     if trainer is None:
         return
-    wanted = (keep + 2) * (trainer.optimizer.num_bytes + trainer.policy_bytes) + _SPARE_BYTES
+    wanted = (keep + 2) * (trainer.optimizer.num_bytes + trainer.policy_bytes + rollout_bytes) + _SPARE_BYTES
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
     if free + held < wanted:

@@ -361,3 +361,16 @@ def test_an_error_of_the_filter_reaches_the_caller() -> None:
             rollout.collect(prompts(), broken)
     finally:
         rollout.close()
+
+
+def test_what_is_carried_over_takes_no_more_room_than_was_announced() -> None:
+    for deterministic in (False, True):
+        rollout = make_rollout(drift_config(), deterministic=deterministic)
+        try:
+            for start in range(0, 300, 100):
+                rollout.collect(prompts(start), mixed)
+                held = sum(array.nbytes for name, array in rollout.state_dict().items() if "images" in name)
+                assert held <= rollout.max_state_bytes
+            assert (rollout.max_state_bytes == 0) == deterministic
+        finally:
+            rollout.close()

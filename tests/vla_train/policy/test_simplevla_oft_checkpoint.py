@@ -62,6 +62,20 @@ def test_a_large_checkpoint_is_cut_into_shards_with_an_index_and_loads_again(gol
     assert all(torch.equal(a, b) for a, b in zip(golden_model.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("sizes", [(1_000_000, 10**12), (10**12, 1_000_000), (400_000, 1_000_000)])
+def test_a_checkpoint_saved_over_one_cut_otherwise_is_the_one_that_loads(sizes, golden_folder, tmp_path, monkeypatch):
+    model = SimpleVLAOFT.from_pretrained(golden_folder, dtype=torch.float32)
+    for size in sizes:
+        monkeypatch.setattr(checkpoint, "_SHARD_BYTES", size)
+        with torch.no_grad():
+            model.language_model.lm_head.weight.add_(1)
+        model.save_pretrained(tmp_path)
+    again = SimpleVLAOFT.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(again.language_model.lm_head.weight, model.language_model.lm_head.weight)
+    stored = [key for path in tmp_path.glob("*.safetensors") for key in load_file(path)]
+    assert len(stored) == len(set(stored))
+
+
 def test_adapters_are_merged_on_saving(golden_folder, golden_cases, tmp_path):
     model = SimpleVLAOFT.from_pretrained(golden_folder, dtype=torch.float32)
     add_lora(model, 2, seed=0)

@@ -25,7 +25,7 @@ def _rows(observation: Observation, rows: list[int]) -> Observation:
     return Observation(images=observation.images[rows], instructions=tuple(observation.instructions[row] for row in rows))
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"activation_checkpointing": True}, {"jpeg": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"activation_checkpointing": True}, {"jpeg": "on"}], ids=str)
 def test_training_recomputes_the_logprobs_that_sampling_gave(make_policy, make_observation, options):
     policy, observation = make_policy(**options), make_observation()
     output = policy.act(observation, uniforms=_uniforms(policy, 5), temperature=1.6)
@@ -260,6 +260,30 @@ def test_the_gripper_convention_is_asked_for_where_nothing_says_it(published, ma
         make_policy(checkpoint=str(published))
     assert make_policy(checkpoint=str(published), gripper="none").codec.gripper is None
     assert make_policy(checkpoint=str(published), gripper="libero").codec.gripper == "libero"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "says", "asked", "passes"),
+    [
+        ("libero_spatial_no_noops", {}, "auto", True),
+        ("libero_spatial_no_noops", {}, "off", False),
+        ("libero_spatial_no_noops", {"jpeg": False}, "auto", False),
+        ("bridge_orig", {}, "auto", False),
+        ("bridge_orig", {"jpeg": True}, "auto", True),
+        ("bridge_orig", {"jpeg": True}, "off", False),
+    ],
+)
+def test_images_pass_through_jpeg_where_the_checkpoints_data_did(
+    dataset, says, asked, passes, published, make_policy, tmp_path
+):
+    statistics, config = published / "dataset_statistics.json", published / "config.json"
+    statistics.write_text(statistics.read_text().replace("libero_spatial_no_noops", dataset))
+    config.write_text(json.dumps(json.loads(config.read_text()) | says))
+    policy = make_policy(checkpoint=str(published), gripper="libero", jpeg=asked)
+    assert policy._images.jpeg == passes
+    policy.save_pretrained(str(tmp_path / "saved"))
+    again = make_policy(checkpoint=str(tmp_path / "saved"))  # what was asked for or found out is part of what is saved
+    assert (again._images.jpeg, again.codec.gripper) == (passes, "libero")
 
 
 def test_random_weights_play_actions_as_decoded(make_policy, tmp_path):

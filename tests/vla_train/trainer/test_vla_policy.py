@@ -60,7 +60,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], *, atol: float
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=atol, msg=name)
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"activation_checkpointing": True}, {"jpeg": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"activation_checkpointing": True}, {"jpeg": "on"}], ids=str)
 def test_the_first_mini_batch_starts_at_the_log_probs_that_sampling_kept(
     options: dict[str, Any], small_checkpoint: Path
 ) -> None:

@@ -135,6 +135,9 @@ def _write(model: "SimpleVLAOFT", folder: Path, tensors: Iterator[tuple[str, Ten
             save_file(shard, folder / name, metadata={"format": "pt"})
     if not writes:
         return
+    for path in [folder / _INDEX_FILE, *folder.glob("model*.safetensors")]:  # of an older checkpoint, which would be loaded
+        if path.name not in weight_map.values():
+            path.unlink(missing_ok=True)
     if len(shards) > 1:
         (folder / _INDEX_FILE).write_bytes(
             json_bytes({"metadata": {"total_size": _num_bytes(model)}, "weight_map": weight_map})

@@ -127,6 +127,8 @@ class SimpleVLAOFTConfig:
     gripper: Gripper | Literal["unknown"] = "unknown"
     """"libero": the last action dimension is stored as 0 close .. 1 open and played as LIBERO's +1 close, -1 open; None: played
     as decoded. Published checkpoints do not say."""
+    jpeg: bool | None = None
+    """Whether frames take a JPEG round trip first. None: published checkpoints do not say."""
     norm_stats: Mapping[str, Any] = field(default_factory=dict)
     """Action statistics by dataset, as `dataset_statistics.json` has them."""
     published: Mapping[str, Any] = field(default_factory=dict)

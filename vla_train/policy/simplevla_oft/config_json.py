@@ -1,8 +1,8 @@
 """`config.json`: a `SimpleVLAOFTConfig` in the layout of the published OpenVLA-OFT checkpoints.
 
 They name their towers by timm id alone and leave out what all of them share. Keys of our own, absent there: `vision_towers`
-(sizes of towers that are not the published ones), and `chunk_size`, `action_dim`, `prompt_end_token_id`, `gripper`. Keys
-that we do not use are kept and written back, so that the published code finds what it wrote.
+(sizes of towers that are not the published ones), and `chunk_size`, `action_dim`, `prompt_end_token_id`, `gripper`,
+`jpeg`. Keys that we do not use are kept and written back, so that the published code finds what it wrote.
 """
 
 from collections.abc import Mapping
@@ -53,6 +53,8 @@ def config_from_json(data: Mapping[str, Any]) -> SimpleVLAOFTConfig:
     }
     if "gripper" in data:
         optional["gripper"] = data["gripper"]
+    if "jpeg" in data:
+        optional["jpeg"] = _required(data, "jpeg", bool)
     text = _required(data, "text_config", dict)
     for ours, theirs in (("bos_token_id", "bos_token_id"), ("stop_token_id", "eos_token_id")):
         if text.get(theirs) is not None:
@@ -104,6 +106,8 @@ def config_to_json(config: SimpleVLAOFTConfig) -> dict[str, Any]:
     }
     if config.gripper != "unknown":
         data["gripper"] = config.gripper
+    if config.jpeg is not None:
+        data["jpeg"] = config.jpeg
     data["text_config"] = {
         "model_type": "llama",
         **config.published.get("text_config", {}),

@@ -18,7 +18,7 @@ def add_lora(model: SimpleVLAOFT, rank: int, *, seed: int) -> None:
     """
     model.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=min(rank, 16), target_modules=list(used_linear_names(model)), bias="none")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
     for layer in lora_layers(model).values():

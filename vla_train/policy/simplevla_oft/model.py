@@ -25,6 +25,7 @@ from vla_train.policy.simplevla_oft.llama import LanguageModel, rotary_tables
 from vla_train.policy.simplevla_oft.vision import LayerScale, VisionTower
 
 _COMPILED_VARIANTS = 64
+"""Of one function: the two towers share one, and each has variants with and without gradients, mask, and several rows."""
 
 
 class VisionBackbone(nn.Module):
@@ -147,11 +148,7 @@ class SimpleVLAOFT(nn.Module):
         """Compile every block in place. Blocks of a kind share their code, so it is compiled once, not once a layer, and for
         all sizes at once, but for a batch of one row.
 
-        Raises torch.compile's process-wide limit of variants of one function, past which it would silently stop compiling:
-        the two towers share one, and each has variants with and without gradients, mask, and several rows.
         """
-        limits = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, _COMPILED_VARIANTS)
         for block in self.blocks:
             block.compile(backend=backend)
         self._compiled = True
@@ -171,6 +168,8 @@ class SimpleVLAOFT(nn.Module):
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """See `action_logits`."""
+        if self._compiled:
+            _allow_variants()
         hidden = self.action_hidden(self.projector(self.patch_features(pixel_values)), input_ids, attention_mask)
         first = self.config.first_action_id
         return F.linear(hidden, self.language_model.lm_head.weight[first : first + self.config.num_bins])
@@ -246,3 +245,13 @@ def used_linear_names(model: SimpleVLAOFT) -> Iterable[str]:
     for name, module in model.named_modules():
         if id(module) in used or module is model.projector:
             yield from (f"{name}.{inner}" for inner, layer in module.named_modules() if isinstance(layer, nn.Linear))
+
+
+def _allow_variants() -> None:
+    """Raise torch.compile's limit of variants of one function, past which it would silently stop compiling.
+
+    Each thread has a limit of its own, and a rollout that overlaps the update samples in another one.
+    """
+    limits = torch._dynamo.config
+    if limits.recompile_limit < _COMPILED_VARIANTS:
+        limits.recompile_limit = _COMPILED_VARIANTS
