@@ -116,9 +116,8 @@ def test_two_ranks_train_on_the_same_groups_to_the_same_losses_as_one(small_run:
         for rank in range(2)
     ]
     try:
-        for process in processes:
-            output, _ = process.communicate(timeout=200)
-            assert process.returncode == 0, output
+        outputs = [process.communicate(timeout=200)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     finally:
         for process in processes:
             process.kill()
