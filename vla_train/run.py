@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -68,6 +68,7 @@ class Run:
         self._before_next: dict[str, Any] | None = None
         """State of rollout and prompts before the rollout that is under way in the background."""
         self._background = ThreadPoolExecutor(1, thread_name_prefix="next-rollout")
+        self._breakable: Callable[[], AbstractContextManager[None]] = nullcontext
         self._began = time.perf_counter()
         self._show_rollout: Callable[[RolloutProgress], None] = _show_nothing
         self._unlock: Callable[[], None] = lambda: None
@@ -120,7 +121,7 @@ class Run:
         )
         self._evaluation_episodes = self._plan_evaluation()
         resumed = self._restore()
-        self.trainer.sync_weights(self.policy)
+        self.trainer.push_weights(self.policy)
         self._log = self._open_log(resumed) if ranks.rank == 0 else None
         self._show_set_up(policy)
 
@@ -132,6 +133,10 @@ class Run:
             f"policy of {weights / 1e6:.3g} M weights on {policy.device}; {config.iterations - self.done} iterations to do, "
             f"each of {config.rollout.groups_per_iteration} groups of {config.rollout.group_size} episodes"
         )
+
+    def allow_breaking_off(self, breakable: Callable[[], AbstractContextManager[None]]) -> None:
+        """Enter `breakable()` wherever a signal may break off what is under way, and nothing is lost; see `interruption`."""
+        self._breakable = self.rollout.breakable = breakable
 
     # --- an iteration
 
@@ -158,12 +163,13 @@ class Run:
             self._show_rollout = lambda progress: show(progress.kept, _status(progress))
             try:
                 if self._next is None:
+                    self._push_weights()
                     return self._play()
-                result = self._next.result()
+                with self._breakable():
+                    result = self._next.result()
             finally:
                 self._show_rollout = _show_nothing
         self._next = self._before_next = None
-        self.trainer.push_weights(self.policy)  # nobody samples now
         return result
 
     def begin_next(self) -> None:
@@ -171,21 +177,28 @@ class Run:
         if self.done + 1 >= self.config.iterations:
             return
         if self._rollout_config.max_staleness > 0:
+            self._push_weights()
+            self.rollout.release()  # the update that follows ends, or nothing is saved any more
             self._before_next = self._rollout_state()
             self._next = self._background.submit(self._play)
         else:
             self.rollout.prefetch(self._own_prompts())
 
     def update(self, groups: tuple[Group, ...]) -> UpdateMetrics:
-        """Train on the groups, and push the weights to the policy that samples."""
+        """Train on the groups."""
         rows = sum(len(trajectory) for group in groups for trajectory in group.trajectories)
         with self.display.phase("update", total=max(1, rows * self.config.optim.epochs), unit="chunks") as show:
             metrics = self.trainer.update(groups, iteration=self.done, on_progress=lambda done, total: show(done, ""))
         if self._next is None:
-            self.trainer.push_weights(self.policy)
+            self.rollout.release()
         self.done += 1
         self._score = None
         return metrics
+
+    def _push_weights(self) -> None:
+        """Let the next decisions be taken by the newest weights; nobody may be sampling."""
+        if self.policy.version != self.trainer.version:
+            self.trainer.push_weights(self.policy)
 
     def record(self, result: RolloutResult, update: UpdateMetrics) -> None:
         """Write down and show what the iteration did."""
@@ -220,8 +233,9 @@ class Run:
     def evaluate(self) -> EvaluationResult:
         """Play the evaluation episodes greedily, with the trained weights; each rank plays its share."""
         if self._next is not None:
-            self._next.result()
-            self.trainer.sync_weights(self.policy)  # those of the rollout that ran during the update are one version old
+            with self._breakable():
+                self._next.result()
+        self._push_weights()
         folder = self.config.output / "evaluations" / f"iteration_{self.done:06d}"
         mine = self._evaluation_episodes[self.ranks.rank :: self.ranks.size]
         self.display.line(f"evaluating: {len(self._evaluation_episodes)} greedy episodes")
