@@ -63,6 +63,8 @@ class Rollout:
         )
         self._busy = threading.Lock()
         self._closed = False
+        self._reported = ConductorCounts()
+        """What happened up to the end of the last iteration."""
         self._conducting: threading.Thread | None = None
         self.breakable: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered wherever the caller's thread waits or the policy decides: what a signal raises there loses nothing."""
@@ -113,10 +115,11 @@ class Rollout:
             duration_s=ended - started,
             policy_s=busy.busy_s["policy"],
             env_s=max(busy.busy_s[name] for name in names),
-            overlap_efficiency=busy.overlap_efficiency,
-            worker_restarts=after.restarts - before.restarts,
-            episodes_requeued=after.requeued - before.requeued,
+            overlap_efficiency=busy.overlap_efficiency if after.decisions > before.decisions else math.nan,
+            worker_restarts=after.restarts - self._reported.restarts,
+            episodes_requeued=after.requeued - self._reported.requeued,
         )
+        self._reported = after
         result = RolloutResult(groups=kept, stats=stats)
         self._sampling.begin_next()  # last: an interrupted call has lost nothing
         return result
