@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vla_train.checkpoint_name import require_checkpoint
 from vla_train.config import EvaluateConfig, RolloutConfig, config_to_json
 from vla_train.display import Display
 from vla_train.evaluation import EvaluationResult, summary
@@ -102,6 +103,7 @@ def _find_checkpoint(config: EvaluateConfig) -> tuple[str, Path]:
     found = latest_checkpoint(named) if (named / "checkpoints").is_dir() else named
     if found is None:
         raise ValueError(f"{named} holds no complete checkpoint")
+    require_checkpoint(str(found))
     if not found.exists():
         return config.checkpoint, config.output or Path("evaluations") / config.checkpoint.replace("/", "--")
     found = found.resolve()

@@ -8,6 +8,7 @@
 Invariant: what the folder says of iteration i was computed by the weights after i updates, also after a resume.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from vla_train.algo.filters import has_signal
+from vla_train.checkpoint_name import require_checkpoint
 from vla_train.config import RolloutConfig, TrainConfig, config_to_json
 from vla_train.display import Display
 from vla_train.distributed import local
@@ -73,6 +75,8 @@ class Run:
         self._show_rollout: Callable[[RolloutProgress], None] = _show_nothing
         self._unlock: Callable[[], None] = lambda: None
 
+        if config.policy.checkpoint is not None:
+            require_checkpoint(config.policy.checkpoint)
         if list_checkpoints(config.output):
             require_same_run(config)
         with ExitStack() as undo:
@@ -128,9 +132,12 @@ class Run:
     def _show_set_up(self, policy: TorchPolicy) -> None:
         config, (height, width, _) = self.config, self.env.image_shape
         weights = sum(parameter.numel() for parameter in policy.model.parameters())
+        left = (
+            f"{config.iterations - self.done} iterations to do" if not self.complete else f"{self.done} iterations done already"
+        )
         self.display.line(
             f"set up in {time.perf_counter() - self._began:.1f} s: {len(self.env.task_ids)} tasks, images {width}x{height}, "
-            f"policy of {weights / 1e6:.3g} M weights on {policy.device}; {config.iterations - self.done} iterations to do, "
+            f"policy of {weights / 1e6:.3g} M weights on {policy.device}; {left}, "
             f"each of {config.rollout.groups_per_iteration} groups of {config.rollout.group_size} episodes"
         )
 
@@ -205,6 +212,9 @@ class Run:
         stats, ended = combine_stats(self.ranks.gather_objects(result.stats)), time.perf_counter()
         if self._log is None:
             return
+        speed = "played before"
+        if stats.decisions:
+            speed = f"{stats.decisions_per_s:.1f} chunks/s, overlap {stats.overlap_efficiency:.2f}"
         values = {f"rollout/{name}": value for name, value in asdict(stats).items()}
         values |= {"rollout/decisions_per_s": stats.decisions_per_s, "rollout/rows_per_batch": stats.rows_per_batch}
         values |= {f"update/{name}": value for name, value in asdict(update).items()}
@@ -213,7 +223,7 @@ class Run:
         self.display.line(
             f"iteration {self.done}/{self.config.iterations}  success {stats.success_rate:.0%}  "
             f"groups {stats.groups_kept} with signal, {stats.groups_rejected} without  "
-            f"{stats.decisions_per_s:.1f} chunks/s  overlap {stats.overlap_efficiency:.2f}  "
+            f"{speed}  "
             + (
                 f"update {update.duration_s:.1f} s  entropy {update.entropy:.2f}  KL {update.approx_kl:.1e}"
                 if update.updates
@@ -227,7 +237,7 @@ class Run:
         if self.checkpoint_due:
             name = self.config.output / "timeline" / f"iteration_{self.done:06d}"
             self.timeline.write_chrome_trace(name.with_suffix(".json.gz"), since=self._began)
-            title = f"iteration {self.done}: {stats.decisions_per_s:.1f} chunks/s, overlap {stats.overlap_efficiency:.2f}"
+            title = f"iteration {self.done}: {speed}"
             self.timeline.plot(name.with_suffix(".png"), since=self._began, until=ended, title=title)
 
     def evaluate(self) -> EvaluationResult:
@@ -301,6 +311,11 @@ class Run:
         """Go on from the newest checkpoint; returns whether there is one."""
         newest = latest_checkpoint(self.config.output) if self.ranks.rank == 0 else None
         path = self.ranks.gather_objects(newest)[0]  # one reads it all to see whether it is whole, and all go on from the same
+        if path is None and (damaged := list_checkpoints(self.config.output)):
+            raise ValueError(
+                f"all checkpoints in {damaged[0].parent} are damaged: restore one, or delete them all to start again, "
+                "which deletes the run's records too"
+            )
         if path is not None:
             checkpoint = load_checkpoint(path, trainer=self.trainer)
             next_group_ids = checkpoint.extra["next_group_ids"]
@@ -316,7 +331,8 @@ class Run:
             self.display.line(f"going on from {path}, iteration {self.done} of {self.config.iterations}")
         if self.ranks.rank == 0:
             for folder in (self.config.output / "evaluations").glob("iteration_*"):
-                if int(folder.name.removeprefix("iteration_")) > self.done:  # by weights that were lost
+                number = re.fullmatch(r"iteration_(\d+)", folder.name)
+                if number and int(number[1]) > self.done:  # by weights that were lost
                     shutil.rmtree(folder)
         return path is not None
 
