@@ -4,10 +4,11 @@ Invariant: the first signal raises inside an `allowed` block, where what is brok
 next such block or `check`; the second one raises at once, wherever that is.
 """
 
+import _thread
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -19,7 +20,7 @@ class Interruption:
     """Turns SIGINT and SIGTERM into `Interrupted` while its `watch` block runs.
 
     Args:
-        on_wait: Told when a signal has to wait.
+        on_wait: Told when a signal has to wait; in a thread of its own.
     """
 
     def __init__(self, on_wait: Callable[[], None]) -> None:
@@ -68,5 +69,4 @@ class Interruption:
         if again:
             self.broke_off = True
             raise Interrupted
-        with suppress(RuntimeError):  # a print that the signal came in the middle of cannot be entered again
-            self._on_wait()
+        _thread.start_new_thread(self._on_wait, ())  # a print in whose middle the signal came cannot be entered again

@@ -14,6 +14,8 @@ from vla_train.pipeline.workers import WorkerError
 from vla_train.policy.torch_policy import TorchPolicy
 from vla_train.run import Run
 from vla_train.tracking import read_records
+from vla_train.trainer.trainer import UpdateMetrics
+from vla_train.types import Group
 
 MakeRun = Callable[..., TrainConfig]
 
@@ -97,9 +99,19 @@ def test_no_two_sets_of_weights_that_sample_have_the_same_version(small_run: Mak
 
     monkeypatch.setattr(TorchPolicy, "act", noted)
     changes = {"rollout": {"max_staleness": 1, "deterministic": False}, "eval": {"every": 1, "episodes_per_task": 2}}
-    finish(set_up(small_run(iterations=3, **changes)))
     run = set_up(small_run(iterations=5, **changes))
-    finish(run)
+    update = run.update
+
+    def interrupted_after_two(groups: tuple[Group, ...]) -> UpdateMetrics:
+        metrics = update(groups)
+        if run.done == 2:
+            signal.raise_signal(signal.SIGTERM)  # the next rollout is under way, by the weights before
+        return metrics
+
+    run.update = interrupted_after_two  # type: ignore[method-assign]
+    with pytest.raises(SystemExit):
+        finish(run)
+    finish(set_up(run.config))
     assert len(sampled) >= 5
     assert all(len(weights) == 1 for weights in sampled.values())
     lags = [record["update/policy_lag"] for record in read_records(run.config.output, "iteration")]

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable
@@ -36,14 +37,13 @@ def test_a_signal_raises_at_once_where_that_is_allowed(number: int) -> None:
 @SIGNALS
 @pytest.mark.parametrize("until", ["check", "allowed"])
 def test_elsewhere_the_first_signal_waits(number: int, until: str) -> None:
-    told: list[str] = []
-    interruption = Interruption(lambda: told.append("waits"))
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    interruption = Interruption(lambda: told.put("it waits"))
     with interruption.watch():
         send(number)
-        told.append("went on")
+        assert told.get(timeout=60) == "it waits"
         with pytest.raises(Interrupted):
             interruption.check() if until == "check" else work(interruption, lambda: pytest.fail("a block was begun"))
-    assert told == ["waits", "went on"]
     assert not interruption.broke_off
 
 
@@ -77,15 +77,17 @@ def test_an_error_is_not_hidden_by_a_signal_that_waits() -> None:
         1 / 0  # noqa: B018
 
 
-def test_a_signal_in_the_middle_of_a_print_is_kept_though_its_announcement_fails() -> None:
-    def print_again() -> None:
-        raise RuntimeError("reentrant call")
+def test_a_signal_in_the_middle_of_a_print_waits_for_its_end_to_say_so() -> None:
+    printing, told = threading.Lock(), threading.Event()
 
-    interruption = Interruption(print_again)
-    with interruption.watch():
-        send(signal.SIGINT)
-    with pytest.raises(Interrupted):
-        interruption.check()
+    def announce() -> None:
+        with printing:
+            told.set()
+
+    with Interruption(announce).watch():
+        with printing:
+            send(signal.SIGINT)
+        assert told.wait(timeout=60)
 
 
 def test_earlier_handlers_come_back_also_after_an_interruption() -> None:
