@@ -103,7 +103,7 @@ def test_a_restarted_env_group_waits_for_the_node_it_was_meant_for(
     ray_nodes: RayNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rollout = make_rollout(drift_config(worker="ray", kwargs={"fault": "die", "marker": str(tmp_path)}))
-    monkeypatch.setattr(ray, "cluster_resources", dict)  # its node is not there at the moment
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"sim": 1.0})  # a node was lost
     try:
         assert rollout.collect(prompts(), mixed).stats.worker_restarts == 1
         assert [worker.node_id for worker in rollout._workers] == [ray_nodes.sim_node] * 2  # type: ignore[attr-defined]
