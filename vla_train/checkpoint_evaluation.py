@@ -14,11 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vla_train.checkpoint_name import require_checkpoint
 from vla_train.config import EvaluateConfig, RolloutConfig, config_to_json
 from vla_train.display import Display
 from vla_train.evaluation import EvaluationResult, summary
 from vla_train.evaluation_display import evaluate_with_progress, show_evaluation
-from vla_train.interruption import Interrupted, Interruption
+from vla_train.interruption import Interruption
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
 from vla_train.pipeline.workers import make_workers
@@ -75,7 +76,9 @@ class CheckpointEvaluation:
             WorkerError: An env group failed more often than it may.
             SystemExit: It was interrupted.
         """
-        with self._undo, Interruption(lambda: None).watch():
+        interruption = Interruption(lambda: None)
+        self._rollout.breakable = interruption.allowed
+        with self._undo, interruption.watch():
             try:
                 result = evaluate_with_progress(
                     self.episodes,
@@ -85,7 +88,7 @@ class CheckpointEvaluation:
                     mirrored_images=self._mirrored_images,
                     display=self._display,
                 )
-            except Interrupted:
+            except KeyboardInterrupt:
                 self._display.line("interrupted; the same command goes on with the episodes that are missing")
                 raise SystemExit(130) from None
         (self.output / "results.json").write_text(json.dumps(summary(result), indent=1) + "\n")
@@ -100,6 +103,7 @@ def _find_checkpoint(config: EvaluateConfig) -> tuple[str, Path]:
     found = latest_checkpoint(named) if (named / "checkpoints").is_dir() else named
     if found is None:
         raise ValueError(f"{named} holds no complete checkpoint")
+    require_checkpoint(str(found))
     if not found.exists():
         return config.checkpoint, config.output or Path("evaluations") / config.checkpoint.replace("/", "--")
     found = found.resolve()

@@ -121,7 +121,8 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         args=arguments,
     )
     if config.policy.size == "openvla-7b" and config.policy.checkpoint is None:
-        raise ValueError(f"recipe {recipe!r} goes on from a trained policy: name one with --policy.checkpoint")
+        who = f"recipe {recipe!r}" if defaults.policy.size == "openvla-7b" else "policy.size openvla-7b"
+        raise ValueError(f"{who} goes on from a trained policy: name one with --policy.checkpoint")
     return config
 
 
@@ -161,13 +162,14 @@ def _defaults_of_run(arguments: Sequence[str]) -> EvaluateConfig:
                 run = config_from_json(json.loads(file.read_text()))
             except ValueError as error:
                 raise ValueError(f"{file} cannot be read: {error}") from error
+            nothing_held_out = run.train_fraction == 1 and run.eval.initial_states == "held-out"
             return replace(
                 config,
                 seed=run.seed,
                 train_fraction=run.train_fraction,
                 env=run.env,
                 policy=replace(run.policy, checkpoint=None),
-                eval=run.eval,
+                eval=replace(run.eval, initial_states="all") if nothing_held_out else run.eval,
             )
     return config
 

@@ -1,9 +1,10 @@
 """Ctrl-C and SIGTERM as one exception, raised only where a run can be saved.
 
-Invariant: inside `deferred` the first signal waits for the block's end, and the second one breaks it off; elsewhere a signal
-raises at once.
+Invariant: the first signal raises inside an `allowed` block, where what is broken off can be done again, or else waits for the
+next such block or `check`; the second one raises at once, wherever that is.
 """
 
+import _thread
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,22 +13,22 @@ from types import FrameType
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user or the machine asks the run to end."""
+    """The user or the machine asks the run to end. Ray turns it into a plain `KeyboardInterrupt`: catch that one."""
 
 
 class Interruption:
     """Turns SIGINT and SIGTERM into `Interrupted` while its `watch` block runs.
 
     Args:
-        on_deferred: Told when a signal has to wait.
+        on_wait: Told when a signal has to wait; in a thread of its own.
     """
 
-    def __init__(self, on_deferred: Callable[[], None]) -> None:
-        self._on_deferred = on_deferred
-        self._deferring = False
-        self._pending = False
+    def __init__(self, on_wait: Callable[[], None]) -> None:
+        self._on_wait = on_wait
+        self._asked = False
+        self._allowed = False
         self.broke_off = False
-        """Whether a second signal broke off a deferred block."""
+        """Whether a second signal broke off what the first one had waited for."""
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -43,21 +44,29 @@ class Interruption:
                 signal.signal(number, handler)
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """A block that should not be broken off: a signal during it raises at its end."""
-        self._deferring = True
+    def allowed(self) -> Iterator[None]:
+        """A block that may be broken off at any moment; in another thread than the main one, which alone hears signals, any."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._allowed = True
         try:
+            self.check()
             yield
         finally:
-            self._deferring = False
-            pending, self._pending = self._pending, False
-        if pending:
+            self._allowed = False
+        self.check()
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal waits."""
+        if self._asked:
             raise Interrupted
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._deferring and not self._pending:
-            self._pending = True
-            self._on_deferred()
-            return
-        self.broke_off = self._deferring
-        raise Interrupted
+        again, self._asked = self._asked, True
+        if self._allowed:
+            raise Interrupted
+        if again:
+            self.broke_off = True
+            raise Interrupted
+        _thread.start_new_thread(self._on_wait, ())  # a print in whose middle the signal came cannot be entered again

@@ -8,7 +8,7 @@ from contextlib import closing
 
 from vla_train.config import TrainConfig
 from vla_train.display import Display
-from vla_train.interruption import Interrupted, Interruption
+from vla_train.interruption import Interruption
 from vla_train.pipeline.workers import WorkerError
 from vla_train.run import Run
 from vla_train.trainer.parallel import join_ranks
@@ -39,10 +39,12 @@ def finish(run: Run) -> None:
         SystemExit: It was interrupted.
     """
     alone = run.ranks.size == 1  # ranks save together, and others may be in the middle of an update
-    interruption = Interruption(lambda: run.display.line("ending after this update; once more to lose it"))
+    interruption = Interruption(lambda: run.display.line("ending as soon as this can be saved; once more to lose it"))
+    run.allow_breaking_off(interruption.allowed)
     with closing(run), interruption.watch():
         try:
             while True:
+                interruption.check()
                 if run.evaluation_due:
                     run.evaluate()
                 if run.checkpoint_due:
@@ -50,11 +52,10 @@ def finish(run: Run) -> None:
                 if run.complete:
                     break
                 result = run.collect()
-                with interruption.deferred():
-                    run.begin_next()
-                    metrics = run.update(result.groups)
-                    run.record(result, metrics)
-        except Interrupted:
+                run.begin_next()
+                metrics = run.update(result.groups)
+                run.record(result, metrics)
+        except KeyboardInterrupt:
             if alone and not interruption.broke_off:
                 run.save()
             run.display.line("interrupted; the same command goes on from the newest checkpoint")

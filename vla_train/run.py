@@ -8,16 +8,20 @@
 Invariant: what the folder says of iteration i was computed by the weights after i updates, also after a resume.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+from rich.markup import escape
+
 from vla_train.algo.filters import has_signal
+from vla_train.checkpoint_name import require_checkpoint
 from vla_train.config import EnvConfig, PolicyConfig, RolloutConfig, TrainConfig, config_to_json
 from vla_train.display import Display
 from vla_train.distributed import local
@@ -68,10 +72,13 @@ class Run:
         self._before_next: dict[str, Any] | None = None
         """State of rollout and prompts before the rollout that is under way in the background."""
         self._background = ThreadPoolExecutor(1, thread_name_prefix="next-rollout")
+        self._breakable: Callable[[], AbstractContextManager[None]] = nullcontext
         self._began = time.perf_counter()
         self._show_rollout: Callable[[RolloutProgress], None] = _show_nothing
         self._unlock: Callable[[], None] = lambda: None
 
+        if config.policy.checkpoint is not None:
+            require_checkpoint(config.policy.checkpoint)
         if list_checkpoints(config.output):
             require_same_run(config)
         with ExitStack() as undo:
@@ -88,7 +95,7 @@ class Run:
         config, ranks = self.config, self.ranks
         env = useful_slots(config.env, self._rollout_config) if ranks.size > 1 else config.env
         self.display.line(
-            f"[bold]{config.output}[/bold]: starting {env.num_groups} groups of {env.envs_per_group} {env.id} envs"
+            f"[bold]{escape(str(config.output))}[/bold]: starting {env.num_groups} groups of {env.envs_per_group} {env.id} envs"
         )
         workers = make_workers(env, chunk_size=config.policy.chunk_size, seed=config.seed + 1000 * ranks.rank)
         for worker in workers:
@@ -122,18 +129,25 @@ class Run:
         )
         self._evaluation_episodes = self._plan_evaluation()
         resumed = self._restore()
-        self.trainer.sync_weights(self.policy)
+        self.trainer.push_weights(self.policy)
         self._log = self._open_log(resumed) if ranks.rank == 0 else None
         self._show_set_up(policy)
 
     def _show_set_up(self, policy: TorchPolicy) -> None:
         config, (height, width, _) = self.config, self.env.image_shape
         weights = sum(parameter.numel() for parameter in policy.model.parameters())
+        left = (
+            f"{config.iterations - self.done} iterations to do" if not self.complete else f"{self.done} iterations done already"
+        )
         self.display.line(
             f"set up in {time.perf_counter() - self._began:.1f} s: {len(self.env.task_ids)} tasks, images {width}x{height}, "
-            f"policy of {weights / 1e6:.3g} M weights on {policy.device}; {config.iterations - self.done} iterations to do, "
+            f"policy of {weights / 1e6:.3g} M weights on {policy.device}; {left}, "
             f"each of {config.rollout.groups_per_iteration} groups of {config.rollout.group_size} episodes"
         )
+
+    def allow_breaking_off(self, breakable: Callable[[], AbstractContextManager[None]]) -> None:
+        """Enter `breakable()` wherever a signal may break off what is under way, and nothing is lost; see `interruption`."""
+        self._breakable = self.rollout.breakable = breakable
 
     # --- an iteration
 
@@ -160,12 +174,13 @@ class Run:
             self._show_rollout = lambda progress: show(progress.kept, _status(progress))
             try:
                 if self._next is None:
+                    self._push_weights()
                     return self._play()
-                result = self._next.result()
+                with self._breakable():
+                    result = self._next.result()
             finally:
                 self._show_rollout = _show_nothing
         self._next = self._before_next = None
-        self.trainer.push_weights(self.policy)  # nobody samples now
         return result
 
     def begin_next(self) -> None:
@@ -173,27 +188,37 @@ class Run:
         if self.done + 1 >= self.config.iterations:
             return
         if self._rollout_config.max_staleness > 0:
+            self._push_weights()
+            self.rollout.release()  # the update that follows ends, or nothing is saved any more
             self._before_next = self._rollout_state()
             self._next = self._background.submit(self._play)
         else:
             self.rollout.prefetch(self._own_prompts())
 
     def update(self, groups: tuple[Group, ...]) -> UpdateMetrics:
-        """Train on the groups, and push the weights to the policy that samples."""
+        """Train on the groups."""
         rows = sum(len(trajectory) for group in groups for trajectory in group.trajectories)
         with self.display.phase("update", total=max(1, rows * self.config.optim.epochs), unit="chunks") as show:
             metrics = self.trainer.update(groups, iteration=self.done, on_progress=lambda done, total: show(done, ""))
         if self._next is None:
-            self.trainer.push_weights(self.policy)
+            self.rollout.release()
         self.done += 1
         self._score = None
         return metrics
+
+    def _push_weights(self) -> None:
+        """Let the next decisions be taken by the newest weights; nobody may be sampling."""
+        if self.policy.version != self.trainer.version:
+            self.trainer.push_weights(self.policy)
 
     def record(self, result: RolloutResult, update: UpdateMetrics) -> None:
         """Write down and show what the iteration did."""
         stats, ended = combine_stats(self.ranks.gather_objects(result.stats)), time.perf_counter()
         if self._log is None:
             return
+        speed = "played before"
+        if stats.decisions:
+            speed = f"{stats.decisions_per_s:.1f} chunks/s, overlap {stats.overlap_efficiency:.2f}"
         values = {f"rollout/{name}": value for name, value in asdict(stats).items()}
         values |= {"rollout/decisions_per_s": stats.decisions_per_s, "rollout/rows_per_batch": stats.rows_per_batch}
         values |= {f"update/{name}": value for name, value in asdict(update).items()}
@@ -202,7 +227,7 @@ class Run:
         self.display.line(
             f"iteration {self.done}/{self.config.iterations}  success {stats.success_rate:.0%}  "
             f"groups {stats.groups_kept} with signal, {stats.groups_rejected} without  "
-            f"{stats.decisions_per_s:.1f} chunks/s  overlap {stats.overlap_efficiency:.2f}  "
+            f"{speed}  "
             + (
                 f"update {update.duration_s:.1f} s  entropy {update.entropy:.2f}  KL {update.approx_kl:.1e}"
                 if update.updates
@@ -216,14 +241,15 @@ class Run:
         if self.checkpoint_due:
             name = self.config.output / "timeline" / f"iteration_{self.done:06d}"
             self.timeline.write_chrome_trace(name.with_suffix(".json.gz"), since=self._began)
-            title = f"iteration {self.done}: {stats.decisions_per_s:.1f} chunks/s, overlap {stats.overlap_efficiency:.2f}"
+            title = f"iteration {self.done}: {speed}"
             self.timeline.plot(name.with_suffix(".png"), since=self._began, until=ended, title=title)
 
     def evaluate(self) -> EvaluationResult:
         """Play the evaluation episodes greedily, with the trained weights; each rank plays its share."""
         if self._next is not None:
-            self._next.result()
-            self.trainer.sync_weights(self.policy)  # those of the rollout that ran during the update are one version old
+            with self._breakable():
+                self._next.result()
+        self._push_weights()
         folder = self.config.output / "evaluations" / f"iteration_{self.done:06d}"
         mine = self._evaluation_episodes[self.ranks.rank :: self.ranks.size]
         self.display.line(f"evaluating: {len(self._evaluation_episodes)} greedy episodes")
@@ -251,7 +277,8 @@ class Run:
                 "[yellow]nothing was learnt[/yellow]: no group of any iteration had a signal, so the weights are those of the "
                 "start. A policy that sometimes succeeds (policy.checkpoint), or easier tasks, would give signals."
             )
-        self.display.line(f"done: {self.config.output}. Look at it: python -m vla_train report {self.config.output}")
+        output = escape(str(self.config.output))
+        self.display.line(f"done: {output}. Look at it: python -m vla_train report {output}")
 
     # --- what outlives the process
 
@@ -272,7 +299,7 @@ class Run:
             keep=self.config.keep_checkpoints,
         )
         self._saved = self.done
-        self.display.line(f"checkpoint: {path}")
+        self.display.line(f"checkpoint: {escape(str(path))}")
 
     def close(self) -> None:
         """End env groups and trackers; a rollout under way is broken off."""
@@ -289,6 +316,11 @@ class Run:
         """Go on from the newest checkpoint; returns whether there is one."""
         newest = latest_checkpoint(self.config.output) if self.ranks.rank == 0 else None
         path = self.ranks.gather_objects(newest)[0]  # one reads it all to see whether it is whole, and all go on from the same
+        if path is None and (damaged := list_checkpoints(self.config.output)):
+            raise ValueError(
+                f"all checkpoints in {damaged[0].parent} are damaged: restore one, or delete them all to start again, "
+                "which deletes the run's records too"
+            )
         if path is not None:
             checkpoint = load_checkpoint(path, trainer=self.trainer)
             next_group_ids = checkpoint.extra["next_group_ids"]
@@ -301,10 +333,11 @@ class Run:
             self._prompts.next_group_id = next_group_ids[self.ranks.rank]
             if self.ranks.rank == 0:
                 self.rollout.load_state_dict(checkpoint.rollout_state)
-            self.display.line(f"going on from {path}, iteration {self.done} of {self.config.iterations}")
+            self.display.line(f"going on from {escape(str(path))}, iteration {self.done} of {self.config.iterations}")
         if self.ranks.rank == 0:
             for folder in (self.config.output / "evaluations").glob("iteration_*"):
-                if int(folder.name.removeprefix("iteration_")) > self.done:  # by weights that were lost
+                number = re.fullmatch(r"iteration_(\d+)", folder.name)
+                if number and int(number[1]) > self.done:  # by weights that were lost
                     shutil.rmtree(folder)
         return path is not None
 

@@ -27,7 +27,9 @@ def require_same_run(config: TrainConfig) -> None:
         return
     try:
         held = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        if not isinstance(held, dict) or not all(isinstance(held.get(section), dict) for section in filter(None, _FIXED)):
+            raise ValueError("a section is missing")
+    except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): restore or delete it") from error
     asked = config_to_json(config)
     for section, names in _FIXED.items():

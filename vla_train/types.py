@@ -53,7 +53,7 @@ class PolicyOutput:
     logprobs: np.ndarray
     """(B, T) float32: log-probability of each token at the sampling temperature, over the action bins."""
     policy_version: int
-    """How many weight pushes the sampling weights had seen."""
+    """Of the weights that sampled: how many updates had changed them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

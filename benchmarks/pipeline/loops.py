@@ -202,6 +202,7 @@ class PipelinedLoop:
         start = time.perf_counter()
         while not played or time.perf_counter() - start < seconds:
             played.append(self._rollout.collect(self._prompts, lambda group: True).stats)
+        played = [stats for stats in played if stats.decisions]  # the others were carried over as a whole, in no time
         elapsed = sum(stats.duration_s for stats in played)
         return Played(
             decisions=sum(stats.decisions for stats in played),

@@ -137,6 +137,15 @@ def test_an_evaluation_takes_the_options_of_the_run_that_its_checkpoint_belongs_
         parse_evaluate([f"--checkpoint={run.output}"])
 
 
+def test_a_run_that_held_nothing_out_is_evaluated_on_all_initial_states(small_run) -> None:
+    run = small_run(train_fraction=1.0)
+    (run.output / "checkpoints").mkdir(parents=True)
+    (run.output / "config.json").write_text(json.dumps(config_to_json(run)))
+    for options, states in (([], "all"), (["--eval.initial-states", "train"], "train")):
+        config = parse_evaluate(["--checkpoint", str(run.output), *options])
+        assert (config.train_fraction, config.eval.initial_states) == (1.0, states)
+
+
 # --- what is refused before anything starts
 
 
@@ -156,7 +165,8 @@ def test_an_evaluation_takes_the_options_of_the_run_that_its_checkpoint_belongs_
         (["--env.kwargs", "suite=libero_10", "--env.kwargs", "task_ids=[0]"], "--env.kwargs was given twice"),
         (["--recipe", "nope"], "unknown recipe 'nope': choose one of cpu, one-gpu, paper"),
         (["--recipe"], "--recipe needs a name"),
-        (["--recipe", "paper"], "--policy.checkpoint"),
+        (["--recipe", "paper"], "recipe 'paper' goes on from a trained policy: name one with --policy.checkpoint"),
+        (["--policy.size", "openvla-7b"], "policy.size openvla-7b goes on from a trained policy"),
         (["nope"], "unknown command 'nope': choose one of train, eval, report"),
         (["eval"], "--checkpoint"),
         (["report", "/"], "has no config.json"),

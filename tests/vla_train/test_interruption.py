@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM end a run where it can be saved; asked twice, at once."""
 
+import contextlib
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable
@@ -17,60 +19,75 @@ def send(number: int) -> None:
 
 
 def work(interruption: Interruption, *steps: Callable[[], object]) -> None:
-    """Do the steps in a deferred block."""
-    with interruption.deferred():
+    """Do the steps in a block that may be broken off."""
+    with interruption.allowed():
         for step in steps:
             step()
 
 
 @SIGNALS
-def test_a_signal_raises_at_once_where_nothing_is_deferred(number: int) -> None:
-    interruption = Interruption(lambda: pytest.fail("nothing is deferred"))
+def test_a_signal_raises_at_once_where_that_is_allowed(number: int) -> None:
+    interruption = Interruption(lambda: pytest.fail("nothing has to wait"))
     with interruption.watch():
         with pytest.raises(Interrupted):
-            send(number)
+            work(interruption, lambda: send(number), lambda: pytest.fail("the block went on"))
         assert not interruption.broke_off
 
 
 @SIGNALS
-def test_the_first_signal_waits_for_the_end_of_a_deferred_block(number: int) -> None:
-    told: list[str] = []
-    interruption = Interruption(lambda: told.append("waits"))
+@pytest.mark.parametrize("until", ["check", "allowed"])
+def test_elsewhere_the_first_signal_waits(number: int, until: str) -> None:
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    interruption = Interruption(lambda: told.put("it waits"))
     with interruption.watch():
+        send(number)
+        assert told.get(timeout=60) == "it waits"
         with pytest.raises(Interrupted):
-            work(interruption, lambda: send(number), lambda: told.append("block went on"))
-        told.append("raised")
-    assert told == ["waits", "block went on", "raised"]
+            interruption.check() if until == "check" else work(interruption, lambda: pytest.fail("a block was begun"))
     assert not interruption.broke_off
 
 
-def test_the_second_signal_breaks_a_deferred_block_off() -> None:
-    reached: list[str] = []
-    interruption = Interruption(lambda: reached.append("waits"))
-    with interruption.watch():
-        with pytest.raises(Interrupted):
-            work(
-                interruption,
-                lambda: send(signal.SIGINT),
-                lambda: reached.append("first"),
-                lambda: send(signal.SIGTERM),
-                lambda: reached.append("second"),
-            )
-        assert interruption.broke_off
-        work(interruption, lambda: reached.append("nothing is left of it"))
-    assert reached == ["waits", "first", "nothing is left of it"]
-
-
-def test_a_block_without_signals_ends_quietly() -> None:
-    interruption = Interruption(lambda: pytest.fail("nobody asked"))
-    with interruption.watch(), interruption.deferred():
-        pass
-
-
-def test_an_error_in_a_deferred_block_is_not_hidden_by_a_signal() -> None:
+@SIGNALS
+def test_the_second_signal_raises_wherever_it_comes(number: int) -> None:
     interruption = Interruption(lambda: None)
-    with interruption.watch(), pytest.raises(ZeroDivisionError):
-        work(interruption, lambda: send(signal.SIGTERM), lambda: 1 / 0)
+    with interruption.watch():
+        send(signal.SIGINT)
+        with pytest.raises(Interrupted):
+            send(number)
+    assert interruption.broke_off
+
+
+def test_what_swallows_the_exception_does_not_swallow_the_signal() -> None:
+    interruption = Interruption(lambda: None)
+    with interruption.watch(), pytest.raises(Interrupted), interruption.allowed(), contextlib.suppress(Interrupted):
+        send(signal.SIGTERM)
+
+
+def test_without_signals_nothing_is_raised() -> None:
+    interruption = Interruption(lambda: pytest.fail("nobody asked"))
+    with interruption.watch(), interruption.allowed():
+        pass
+    interruption.check()
+
+
+def test_an_error_is_not_hidden_by_a_signal_that_waits() -> None:
+    interruption = Interruption(lambda: None)
+    with pytest.raises(ZeroDivisionError), interruption.watch():  # noqa: PT012
+        send(signal.SIGTERM)
+        1 / 0  # noqa: B018
+
+
+def test_a_signal_in_the_middle_of_a_print_waits_for_its_end_to_say_so() -> None:
+    printing, told = threading.Lock(), threading.Event()
+
+    def announce() -> None:
+        with printing:
+            told.set()
+
+    with Interruption(announce).watch():
+        with printing:
+            send(signal.SIGINT)
+        assert told.wait(timeout=60)
 
 
 def test_earlier_handlers_come_back_also_after_an_interruption() -> None:
@@ -78,7 +95,7 @@ def test_earlier_handlers_come_back_also_after_an_interruption() -> None:
     interruption = Interruption(lambda: None)
     with interruption.watch():
         assert signal.getsignal(signal.SIGTERM) != before[1]
-    with pytest.raises(Interrupted), interruption.watch():
+    with pytest.raises(Interrupted), interruption.watch(), interruption.allowed():
         send(signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
@@ -93,7 +110,8 @@ def test_another_thread_than_the_main_one_may_watch_without_effect() -> None:
     outcome: list[object] = []
 
     def work() -> None:
-        with Interruption(lambda: None).watch():
+        interruption = Interruption(lambda: None)
+        with interruption.watch(), interruption.allowed():
             outcome.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

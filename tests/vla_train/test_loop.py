@@ -1,5 +1,6 @@
 """A run from the command line: trains, evaluates, saves, shows; on envs that are not ours too, without new code."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,14 @@ def test_the_display_says_what_is_done_how_fast_and_where_results_are(
     assert f"{config.output}/checkpoints/step_000001" in shown
     assert f"report {config.output}" in shown
     assert "nothing was learnt" not in shown
+
+
+def test_a_folder_whose_name_looks_like_markup_is_a_folder_like_any_other(
+    small_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(small_run(iterations=1, display="plain"), output=tmp_path / "a[" / "b]")
+    train(config)
+    assert f"done: {config.output}" in capsys.readouterr().out
 
 
 def test_an_iteration_without_signal_says_so_and_leaves_the_weights_alone(

@@ -16,6 +16,7 @@ from vla_train.evaluation import evaluate, summary
 from vla_train.pipeline.timeline import Timeline
 from vla_train.report import facts, write_report
 from vla_train.report.contents import read_run
+from vla_train.report.curves import time_bars
 from vla_train.report.videos import choose_videos
 from vla_train.tracking import METRICS_FILE, RunLog
 
@@ -133,6 +134,18 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(finished_run: Path) -> Page:
     return report(finished_run)
+
+
+def test_time_spent_drawing_inside_a_step_is_counted_once() -> None:
+    timeline = Timeline()
+    for second in range(10):
+        timeline.add("env 0", "simulate", second, second + 0.8)
+        timeline.add("env 0", "render", second + 0.3, second + 0.8)
+    timeline.add("policy", "policy", 0, 10)
+    policy, env = time_bars(timeline.spans())
+    assert policy.parts == pytest.approx({"policy": 1.0, "idle": 0.0})
+    assert env.parts == pytest.approx({"simulate": 0.3, "render": 0.5, "idle": 0.2})
+    assert 1 - env.parts["idle"] == pytest.approx(timeline.metrics().utilisation["env 0"])
 
 
 def test_the_page_says_what_was_trained_and_how_far_it_is(page: Page) -> None:

@@ -141,6 +141,17 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert_same_run(config, uninterrupted)
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_keeps_its_history(small_run: MakeRun) -> None:
+    config = small_run(iterations=2)
+    train(config)
+    before = (config.output / "metrics.jsonl").read_text()
+    for checkpoint in (config.output / "checkpoints").iterdir():
+        (checkpoint / "rollout.npz").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"all checkpoints .* are damaged"):
+        train(config)
+    assert (config.output / "metrics.jsonl").read_text() == before
+
+
 def test_a_complete_run_can_be_made_longer(small_run: MakeRun, uninterrupted: TrainConfig) -> None:
     short = small_run(iterations=2)
     train(short)
@@ -177,6 +188,15 @@ def test_a_run_does_not_go_on_as_another(changes: dict[str, Any], named: str, sm
     (config.output / "config.json").write_text(json.dumps(config_to_json(config)))
     with pytest.raises(ValueError, match=named):
         train(small_run(**changes))
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"seed": 0, "env": {}, "policy": []}', '{"seed": 0}'])
+def test_a_config_that_is_none_is_an_error_that_names_it(content: str, small_run: MakeRun) -> None:
+    config = small_run()
+    (config.output / "checkpoints" / "step_000001").mkdir(parents=True)
+    (config.output / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        train(config)
 
 
 def test_a_folder_that_holds_a_run_is_left_alone_where_resuming_is_not_wanted(small_run: MakeRun) -> None:

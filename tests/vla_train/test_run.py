@@ -1,6 +1,7 @@
 """A run's own bookkeeping: scores of checkpoints, several ranks, what stays when set-up fails."""
 
 import dataclasses
+import math
 import os
 import socket
 import subprocess
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 from small_runs import command_line
 
-from vla_train.config import EnvConfig, RolloutConfig, TrainConfig
+import vla_train.checkpoint_evaluation
+import vla_train.run
+from vla_train.checkpoint_evaluation import CheckpointEvaluation
+from vla_train.config import EnvConfig, EvaluateConfig, RolloutConfig, TrainConfig
 from vla_train.display import Display
 from vla_train.loop import set_up, train
 from vla_train.pipeline.rollout_result import RolloutStats, combine_stats
@@ -92,6 +96,42 @@ def test_stats_of_ranks_are_added_and_rates_weighted_by_what_was_played() -> Non
     assert whole.overlap_efficiency == pytest.approx(0.8)
     assert combine_stats(parts[:1]) is parts[0]
     assert combine_stats([make_stats(), make_stats()]).success_rate == 0
+    carried_over = make_stats(groups_kept=1, decisions=0, overlap_efficiency=math.nan)
+    assert combine_stats([parts[0], carried_over]).overlap_efficiency == 0.6
+    assert math.isnan(combine_stats([carried_over, carried_over]).overlap_efficiency)
+
+
+def test_a_run_that_is_done_further_than_asked_for_says_that_it_is_complete(
+    small_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small_run(iterations=2))
+    train(small_run(iterations=1, display="plain"))
+    assert "2 iterations done already" in capsys.readouterr().out
+
+
+def test_folders_beside_a_runs_evaluations_are_left_alone(small_run: MakeRun) -> None:
+    config = small_run(iterations=1)
+    train(config)
+    mine, lost = (config.output / "evaluations" / name for name in ("iteration_000009.bak", "iteration_000009"))
+    mine.mkdir(parents=True)
+    lost.mkdir()
+    train(config)
+    assert mine.exists()
+    assert not lost.exists()
+
+
+@pytest.mark.parametrize("name", ["run/policy", "no/such/folder"])
+def test_a_mistyped_checkpoint_is_refused_before_env_groups_are_started(
+    name: str, small_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(vla_train.run, "make_workers", lambda *_, **__: pytest.fail("env groups were started"))
+    monkeypatch.setattr(vla_train.checkpoint_evaluation, "make_workers", vla_train.run.make_workers)
+    (tmp_path / "run" / "other" / "checkpoints").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"no checkpoint at {name}"):
+        set_up(small_run(policy={"checkpoint": name}))
+    with pytest.raises(ValueError, match=f"no checkpoint at {name}"):
+        CheckpointEvaluation(EvaluateConfig(checkpoint=name))
 
 
 @pytest.mark.slow

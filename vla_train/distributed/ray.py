@@ -106,14 +106,17 @@ class RayWorker(EnvWorker):
     node_id = ""
     """Ray's id of the node that it runs on; known once it has started."""
     _actor: Any = None
+    _placement: dict[str, Any] | None = None
+    """Found at the first start. After that it waits for its resource to come back: nodes may be lost, and replaced."""
     _up = False
 
     def start(self) -> None:
         self.incarnation += 1
         self._up = False
         connect()
-        options = _placement(SIM_RESOURCE, self.config.num_groups)
-        self._actor = ray.remote(_EnvActor).options(max_restarts=0, **options).remote(sys.path)
+        if self._placement is None:
+            self._placement = _placement(SIM_RESOURCE, self.config.num_groups)
+        self._actor = ray.remote(_EnvActor).options(max_restarts=0, **self._placement).remote(sys.path)
         started = self._actor.start.remote(self.config, self.chunk_size, self.seed)
         self._await(started)
 

@@ -61,7 +61,6 @@ class ConductorCounts:
     batches: int = 0
     """Policy calls offered."""
     episodes: int = 0
-    faults: int = 0
     restarts: int = 0
     requeued: int = 0
     """Episodes that had to start again because of a fault."""
@@ -294,7 +293,6 @@ class Conductor:
             del self._recorders[assignment.lease]
         requeued = self.scheduler.lost(worker)
         self._results[worker] = None
-        self.counts.faults += 1
         self.counts.requeued += len(requeued)
         cause = f"{type(error).__name__}: {error}"
         if self._restarts[worker] >= self._config.max_restarts:
@@ -311,8 +309,16 @@ class Conductor:
             self._config.max_restarts,
             len(requeued),
         )
+        self._start(worker)
+
+    def _start(self, worker: int) -> None:
+        """Start a worker; where that fails at once (no memory, no process, no Ray), it is one more fault of this worker."""
         self._deadlines[worker] = time.monotonic() + START_TIMEOUT_S
-        self._workers[worker].start()
+        try:
+            self._workers[worker].start()
+        except Exception as error:
+            incarnation = self._workers[worker].incarnation
+            self.inbox.put(Event(worker=worker, incarnation=incarnation, content=WorkerFault(error=error)))
 
     # --- between runs, from the caller's thread
 

@@ -54,6 +54,7 @@ class DynamicSampling:
         self._lookahead = lookahead
         self._open: dict[int, OpenGroup] = {}  # in the order of launching
         self._consumed: list[OpenGroup] = []
+        self._handed_out: list[OpenGroup] = []
 
     @property
     def complete(self) -> bool:
@@ -126,14 +127,18 @@ class DynamicSampling:
         return kept, tuple(group.as_group() for group in self._consumed)
 
     def begin_next(self) -> None:
-        """Forget the iteration's groups: they are the caller's now. What is open stays for the next one."""
-        self._consumed = []
+        """Hand the iteration's groups out; they stay `pending` until `release`. What is open stays for the next one."""
+        self._handed_out, self._consumed = self._consumed, []
+
+    def release(self) -> None:
+        """Forget the groups handed out: what was learnt from them is in the weights."""
+        self._handed_out = []
 
     def pending(self) -> tuple[OpenGroup, ...]:
-        """All that was launched and not given to the caller, in order: what a checkpoint must hold."""
-        return (*self._consumed, *self._open.values())
+        """All that was launched and not released, in order: what a checkpoint must hold."""
+        return (*self._handed_out, *self._consumed, *self._open.values())
 
     def restore(self, groups: Iterable[OpenGroup]) -> None:
         """Start from what `pending` gave."""
-        self._consumed = []
+        self._handed_out, self._consumed = [], []
         self._open = {group.specs[0].group_id: group for group in groups}

@@ -7,7 +7,6 @@ Ctrl-C (its parent decides) and ends when the pipe closes, however its parent en
 import atexit
 import contextlib
 import multiprocessing
-import os
 import pickle
 import signal
 import threading
@@ -20,7 +19,7 @@ import numpy as np
 
 from vla_train.config import EnvConfig
 from vla_train.pipeline.env_group import EnvDescription, GroupResult, make_env_group
-from vla_train.pipeline.shared_arrays import ArrayLayout, attach_arrays, create_arrays, make_shared_file
+from vla_train.pipeline.shared_arrays import ArrayLayout, SharedFile, attach_arrays, create_arrays, make_shared_file
 from vla_train.pipeline.workers import (
     CLOSE_TIMEOUT_S,
     Command,
@@ -51,6 +50,20 @@ class _Done:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Failed:
+    error: bytes
+    """Pickled; empty where it cannot be."""
+    text: str
+
+    def cause(self) -> BaseException:
+        """The error itself where this process knows its class, and it survives pickling; else its text."""
+        try:
+            return pickle.loads(self.error)
+        except Exception:
+            return RuntimeError(self.text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _StepSent:
     """Actions lie in shared memory."""
 
@@ -61,7 +74,6 @@ class ProcessWorker(EnvWorker):
     _process: BaseProcess | None = None
     _up = False
     _pipe: Connection
-    _path: str
     _arrays: dict[str, np.ndarray]
     _receiver: threading.Thread
 
@@ -71,33 +83,37 @@ class ProcessWorker(EnvWorker):
         context = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = context.Pipe()
         # The image size is not known yet; where the file lies only has to suit a usual one.
-        self._path = make_shared_file(2 * self.config.envs_per_group * 512 * 512 * 3)
-        self._process = context.Process(
-            target=_serve,
-            args=(child_pipe, self._path, self.config, self.chunk_size, self.seed),
-            name=f"env {self.index}",
-            daemon=False,  # daemonic processes may have no children
-        )
-        self._process.start()
-        atexit.register(self._process.kill)  # else Python would wait for it, where nobody closed this worker
+        file = make_shared_file(2 * self.config.envs_per_group * 512 * 512 * 3)
+        try:
+            process = context.Process(
+                target=_serve,
+                args=(child_pipe, file, self.config, self.chunk_size, self.seed),
+                name=f"env {self.index}",
+                daemon=False,  # daemonic processes may have no children
+            )
+            process.start()
+        except BaseException:
+            file.close()
+            raise
+        self._process = process
+        atexit.register(process.kill)  # else Python would wait for it, where nobody closed this worker
         child_pipe.close()
         self._receiver = threading.Thread(
             target=self._receive,
-            args=(self.incarnation, self._pipe, self._process, self._path),
+            args=(self.incarnation, self._pipe, process, file),
             name=f"env {self.index} receiver",
             daemon=True,
         )
         self._receiver.start()
 
-    def _receive(self, incarnation: int, pipe: Connection, process: BaseProcess, path: str) -> None:
+    def _receive(self, incarnation: int, pipe: Connection, process: BaseProcess, file: SharedFile) -> None:
         instructions: tuple[str, ...] = ()
         arrays: dict[str, np.ndarray] = {}
         try:
             while True:
                 message = pipe.recv()
                 if isinstance(message, _Ready):
-                    arrays = attach_arrays(path, _layout(message.description, self.chunk_size))
-                    os.unlink(path)
+                    arrays = attach_arrays(file, _layout(message.description, self.chunk_size))
                     if incarnation == self.incarnation:
                         self._arrays, self._up = arrays, True
                     self._emit(incarnation, Started(description=message.description))
@@ -109,16 +125,17 @@ class ProcessWorker(EnvWorker):
                     reply = GroupReply(result=result, start=message.start, end=message.end, render=message.render)
                     self._emit(incarnation, reply)
                 else:
-                    self._emit(incarnation, WorkerFault(error=message))
+                    self._emit(incarnation, WorkerFault(error=message.cause()))
                     return
         except (EOFError, OSError):
             process.join(CLOSE_TIMEOUT_S)
             code = process.exitcode
             how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
             self._emit(incarnation, WorkerFault(error=RuntimeError(f"the process of env group {self.index} {how}")))
+        except Exception as error:  # the fault boundary of this thread
+            self._emit(incarnation, WorkerFault(error=error))
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            file.close()
 
     def send(self, command: Command) -> None:
         try:
@@ -166,13 +183,13 @@ def _layout(description: EnvDescription, chunk_size: int) -> dict[str, ArrayLayo
     }
 
 
-def _serve(pipe: Connection, path: str, config: EnvConfig, chunk_size: int, seed: int) -> None:
+def _serve(pipe: Connection, file: SharedFile, config: EnvConfig, chunk_size: int, seed: int) -> None:
     """The child: carry out commands until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     group = None
     try:
         group = make_env_group(config, chunk_size=chunk_size, seed=seed)
-        arrays = create_arrays(path, _layout(group.description, chunk_size))
+        arrays = create_arrays(file, _layout(group.description, chunk_size))
         pipe.send(_Ready(description=group.description))
         instructions: tuple[str, ...] = ()
         while (message := pipe.recv()) is not None:
@@ -193,16 +210,16 @@ def _serve(pipe: Connection, path: str, config: EnvConfig, chunk_size: int, seed
         pass  # the parent is gone
     except BaseException as error:  # the fault boundary of this process
         with contextlib.suppress(OSError):
-            pipe.send(_portable(error))
+            pipe.send(_failed(error))
     finally:
         if group is not None:
             group.close()
 
 
-def _portable(error: BaseException) -> BaseException:
-    """The error itself where it survives pickling, else its text."""
+def _failed(error: BaseException) -> _Failed:
     error.add_note("".join(traceback.format_exception(error)))
     try:
-        return pickle.loads(pickle.dumps(error))
+        pickled = pickle.dumps(error)
     except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        pickled = b""
+    return _Failed(error=pickled, text=f"{type(error).__name__}: {error}")

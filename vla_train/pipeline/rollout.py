@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -64,7 +65,11 @@ class Rollout:
         )
         self._busy = threading.Lock()
         self._closed = False
+        self._reported = ConductorCounts()
+        """What happened up to the end of the last iteration."""
         self._conducting: threading.Thread | None = None
+        self.breakable: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered wherever the caller's thread waits or the policy decides: what a signal raises there loses nothing."""
 
     # --- training
 
@@ -75,6 +80,8 @@ class Rollout:
         on_progress: Callable[[RolloutProgress], None] | None = None,
     ) -> RolloutResult:
         """Play groups until `groups_per_iteration` of them carry a signal, or `max_attempts` is used up.
+
+        The groups stay in `state_dict` until `release`, or the next `collect`, says that they were trained on.
 
         Args:
             prompts: Each item is the episodes of one group; group ids rise. Read only as far as slots are free. If it ends,
@@ -89,6 +96,7 @@ class Rollout:
         started, before = time.perf_counter(), self._snapshot()
         objective = CollectGroups(self._sampling, prompts, keep, on_progress, self._progress_since(started, before))
         with self._exclusive():
+            self._sampling.release()
             for _ in self._play(objective, greedy=False):
                 pass
         kept, consumed = self._sampling.outcome
@@ -109,13 +117,19 @@ class Rollout:
             duration_s=ended - started,
             policy_s=busy.busy_s["policy"],
             env_s=max(busy.busy_s[name] for name in names),
-            overlap_efficiency=busy.overlap_efficiency,
-            worker_restarts=after.restarts - before.restarts,
-            episodes_requeued=after.requeued - before.requeued,
+            overlap_efficiency=busy.overlap_efficiency if after.decisions > before.decisions else math.nan,
+            worker_restarts=after.restarts - self._reported.restarts,
+            episodes_requeued=after.requeued - self._reported.requeued,
         )
+        self._reported = after
         result = RolloutResult(groups=kept, stats=stats)
         self._sampling.begin_next()  # last: an interrupted call has lost nothing
         return result
+
+    def release(self) -> None:
+        """Forget the groups that `collect` gave: they were trained on."""
+        with self._exclusive():
+            self._sampling.release()
 
     def prefetch(self, prompts: Iterator[tuple[EpisodeSpec, ...]]) -> None:
         """Start resetting free slots for the next `collect`, and return at once: call it before training."""
@@ -143,21 +157,24 @@ class Rollout:
     def _play(self, objective: Objective, *, greedy: bool, finished: list[Trajectory] | None = None) -> Iterator[Trajectory]:
         outbox: Outbox = queue.SimpleQueue()
         thread = threading.Thread(target=self._conductor.run, args=(objective, outbox), name="rollout", daemon=True)
-        self._conducting = thread
         try:
             thread.start()
+            self._conducting = thread
             while True:
-                message = outbox.get()
+                with self.breakable():
+                    message = outbox.get()
                 while finished:
                     yield finished.pop(0)
                 if isinstance(message, Complete):
                     return
                 if isinstance(message, Failed):
                     raise message.error
-                self._conductor.inbox.put(self._decide(message, greedy=greedy))
+                with self.breakable():
+                    decided = self._decide(message, greedy=greedy)
+                self._conductor.inbox.put(decided)
         finally:
-            if thread.ident is not None:
-                self._conductor.inbox.put(Stop(outbox))
+            self._conductor.inbox.put(Stop(outbox))
+            if thread.is_alive():
                 thread.join()
             self._conductor.withdraw()
 
@@ -206,7 +223,7 @@ class Rollout:
     # --- checkpoints
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Groups finished or begun but not handed out, as plain arrays (no pickled objects; `np.savez` takes them).
+        """Groups finished or begun but not trained on, as plain arrays (no pickled objects; `np.savez` takes them).
 
         Begun episodes are kept as specs and played from their start again.
         """

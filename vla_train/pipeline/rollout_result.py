@@ -1,5 +1,6 @@
 """What a rollout reports: while it runs, and of an iteration."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,24 +55,29 @@ class RolloutStats:
     env_s: float
     """Time the busiest env group worked."""
     overlap_efficiency: float
-    """max(policy_s, env_s) / duration_s: 1 when the slower of the two never waited."""
+    """max(policy_s, env_s) / duration_s: 1 when the slower of the two never waited; NaN where nothing was played, since all
+    groups had been carried over."""
     worker_restarts: int
+    """Since the last iteration: in an evaluation in between, too."""
     episodes_requeued: int
     """Episodes that started again because their env group failed."""
 
     @property
     def decisions_per_s(self) -> float:
-        return self.decisions / self.duration_s if self.duration_s > 0 else 0.0
+        """NaN where nothing was played."""
+        return self.decisions / self.duration_s if self.decisions else math.nan
 
     @property
     def rows_per_batch(self) -> float:
-        return self.decisions / self.policy_batches if self.policy_batches else 0.0
+        """NaN where nothing was decided."""
+        return self.decisions / self.policy_batches if self.policy_batches else math.nan
 
 
 def combine_stats(parts: Sequence[RolloutStats]) -> RolloutStats:
     """What several rollouts did at the same time: sums, but the longest duration, and means of what is a rate."""
     if len(parts) == 1:
         return parts[0]
+    overlaps = [part.overlap_efficiency for part in parts if part.decisions]
     consumed = [part.groups_kept + part.groups_rejected for part in parts]
 
     def total(name: str) -> int:
@@ -90,7 +96,7 @@ def combine_stats(parts: Sequence[RolloutStats]) -> RolloutStats:
         duration_s=max(part.duration_s for part in parts),
         policy_s=float(np.mean([part.policy_s for part in parts])),
         env_s=float(np.mean([part.env_s for part in parts])),
-        overlap_efficiency=float(np.mean([part.overlap_efficiency for part in parts])),
+        overlap_efficiency=float(np.mean(overlaps)) if overlaps else math.nan,
         worker_restarts=total("worker_restarts"),
         episodes_requeued=total("episodes_requeued"),
     )

@@ -1,7 +1,7 @@
 """NumPy arrays that two processes of one machine share, so that observations are written once and never pickled.
 
-They live in one memory-mapped file. Its owner picks the name, both map it, and it is unlinked as soon as they have: nothing is
-left behind, however either of them ends. Space is reserved when it is made, so a full /dev/shm is an error and not a crash.
+They live in one memory-mapped file that has no name: its owner opens it, the other inherits the descriptor, and nothing is left
+behind, however either of them ends. Space is reserved when it is sized, so a full /dev/shm is an error and not a crash.
 """
 
 import math
@@ -10,6 +10,8 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing import reduction
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +35,28 @@ def total_bytes(layout: Mapping[str, ArrayLayout]) -> int:
     return sum(-(-entry.num_bytes // _ALIGNMENT) * _ALIGNMENT for entry in layout.values())
 
 
-def make_shared_file(num_bytes: int) -> str:
+class SharedFile:
+    """A file without a name; as an argument of a process that is being started, that process has it too.
+
+    Args:
+        descriptor: Of the open file; `close` closes it. Arrays in it stay.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> Any:
+        return _inherited, (reduction.DupFd(self.descriptor),)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def _inherited(duplicate: Any) -> SharedFile:
+    return SharedFile(duplicate.detach())
+
+
+def make_shared_file(num_bytes: int) -> SharedFile:
     """An empty file for about `num_bytes`: in memory (/dev/shm) where it fits, else in the temporary folder."""
     folder = "/dev/shm"
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
@@ -42,26 +65,23 @@ def make_shared_file(num_bytes: int) -> str:
         status = os.statvfs(folder)
         if status.f_bavail * status.f_frsize < num_bytes:
             folder = tempfile.gettempdir()
-    descriptor, path = tempfile.mkstemp(prefix="vla_train_", dir=folder)
-    os.close(descriptor)
-    return path
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return SharedFile(os.dup(file.fileno()))
 
 
-def create_arrays(path: str, layout: Mapping[str, ArrayLayout]) -> dict[str, np.ndarray]:
+def create_arrays(file: SharedFile, layout: Mapping[str, ArrayLayout]) -> dict[str, np.ndarray]:
     """Give the file its size and map the arrays into it (zeros).
 
     Raises:
         OSError: There is no room for it.
     """
-    with open(path, "r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, total_bytes(layout)))
-    return attach_arrays(path, layout)
+    os.posix_fallocate(file.descriptor, 0, max(1, total_bytes(layout)))
+    return attach_arrays(file, layout)
 
 
-def attach_arrays(path: str, layout: Mapping[str, ArrayLayout]) -> dict[str, np.ndarray]:
-    """Map the arrays of a file that `create_arrays` has made; they stay valid after the file is unlinked."""
-    with open(path, "r+b") as file:
-        memory = mmap.mmap(file.fileno(), 0)
+def attach_arrays(file: SharedFile, layout: Mapping[str, ArrayLayout]) -> dict[str, np.ndarray]:
+    """Map the arrays of a file that `create_arrays` has sized; they stay valid after it is closed."""
+    memory = mmap.mmap(file.descriptor, 0)
     arrays: dict[str, np.ndarray] = {}
     offset = 0
     for name, entry in layout.items():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-SpanKind = Literal["simulate", "render", "reset", "preprocess", "policy", "train", "push", "evaluate"]
+SpanKind = Literal["simulate", "render", "reset", "preprocess", "policy", "train", "push"]
 
 SPAN_COLOURS: dict[str, str] = {
     "simulate": "#4e79a7",
@@ -26,7 +26,6 @@ SPAN_COLOURS: dict[str, str] = {
     "policy": "#f28e2b",
     "train": "#e15759",
     "push": "#b07aa1",
-    "evaluate": "#9c755f",
 }
 """Read on white and on dark paper, and told apart by readers with red-green blindness."""
 

@@ -211,8 +211,8 @@ class VectorGroup(EnvGroup):
             assert self._config.instruction is not None
             self._instructions = (self._config.instruction,) * self._slots
         expected = (self._slots, *self.description.image_shape)
-        if self._images.shape != expected:
-            raise EnvFaultError(f"images must have shape {expected}, got {self._images.shape}")
+        if self._images.shape != expected or self._images.dtype != np.uint8:
+            raise EnvFaultError(f"images must be uint8 of shape {expected}, got {self._images.dtype} {self._images.shape}")
 
     def _result(self) -> GroupResult:
         return GroupResult(

@@ -25,7 +25,7 @@ class Policy(Protocol):
         ...
 
     version: int
-    """Weight pushes so far."""
+    """Of the weights that decide: how many updates have changed them."""
 
     def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
         """Decide for B rows.

@@ -86,7 +86,7 @@ class TorchPolicy:
 
     @property
     def version(self) -> int:
-        """Weight pushes so far. Whoever changes weights sets it, even to the same number."""
+        """Of the weights: how many updates have changed them. Whoever changes weights sets it, even to the same number."""
         return self._version
 
     @version.setter

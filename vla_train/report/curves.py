@@ -155,12 +155,23 @@ def time_bars(spans: Sequence[Span]) -> list[Bar]:
     wall_s = max(span.end for span in spans) - min(span.start for span in spans)
     bars = []
     for resource in ordered_resources(spans):
-        parts: dict[str, float] = {}
-        for span in spans:
-            if span.resource == resource:
-                parts[span.kind] = parts.get(span.kind, 0.0) + (span.end - span.start) / wall_s
+        parts = {kind: seconds / wall_s for kind, seconds in _own_times(spans, resource).items()}
         bars.append(Bar(label=resource, parts={**parts, "idle": max(0.0, 1.0 - sum(parts.values()))}))
     return bars
+
+
+def _own_times(spans: Sequence[Span], resource: str) -> dict[str, float]:
+    """Seconds of one resource by kind; where one span lies inside another, as drawing in a step, only the inner one counts."""
+    seconds: dict[str, float] = {}
+    around: list[Span] = []
+    for span in sorted((span for span in spans if span.resource == resource), key=lambda span: (span.start, -span.end)):
+        while around and around[-1].end <= span.start:
+            around.pop()
+        if around:
+            seconds[around[-1].kind] -= min(span.end, around[-1].end) - span.start
+        seconds[span.kind] = seconds.get(span.kind, 0.0) + span.end - span.start
+        around.append(span)
+    return seconds
 
 
 def series(records: Sequence[Record], name: str) -> list[float]:

@@ -52,7 +52,7 @@ def state(run: RunContents) -> str:
     """How far the run is."""
     total = run.config.iterations
     if run.done >= total:
-        return f"complete: {run.done} of {total} iterations"
+        return f"complete: {run.done} of {max(run.done, total)} iterations"
     return f"iteration {run.done} of {total}: going on, or interrupted"
 
 
@@ -81,16 +81,18 @@ def tiles(run: RunContents) -> list[Tile]:
     found.append(
         Tile(name="Success, sampled", value=f"{median('rollout/success_rate'):.1%}", note=f"rollouts for training, {over}")
     )
-    found.append(Tile(name="Rollout", value=f"{median('rollout/decisions_per_s'):.3g}", note=f"chunks per second, {over}"))
+    if not math.isnan(median("rollout/decisions_per_s")):
+        found.append(Tile(name="Rollout", value=f"{median('rollout/decisions_per_s'):.3g}", note=f"chunks per second, {over}"))
     if not math.isnan(median("update/chunks_per_s")):
         found.append(Tile(name="Update", value=f"{median('update/chunks_per_s'):.3g}", note=f"chunks per second, {over}"))
-    found.append(
-        Tile(
-            name="Overlap",
-            value=f"{median('rollout/overlap_efficiency'):.0%}",
-            note="how much of the rollout its slower side, policy or simulators, was at work",
+    if not math.isnan(median("rollout/overlap_efficiency")):
+        found.append(
+            Tile(
+                name="Overlap",
+                value=f"{median('rollout/overlap_efficiency'):.0%}",
+                note="how much of the rollout its slower side, policy or simulators, was at work",
+            )
         )
-    )
     seconds = sum(value for value in series(run.iterations, "time/iteration_s") if not math.isnan(value))
     found.append(Tile(name="Time", value=duration(seconds), note=f"in {len(run.iterations)} iterations, evaluations apart"))
     return found

@@ -3,7 +3,7 @@
     groups -> advantages -> for each epoch, for each mini-batch:
                                 for each micro-batch: log-probs, clipped loss, backward
                                 clip gradients, AdamW
-    push_weights -> rollout policies, version + 1
+    push_weights -> rollout policies
 
 Invariant: what an update does depends on the groups, the seed and the iteration alone: not on the order of groups, the cut
 into micro-batches or the number of ranks (up to rounding). The trainer knows no simulator and no model, only the policy
@@ -64,7 +64,8 @@ class UpdateMetrics:
     advantage_abs: float
     """Mean |advantage| over trajectories."""
     policy_lag: float
-    """Weight pushes between sampling and this update; mean over trajectories (of each, its oldest decision)."""
+    """Updates between the weights that sampled and those that this one starts from; mean over trajectories (of each, its
+    oldest decision)."""
     updates: int
     """Mini-batches."""
     trajectories: int
@@ -108,7 +109,7 @@ class Trainer:
         self.num_updates = 0
         """AdamW steps so far."""
         self.version = policy.version
-        """Weight pushes so far."""
+        """Of the weights: one more after each update that changed them, so that no two sets of weights share a number."""
         self._optim = optim
         self._algo = algo
         self._policy = policy
@@ -182,6 +183,8 @@ class Trainer:
         whole = sums[0]
         for other in sums[1:]:
             whole = whole + other
+        lag = float(np.mean([self.version - summary.versions[0] for summary in plan.summaries]))
+        self.version += 1
         return UpdateMetrics(
             loss=float(whole.loss) / len(sums),
             ratio_mean=_mean(whole.ratio, whole.tokens),
@@ -195,7 +198,7 @@ class Trainer:
             grad_norm_max=max(norms),
             learning_rate=learning_rate,
             advantage_abs=float(plan.advantages.abs().mean()),
-            policy_lag=float(np.mean([self.version - summary.versions[0] for summary in plan.summaries])),
+            policy_lag=lag,
             updates=len(minibatches),
             trajectories=len(plan.summaries),
             rows=self._optim.epochs * sum(summary.num_rows for summary in plan.summaries),
@@ -252,12 +255,7 @@ class Trainer:
         return self._optim.learning_rate * (min(1.0, (self.num_updates + 1) / warm) if warm else 1.0)
 
     def push_weights(self, *policies: RolloutPolicy) -> None:
-        """Give the trained weights to the policies that sample, as version + 1. The trained policy itself may be one."""
-        self.version += 1
-        self.sync_weights(*policies)
-
-    def sync_weights(self, *policies: RolloutPolicy) -> None:
-        """Give the trained weights at their present version: to policies that are new, or after a checkpoint was loaded."""
+        """Give the trained weights and their version to the policies that sample. The trained policy itself may be one."""
         started = time.perf_counter()
         weights = self._gathered_weights() if self.ranks.size > 1 or any(p is not self._policy for p in policies) else {}
         self._policy.version = self.version
@@ -290,7 +288,7 @@ class Trainer:
         Args:
             read: Gives a tensor of `state` by name.
             num_updates: AdamW steps so far.
-            version: Weight pushes so far.
+            version: Of these weights.
 
         Raises:
             ValueError: A tensor does not fit; the state is then partly loaded, and this trainer of no use.

@@ -20,6 +20,8 @@ from vla_train.pipeline.timeline import Timeline
 from vla_train.pipeline.workers import WorkerError, make_workers
 from vla_train.types import EpisodeSpec, Group
 
+ray = pytest.importorskip("ray")
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_nodes")]
 
 FAULTS = ["raise", "hang", "nan", "shape", "die"]
@@ -95,6 +97,18 @@ def test_an_env_that_cannot_be_made_in_an_actor_is_the_users_error() -> None:
 def test_more_env_groups_than_the_cluster_has_room_for_are_refused() -> None:
     with pytest.raises(ValueError, match="'sim'"):
         make_workers(drift_config(worker="ray", num_groups=3), chunk_size=3, seed=0)
+
+
+def test_a_restarted_env_group_waits_for_the_node_it_was_meant_for(
+    ray_nodes: RayNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollout = make_rollout(drift_config(worker="ray", kwargs={"fault": "die", "marker": str(tmp_path)}))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"sim": 1.0})  # a node was lost
+    try:
+        assert rollout.collect(prompts(), mixed).stats.worker_restarts == 1
+        assert [worker.node_id for worker in rollout._workers] == [ray_nodes.sim_node] * 2  # type: ignore[attr-defined]
+    finally:
+        rollout.close()
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])

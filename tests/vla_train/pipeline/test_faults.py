@@ -116,6 +116,19 @@ def test_a_fault_that_never_ends_stops_the_run_with_its_cause(worker: str, fault
         rollout.close()
 
 
+def test_restarts_in_an_evaluation_are_reported_with_the_next_iteration(tmp_path: Path) -> None:
+    rollout = make_rollout(faulty_config("thread", "raise", tmp_path))
+    try:
+        list(rollout.play(make_spec(group) for group in range(4)))
+        played = rollout.collect(prompts(), mixed).stats
+        again = rollout.collect(itertools.islice(prompts(), 100, None), mixed).stats
+    finally:
+        rollout.close()
+    assert played.worker_restarts >= 1
+    assert played.episodes_requeued >= 1
+    assert again.worker_restarts == 0
+
+
 def test_a_process_killed_while_the_policy_decides_or_the_trainer_trains_is_replaced(undisturbed_groups: list[int]) -> None:
     rollout = make_rollout(drift_config(worker="process", max_restarts=20))
     children = psutil.Process().children(recursive=True)

@@ -1,6 +1,7 @@
 """The rollout against a plain loop: same episodes, whatever the env, the worker and the timing."""
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -187,6 +188,7 @@ def test_a_checkpoint_carries_finished_and_begun_groups_over() -> None:
     stream = prompts()
     try:
         first.collect(stream, mixed)
+        first.release()
         state = {name: np.array(value) for name, value in first.state_dict().items()}
         assert all(value.dtype != object for value in state.values())
         expected = [group.group_id for group in first.collect(itertools.islice(stream, 20), mixed).groups]
@@ -200,6 +202,24 @@ def test_a_checkpoint_carries_finished_and_begun_groups_over() -> None:
     finally:
         first.close()
         second.close()
+
+
+def test_groups_that_were_not_trained_on_yet_come_again_and_their_speed_was_not_measured() -> None:
+    first, second = make_rollout(drift_config(), deterministic=True), make_rollout(drift_config(), deterministic=True)
+    try:
+        given = first.collect(prompts(), mixed)
+        assert given.stats.overlap_efficiency > 0
+        second.load_state_dict(first.state_dict())
+        again = second.collect(prompts(100), mixed)
+        first.release()
+        assert not len(first.state_dict()["specs"])
+    finally:
+        first.close()
+        second.close()
+    assert [group.group_id for group in again.groups] == [group.group_id for group in given.groups]
+    assert again.stats.decisions == 0
+    assert math.isnan(again.stats.overlap_efficiency)
+    assert math.isnan(again.stats.decisions_per_s)
 
 
 def test_evaluation_between_iterations_loses_no_training_episode() -> None:
@@ -369,6 +389,7 @@ def test_what_is_carried_over_takes_no_more_room_than_was_announced() -> None:
         try:
             for start in range(0, 300, 100):
                 rollout.collect(prompts(start), mixed)
+                rollout.release()
                 held = sum(array.nbytes for name, array in rollout.state_dict().items() if "images" in name)
                 assert held <= rollout.max_state_bytes
             assert (rollout.max_state_bytes == 0) == deterministic

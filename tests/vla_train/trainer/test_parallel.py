@@ -41,7 +41,7 @@ def train(
     first = 0
     if run is not None and (path := latest_checkpoint(run)) is not None:
         first = load_checkpoint(path, trainer=trainer).iteration
-    trainer.sync_weights(sampler)
+    trainer.push_weights(sampler)
     metrics = []
     for iteration in range(first, ITERATIONS):
         groups = split(make_groups(sampler, seed=iteration), ranks)

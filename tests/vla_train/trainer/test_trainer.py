@@ -221,13 +221,17 @@ def test_pushed_weights_and_version_arrive() -> None:
     assert_same(weights_of(sampler), weights_of(policy), atol=0)
 
 
-def test_weights_that_sampled_two_versions_ago_are_reported_as_lag() -> None:
-    policy, sampler = SmallPolicy(), SmallPolicy()
+def test_weights_that_sampled_two_updates_ago_are_reported_as_lag() -> None:
+    policy = SmallPolicy()
     trainer = make_trainer(policy)
     groups = make_groups(policy)
-    trainer.push_weights(sampler)
-    trainer.push_weights(sampler)
-    assert trainer.update(groups, iteration=0).policy_lag == 2
+    assert [trainer.update(groups, iteration=iteration).policy_lag for iteration in range(3)] == [0, 1, 2]
+
+
+def test_weights_that_were_not_changed_keep_their_version() -> None:
+    trainer = make_trainer(SmallPolicy())
+    trainer.update([], iteration=0)
+    assert trainer.version == 0
 
 
 def test_a_nan_stops_the_update_before_it_reaches_the_weights() -> None:
