@@ -104,7 +104,6 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         self.task_ids = tuple(instructions)
         self.max_episode_steps = max_episode_steps
         self.chunk_size = chunk_size
-        self.renderer = engine.renderer
         self.render_mode = render_mode
         self.metadata = {"autoreset_mode": self._autoreset, "render_modes": ["rgb_array"], "render_fps": 20}
         self._settle_steps = settle_steps
@@ -244,6 +243,11 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             self._begin(np.flatnonzero(ended).tolist(), {})
             info |= _with_masks(self._identity(), everyone)
         return self._observe(), success.astype(np.float64), success, truncated, info
+
+    @property
+    def renderer(self) -> str:
+        """What draws (see `Engine.renderer`); asking before the first reset opens the device."""
+        return self._engine.renderer
 
     @property
     def render_span(self) -> tuple[float, float] | None:

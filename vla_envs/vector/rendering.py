@@ -79,8 +79,8 @@ class RenderPool:
     @classmethod
     def acquire(cls, device: Device) -> "RenderPool":
         """The process's pool for this device; give it back with `release`."""
+        gl_device = open_device(device)  # first: a forked process is refused before it waits for a lock of its parent's threads
         with cls._pools_lock:
-            gl_device = open_device(device)
             pool = cls._pools.get(gl_device)
             if pool is None:
                 pool = cls._pools[gl_device] = cls(gl_device)

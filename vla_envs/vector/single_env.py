@@ -26,10 +26,15 @@ class SingleEnv(gym.Env):
         self.render_mode = envs.render_mode
         self.observation_space = envs.single_observation_space
         self.action_space = envs.single_action_space
-        self.suite, self.renderer, self.chunk_size = envs.suite, envs.renderer, envs.chunk_size
+        self.suite, self.chunk_size = envs.suite, envs.chunk_size
         self.mirrored_images = envs.mirrored_images
         self.task_ids, self.num_init_states, self.instructions = envs.task_ids, envs.num_init_states, envs.instructions
         self.max_episode_steps = envs.max_episode_steps
+
+    @property
+    def renderer(self) -> str:
+        """What draws; see `ChunkedVectorEnv.renderer`."""
+        return self._envs.renderer
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begin an episode; see `ChunkedVectorEnv.reset`."""
