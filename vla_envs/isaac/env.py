@@ -105,6 +105,6 @@ class IsaacEnv(ChunkedVectorEnv):
         )
 
 
-def make_isaac_env(**kwargs: Any) -> SingleEnv:
-    """One env for `gymnasium.make`; takes `IsaacEnv`'s arguments."""
-    return SingleEnv(IsaacEnv(1, autoreset_mode=AutoresetMode.DISABLED, **kwargs))
+def make_isaac_env(*, time_limit: int | None = None, **kwargs: Any) -> SingleEnv:
+    """One env for `gymnasium.make`; takes `IsaacEnv`'s arguments, with `time_limit` (control steps) for `max_episode_steps`."""
+    return SingleEnv(IsaacEnv(1, autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=time_limit, **kwargs))

@@ -152,16 +152,20 @@ class LiberoEnv(ChunkedVectorEnv):
         self._scenes.clear()
 
 
-def make_libero_env(**kwargs: Any) -> SingleEnv:
-    """One LIBERO env for `gymnasium.make`; takes `LiberoEnv`'s arguments, and `task_id` for `task_ids` of one task.
+def make_libero_env(*, task_id: int | None = None, time_limit: int | None = None, **kwargs: Any) -> SingleEnv:
+    """One LIBERO env for `gymnasium.make`; takes `LiberoEnv`'s arguments, with `time_limit` for `max_episode_steps`.
 
-    `gymnasium.make` keeps `max_episode_steps` to itself and counts calls of `step` with it, which are chunks if there is a
-    `chunk_size`; the suite's time limit holds as well.
+    Args:
+        task_id: Short for `task_ids` of one task.
+        time_limit: In control steps; None: the suite's own. `gymnasium.make` keeps an argument called `max_episode_steps` to
+            itself, and counts calls of `step` with it (chunks, if there is a `chunk_size`); this limit holds as well.
+        kwargs: See `LiberoEnv`.
     """
-    task_id = kwargs.pop("task_id", None)
     if task_id is not None:
+        if "task_ids" in kwargs:
+            raise ValueError(f"take either task_id or task_ids, got {task_id!r} and {kwargs['task_ids']!r}")
         kwargs["task_ids"] = [task_id]
-    return SingleEnv(LiberoEnv(1, autoreset_mode=AutoresetMode.DISABLED, **kwargs))
+    return SingleEnv(LiberoEnv(1, autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=time_limit, **kwargs))
 
 
 _shared: WeakValueDictionary[tuple, LiberoEngineScene] = WeakValueDictionary()
@@ -207,7 +211,7 @@ def check_arguments(
     if device not in ("auto", "cuda", "cpu"):
         raise ValueError(f"device must be 'auto', 'cuda' or 'cpu', got {device!r}")
     if max_episode_steps is not None and max_episode_steps < 1:
-        raise ValueError(f"max_episode_steps must be None or at least 1, got {max_episode_steps}")
+        raise ValueError(f"the time limit must be None or at least 1, got {max_episode_steps}")
     if settle_steps < 0:
         raise ValueError(f"settle_steps must not be negative, got {settle_steps}")
     if render_mode not in (None, "rgb_array"):

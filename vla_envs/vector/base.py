@@ -26,6 +26,7 @@ from gymnasium.vector.utils import batch_space
 from vla_envs.errors import NotResetError
 from vla_envs.vector.arguments import read_actions, read_reset_options, read_seeds, read_states
 from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM, Engine, EngineScene
+from vla_envs.vector.infos import with_masks
 
 SETTLING_ACTION = np.array([0.0] * (ACTION_DIM - 1) + [-1.0])
 """What LIBERO plays while a scene comes to rest: no motion, gripper open."""
@@ -178,7 +179,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             self._seed_slots(slots, seeds)
             self._begin(slots, chosen)
             info = {**self._identity(), "renderer": np.array([self.renderer] * self.num_envs, dtype=object)}
-            return self._observe(), _with_masks(info, np.ones(self.num_envs, bool))
+            return self._observe(), with_masks(info, np.ones(self.num_envs, bool))
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:  # type: ignore[override]
         """Play one chunk in every slot whose episode is not over.
@@ -190,8 +191,9 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         Returns:
             observation; reward (N,) float64, 1 where the goal was reached; terminated (N,) bool, the same; truncated (N,) bool,
             by the time limit or a fault; info: `num_steps` (actions played), `success`, `task_id`, `init_state_id`, where an
-            episode ended `episode` (`r` return, `l` length, `t` seconds) and, if the physics gave up, `fault`; with
-            `SAME_STEP`, also `final_obs` and `final_info`.
+            episode ended `episode_return`, `episode_length` (control steps), `episode_seconds` and, if the physics gave up,
+            `fault`. With `SAME_STEP`, all this is in `final_info` for a slot whose episode ended, beside `final_obs`, and the
+            info itself speaks of the next episode's start, as in Gymnasium's own vector envs.
 
         Raises:
             NotResetError: Some slot was never reset, or the env is closed.
@@ -208,7 +210,6 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         playing = ~self._over
         num_steps = np.zeros(self.num_envs, np.int32)
         success = np.zeros(self.num_envs, bool)
-        truncated = np.zeros(self.num_envs, bool)
         faults = np.full(self.num_envs, None, dtype=object)
 
         slots = np.flatnonzero(playing).tolist()
@@ -231,18 +232,17 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         if restarting.any():
             self._begin(np.flatnonzero(restarting).tolist(), {})
 
-        played = {"num_steps": num_steps, "success": success}
-        episode = {"r": self._returns.copy(), "l": self._elapsed.copy(), "t": time.perf_counter() - self._began_at}
-        episode_info = {"episode": _with_masks({name: np.where(ended, value, 0) for name, value in episode.items()}, ended)}
-        endings = _with_masks(episode_info, ended) | (_with_masks({"fault": faults}, faulted) if faulted.any() else {})
         everyone = np.ones(self.num_envs, bool)
-        info = {**_with_masks({**played, **self._identity()}, everyone), **(endings if ended.any() else {})}
+        played = {"num_steps": num_steps, "success": success}
+        endings = with_masks(self._statistics(), ended) | (with_masks({"fault": faults}, faulted) if faulted.any() else {})
         if self._autoreset == AutoresetMode.SAME_STEP and ended.any():
-            final = _with_masks({**played, **self._identity()}, ended) | endings
-            info |= _with_masks({"final_obs": self._observe_singly(ended), "final_info": final}, ended)
+            final = with_masks({**played, **self._identity()}, ended) | endings
+            endings = with_masks({"final_obs": self._observe_singly(ended), "final_info": final}, ended)
             self._begin(np.flatnonzero(ended).tolist(), {})
-            info |= _with_masks(self._identity(), everyone)
-        return self._observe(), success.astype(np.float64), success, truncated, info
+            info = with_masks(played, ~ended) | with_masks(self._identity(), everyone)
+        else:
+            info = with_masks({**played, **self._identity()}, everyone)
+        return self._observe(), success.astype(np.float64), success, truncated, info | (endings if ended.any() else {})
 
     @property
     def renderer(self) -> str:
@@ -401,7 +401,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             "init_state_id": np.array([-1 if start is None else start.init_state_id for start in self._starts]),
         }
 
-
-def _with_masks(info: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
-    """Gymnasium's convention: beside each key, `_key` says which slots it speaks of."""
-    return {name: value for key, item in info.items() for name, value in ((key, item), (f"_{key}", mask.copy()))}
+    def _statistics(self) -> dict[str, np.ndarray]:
+        """Each slot's episode so far; not under "episode", the key of Gymnasium's RecordEpisodeStatistics."""
+        seconds = time.perf_counter() - self._began_at
+        return {"episode_return": self._returns, "episode_length": self._elapsed, "episode_seconds": seconds}

@@ -101,7 +101,7 @@ def test_a_new_episode_begins_elsewhere_by_itself():
     assert truncated.all()
     assert not terminated.any()
     assert not rewards.any()
-    assert info["episode"]["l"].tolist() == [2, 2]
+    assert info["episode_length"].tolist() == [2, 2]
     _, _, _, truncated, info = envs.step(rest(envs))
     assert info["num_steps"].tolist() == [0, 0]
     assert not truncated.any()

@@ -52,7 +52,7 @@ def assert_refused(envs: LiberoEnv, call: Any, match: str) -> None:
         ({"chunk_size": 0}, "chunk_size must be None or at least 1, got 0"),
         ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
         ({"image_size": 0}, "image_size must be at least 8 pixels, got 0"),
-        ({"max_episode_steps": 0}, "max_episode_steps must be None or at least 1, got 0"),
+        ({"max_episode_steps": 0}, "the time limit must be None or at least 1, got 0"),
         ({"settle_steps": -1}, "settle_steps must not be negative, got -1"),
         ({"num_threads": 0}, "num_threads must be None or at least 1, got 0"),
         ({"render_mode": "human"}, "render_mode must be None or 'rgb_array', got 'human'"),

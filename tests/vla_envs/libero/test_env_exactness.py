@@ -247,7 +247,7 @@ def test_a_simulation_that_diverges_ends_its_episode_and_touches_no_other_slot(s
     assert "diverged" in info["fault"][1]
     assert "BADQ" in info["fault"][1]
     assert 1 <= info["num_steps"][1] <= 4
-    assert info["episode"]["l"].tolist() == [0, info["num_steps"][1], 0]
+    assert info["episode_length"].tolist() == [0, info["num_steps"][1], 0]
     assert np.isfinite(observation["state"]).all()
     assert "fault" not in outcomes[0][0][4]
     assert "fault" not in outcomes[1][1][4]
