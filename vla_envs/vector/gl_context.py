@@ -2,7 +2,7 @@
 
 The choice is made once per process and device argument; `GLDevice.renderer` says what it is. Displays stay initialised until
 the process ends, since other users of EGL may share them: Mesa keeps its worker threads. They do not outlive a fork, so a
-forked process is refused a device if a display was opened before it; until then forking is safe. Knows EGL, not MuJoCo's scenes.
+forked process is refused a device if a display was opened before it; until then forking is safe. Knows EGL, not MuJoCo.
 """
 
 import ctypes

@@ -432,7 +432,7 @@ def test_every_key_of_an_info_has_a_mask():
 
 
 def test_a_time_limit_of_gymnasium_make_counts_calls_of_step():
-    """Gymnasium keeps `max_episode_steps` to itself; `time_limit` is the env's own, in control steps, and may be above the suite's."""
+    """Gymnasium keeps it to itself."""
     env = gym.make("Libero-v0", task_id=0, detail="fast", cameras=(), chunk_size=3, max_episode_steps=2)
     env.reset(seed=0)
     chunk = np.broadcast_to(STILL, (3, 7)).astype(np.float32)
