@@ -27,4 +27,4 @@ def first_slot(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _only(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.where(mask, values, None if values.dtype == object else np.zeros((), values.dtype))
+    return np.where(mask, values, np.full((), None if values.dtype == object else 0, values.dtype))
