@@ -11,10 +11,11 @@ from vla_envs.isaac.isaaclab import require_isaaclab
 from vla_envs.isaac.randomize import InitialStates
 from vla_envs.libero.env import check_arguments, shared_scene, task_span
 from vla_envs.libero.suites import suite_tasks
-from vla_envs.vector.base import ChunkedVectorEnv, Start
+from vla_envs.vector.base import ChunkedVectorEnv
 from vla_envs.vector.gl_context import Device
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.vector.single_env import SingleEnv
+from vla_envs.vector.start import Start
 
 BACKENDS = ("auto", "isaaclab", "mujoco")
 

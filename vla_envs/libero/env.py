@@ -14,10 +14,11 @@ from gymnasium.vector import AutoresetMode
 from vla_envs.libero.cache import load_scene
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.suites import suite_tasks
-from vla_envs.vector.base import ChunkedVectorEnv, Start
+from vla_envs.vector.base import ChunkedVectorEnv
 from vla_envs.vector.gl_context import Device
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.vector.single_env import SingleEnv
+from vla_envs.vector.start import Start
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from string import ascii_letters, digits, punctuation
 from typing import Any
 
 import gymnasium as gym
@@ -25,29 +24,18 @@ from gymnasium.vector.utils import batch_space
 
 from vla_envs.errors import NotResetError
 from vla_envs.vector.arguments import read_actions, read_reset_options, read_seeds, read_states
-from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM, Engine, EngineScene
+from vla_envs.vector.engine import ACTION_DIM, Engine
 from vla_envs.vector.infos import with_masks
+from vla_envs.vector.spaces import action_space, image_key, observation_space
+from vla_envs.vector.start import Start
 
 SETTLING_ACTION = np.array([0.0] * (ACTION_DIM - 1) + [-1.0])
 """What LIBERO plays while a scene comes to rest: no motion, gripper open."""
 
+CONTROL_HZ = 20
+"""Control steps in a second of the robot's time."""
+
 _CACHED_STARTS = 512
-_CHARACTERS = ascii_letters + digits + punctuation + " "
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where an episode begins."""
-
-    scene: EngineScene
-    state: np.ndarray
-    """[time, qpos, qvel]."""
-    task_id: int
-    init_state_id: int
-    """Stored initial state of the benchmark; -1 for a state of its own."""
-    instruction: str
-    cache_key: Hashable | None
-    """Equal for equal starts, which are then settled and drawn once; None for a start that will not come again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,22 +94,15 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         self.max_episode_steps = max_episode_steps
         self.chunk_size = chunk_size
         self.render_mode = render_mode
-        self.metadata = {"autoreset_mode": self._autoreset, "render_modes": ["rgb_array"], "render_fps": 20}
+        fps = CONTROL_HZ / (chunk_size or 1)  # of what `render` shows after each step
+        self.metadata = {"autoreset_mode": self._autoreset, "render_modes": ["rgb_array"], "render_fps": fps}
         self._settle_steps = settle_steps
         self._settled: OrderedDict[Hashable, _Settled] = OrderedDict()
 
-        picture = (image_size, image_size, 3)
-        self._images = {name: np.zeros((num_envs, *picture), np.uint8) for name in cameras}
-        self._keys = {name: "image" if name == "agentview" else f"{name}_image" for name in cameras}
-        spaces: dict[str, gym.Space] = {key: gym.spaces.Box(0, 255, picture, np.uint8) for key in self._keys.values()}
-        spaces["state"] = gym.spaces.Box(-np.inf, np.inf, (PROPRIOCEPTION_DIM,), np.float32)
-        longest = max(len(text) for text in instructions.values())
-        characters = set(_CHARACTERS).union(*instructions.values())
-        spaces["instruction"] = gym.spaces.Text(max_length=longest, charset="".join(sorted(characters)))
-        self.single_observation_space = gym.spaces.Dict(spaces)
+        self._images = {name: np.zeros((num_envs, image_size, image_size, 3), np.uint8) for name in cameras}
+        self.single_observation_space = observation_space(cameras, image_size, self.instructions.values())
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        shape = (ACTION_DIM,) if chunk_size is None else (chunk_size, ACTION_DIM)
-        self.single_action_space = gym.spaces.Box(-1.0, 1.0, shape, np.float32)
+        self.single_action_space = action_space(chunk_size)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
         self._starts: list[Start | None] = [None] * num_envs
@@ -293,9 +274,13 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             return tuple(picture[:, ::-1].copy() for picture in first)
 
     def close(self, **kwargs: Any) -> None:
-        """Wait for what is under way in other threads, then free everything. Calling it again does nothing."""
+        """Wait for what is under way in other threads, then free everything. Calling it again does nothing.
+
+        Args:
+            kwargs: Not needed: what others of Gymnasium's vector envs take (`terminate`, `timeout`).
+        """
         with self._busy:
-            super().close(**kwargs)
+            super().close()
 
     def close_extras(self) -> None:
         """Free physics, cameras and cached starts."""
@@ -381,7 +366,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
     def _observe(self) -> dict[str, Any]:
         """The observation of all slots, in memory of its own."""
         return {
-            **{self._keys[name]: pictures.copy() for name, pictures in self._images.items()},
+            **{image_key(name): pictures.copy() for name, pictures in self._images.items()},
             "state": self._engine.proprioception(range(self.num_envs)).astype(np.float32),
             "instruction": tuple("" if start is None else start.instruction for start in self._starts),
         }

@@ -1,4 +1,4 @@
-"""Functions compiled to native code that runs without the GIL; kept on disk from one process to the next where that is possible.
+"""Functions compiled to native code that runs without the GIL; kept on disk for the next process where that is possible.
 
 Where numba may write neither beside the source nor in the user's home, everything works, but each process compiles anew.
 """
@@ -24,4 +24,4 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def _warn_once() -> None:
-    logger.warning("compiled code cannot be kept, each process compiles anew: set NUMBA_CACHE_DIR to a folder that it may write to")
+    logger.warning("compiled code cannot be kept, each process compiles anew: set NUMBA_CACHE_DIR to a writable folder")

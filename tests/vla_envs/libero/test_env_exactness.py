@@ -19,7 +19,7 @@ from fast_envs import (
 from gymnasium.vector import AutoresetMode
 
 from vla_envs.libero.env import LiberoEnv
-from vla_envs.vector.base import Start
+from vla_envs.vector.start import Start
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.vector.rendering import RenderPool
 

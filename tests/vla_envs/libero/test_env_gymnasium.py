@@ -1,7 +1,7 @@
 """LiberoEnv by Gymnasium's own rules: its checker, its spaces, its vector env as the oracle for autoreset."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -242,6 +242,33 @@ def test_what_a_step_returns_shares_no_memory(mode: AutoresetMode):
     assert not any(np.shares_memory(terminated, success) for success in seen)
     assert len(seen) == 1 or not np.shares_memory(*seen)
     envs.close()
+
+
+def test_single_envs_of_different_tasks_fit_into_one_vector_env():
+    def make(task_id: int) -> Callable[[], gym.Env]:
+        return lambda: gym.make("Libero-v0", task_id=task_id, detail="fast", cameras=())
+
+    envs = SyncVectorEnv([make(task_id) for task_id in (0, 1)])
+    observation, info = envs.reset(seed=0)
+    assert observation in envs.observation_space
+    assert info["task_id"].tolist() == [0, 1]
+    envs.close()
+
+
+@pytest.mark.parametrize(("chunk_size", "fps"), [(None, 20), (8, 2.5)])
+def test_videos_of_what_is_rendered_after_each_step_play_in_the_robots_time(chunk_size: int | None, fps: float):
+    envs = make_envs(1, chunk_size=chunk_size)
+    assert envs.metadata["render_fps"] == fps
+    envs.close()
+    env = gym.make("Libero-v0", task_id=0, detail="fast", cameras=(), chunk_size=chunk_size)
+    assert env.metadata["render_fps"] == fps
+    env.close()
+
+
+def test_close_takes_what_gymnasiums_own_vector_envs_take():
+    envs = make_envs(1)
+    envs.close(terminate=True)
+    assert envs.closed
 
 
 def test_make_vec_can_also_copy_single_envs():
