@@ -19,9 +19,9 @@ from fast_envs import (
 from gymnasium.vector import AutoresetMode
 
 from vla_envs.libero.env import LiberoEnv
-from vla_envs.vector.start import Start
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.vector.rendering import RenderPool
+from vla_envs.vector.start import Start
 
 HUGE_SPEED = 1e12
 
