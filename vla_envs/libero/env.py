@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from vla_envs.libero.cache import load_scene
+from vla_envs.libero.cache import exported_file, load_scene
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv
@@ -82,10 +82,13 @@ class LiberoEnv(ChunkedVectorEnv):
         self._detail = detail
         self._scene_dir = None if scene_dir is None else Path(scene_dir)
         tasks = suite_tasks(suite, scene_dir=self._scene_dir)
-        chosen = tuple(tasks) if task_ids is None else tuple(task_ids)
+        chosen = tuple(sorted(tasks)) if task_ids is None else tuple(task_ids)
         unknown = [task_id for task_id in chosen if task_id not in tasks]
         if unknown or not chosen:
             raise ValueError(f"{suite} has tasks {task_span(tuple(tasks))}, got task_ids={list(chosen)}")
+        if self._scene_dir is not None:
+            for task_id in chosen:
+                exported_file(suite, task_id, detail=detail, scene_dir=self._scene_dir)
         super().__init__(
             num_envs,
             engine=MujocoEngine(num_envs, device=device if cameras else None, num_threads=num_threads),
