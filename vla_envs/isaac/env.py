@@ -9,7 +9,8 @@ from gymnasium.vector import AutoresetMode
 
 from vla_envs.isaac.isaaclab import require_isaaclab
 from vla_envs.isaac.randomize import InitialStates
-from vla_envs.libero.env import check_arguments, shared_scene, task_span
+from vla_envs.libero.env import check_arguments, task_span
+from vla_envs.libero.recent_scenes import shared_scene
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv
 from vla_envs.vector.gl_context import Device

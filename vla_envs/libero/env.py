@@ -1,26 +1,20 @@
 """The LIBERO benchmark as a vector env: each slot plays its own task, from the benchmark's stored initial states."""
 
-import logging
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from vla_envs.libero.cache import exported_file, load_scene
-from vla_envs.libero.engine_scene import LiberoEngineScene
+from vla_envs.libero.cache import exported_file
+from vla_envs.libero.recent_scenes import RecentScenes
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv
 from vla_envs.vector.gl_context import Device
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.vector.single_env import SingleEnv
 from vla_envs.vector.start import Start
-
-logger = logging.getLogger(__name__)
 
 CAMERAS = ("agentview", "wrist")
 
@@ -78,17 +72,16 @@ class LiberoEnv(ChunkedVectorEnv):
             settle_steps=settle_steps,
             render_mode=render_mode,
         )
-        self.suite = self._suite = suite
-        self._detail = detail
-        self._scene_dir = None if scene_dir is None else Path(scene_dir)
-        tasks = suite_tasks(suite, scene_dir=self._scene_dir)
+        self.suite = suite
+        folder = None if scene_dir is None else Path(scene_dir)
+        tasks = suite_tasks(suite, scene_dir=folder)
         chosen = tuple(sorted(tasks)) if task_ids is None else tuple(task_ids)
         unknown = [task_id for task_id in chosen if task_id not in tasks]
         if unknown or not chosen:
             raise ValueError(f"{suite} has tasks {task_span(tuple(tasks))}, got task_ids={list(chosen)}")
-        if self._scene_dir is not None:
+        if folder is not None:
             for task_id in chosen:
-                exported_file(suite, task_id, detail=detail, scene_dir=self._scene_dir)
+                exported_file(suite, task_id, detail=detail, scene_dir=folder)
         super().__init__(
             num_envs,
             engine=MujocoEngine(num_envs, device=device if cameras else None, num_threads=num_threads),
@@ -102,7 +95,7 @@ class LiberoEnv(ChunkedVectorEnv):
             render_mode=render_mode,
         )
         self.num_init_states = {task_id: tasks[task_id].num_init_states for task_id in self.task_ids}
-        self._scenes: dict[int, LiberoEngineScene] = {}
+        self._scenes = RecentScenes(suite, detail, folder)
 
     def _check_options(self, options: Mapping[str, np.ndarray], slots: Sequence[int], episodes: np.ndarray) -> None:
         unknown = set(options) - {"task_id", "init_state_id"}
@@ -119,7 +112,7 @@ class LiberoEnv(ChunkedVectorEnv):
                 state_id, count = int(options["init_state_id"][slot]), self.num_init_states[task_id]
                 if not 0 <= state_id < count:
                     raise ValueError(f"init_state_id of task {task_id} must be in 0..{count - 1}, got {state_id}")
-        self._load({self._task_of(slot, int(episodes[slot]), options) for slot in slots})
+        self._scenes.load({self._task_of(slot, int(episodes[slot]), options) for slot in slots})
 
     def _task_of(self, slot: int, episode: int, options: Mapping[str, np.ndarray]) -> int:
         if "task_id" in options:
@@ -130,7 +123,6 @@ class LiberoEnv(ChunkedVectorEnv):
         task_id = self._task_of(slot, episode, options)
         drawn = int(rng.integers(self.num_init_states[task_id]))
         init_state_id = int(options["init_state_id"][slot]) if "init_state_id" in options else drawn
-        self._load({task_id})
         scene = self._scenes[task_id]
         return Start(
             scene=scene,
@@ -140,16 +132,6 @@ class LiberoEnv(ChunkedVectorEnv):
             instruction=self.instructions[task_id],
             cache_key=(task_id, init_state_id),
         )
-
-    def _load(self, task_ids: set[int]) -> None:
-        """Get the scenes of these tasks, several at once."""
-        missing = sorted(task_ids - set(self._scenes))
-        if not missing:
-            return
-        suite, detail, scene_dir = self._suite, self._detail, self._scene_dir
-        with ThreadPoolExecutor(4) as pool:
-            loaded = pool.map(lambda task_id: shared_scene(suite, task_id, detail, scene_dir), missing)
-            self._scenes.update(zip(missing, loaded, strict=True))
 
     def close_extras(self) -> None:
         super().close_extras()
@@ -170,23 +152,6 @@ def make_libero_env(*, task_id: int | None = None, time_limit: int | None = None
             raise ValueError(f"take either task_id or task_ids, got {task_id!r} and {kwargs['task_ids']!r}")
         kwargs["task_ids"] = [task_id]
     return SingleEnv(LiberoEnv(1, autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=time_limit, **kwargs))
-
-
-_shared: WeakValueDictionary[tuple, LiberoEngineScene] = WeakValueDictionary()
-_shared_lock = threading.Lock()
-_loading: dict[tuple, threading.Lock] = {}
-
-
-def shared_scene(suite: str, task_id: int, detail: str, scene_dir: Path | None) -> LiberoEngineScene:
-    """The process's copy of a scene, for as long as any env uses it."""
-    key = (suite, task_id, detail, scene_dir)
-    with _shared_lock:
-        lock = _loading.setdefault(key, threading.Lock())
-    with lock:
-        scene = _shared.get(key)
-        if scene is None:
-            scene = _shared[key] = LiberoEngineScene(load_scene(suite, task_id, detail=detail, scene_dir=scene_dir))
-        return scene
 
 
 def check_arguments(

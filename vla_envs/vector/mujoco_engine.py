@@ -52,8 +52,6 @@ class MujocoEngine:
         self._closed = False
         self._scenes: list[EngineScene | None] = [None] * num_slots
         self._players: list[Player | None] = [None] * num_slots
-        self._spare: list[tuple[EngineScene, Player]] = []
-        """Players that no slot uses now, the newest last; at most N."""
         self._renderers: RenderPool | None = None
         """Joined by the first call that draws."""
         self.render_span: tuple[float, float] | None = None
@@ -142,7 +140,6 @@ class MujocoEngine:
                 self._renderers.release()
             self._players = [None] * self.num_slots
             self._scenes = [None] * self.num_slots
-            self._spare.clear()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -155,17 +152,11 @@ class MujocoEngine:
         return player
 
     def _occupy(self, slot: int, scene: EngineScene) -> None:
-        """Give the slot a player of this scene; the player that it had waits for a slot that needs its scene."""
+        """Give the slot a player of this scene; one of another scene goes, for it would hold that, and is quickly made anew."""
         self._check_open()
-        old = self._scenes[slot]
-        if old is scene:
-            return
-        if old is not None:
-            self._spare.append((old, self._player(slot)))
-        fitting = [index for index, (spare_scene, _) in enumerate(self._spare) if spare_scene is scene]
-        self._players[slot] = self._spare.pop(fitting[-1])[1] if fitting else scene.new_player()
-        self._scenes[slot] = scene
-        del self._spare[: -self.num_slots]
+        if self._scenes[slot] is not scene:
+            self._players[slot] = scene.new_player()
+            self._scenes[slot] = scene
 
     def _play(self, slot: int, actions: np.ndarray, num_steps: int, *, until_goal: bool) -> tuple[int, bool, str]:
         """Returns the control steps played, whether the goal holds after them, and why the physics gave up."""

@@ -14,7 +14,7 @@ from vla_envs.errors import MissingDependencyError
 from vla_envs.isaac.env import IsaacEnv
 from vla_envs.libero.cache import export_scenes
 from vla_envs.libero.engine_scene import LiberoEngineScene
-from vla_envs.libero.env import shared_scene
+from vla_envs.libero.recent_scenes import shared_scene
 
 SUITE, TASK = "libero_spatial", 3
 
