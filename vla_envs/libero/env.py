@@ -39,7 +39,7 @@ class LiberoEnv(ChunkedVectorEnv):
         autoreset_mode: See `ChunkedVectorEnv`.
         settle_steps: Control steps without motion at the start of each episode, not counted.
         scene_dir: Folder of exported scenes; then LIBERO need not be installed.
-        num_threads: Threads that step physics; None: one per core.
+        num_threads: Threads that step physics; None: one per core that this process may use.
         render_mode: "rgb_array" or None.
     """
 

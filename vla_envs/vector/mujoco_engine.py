@@ -10,7 +10,6 @@ does after it has made an env to look at its spaces).
 """
 
 import atexit
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from weakref import WeakSet
 import numpy as np
 
 from vla_envs.errors import NotResetError
+from vla_envs.vector.allowance import allowed_cores
 from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player, StepResult
 from vla_envs.vector.gl_context import Device, check_device, open_device
 from vla_envs.vector.rendering import Frame, RenderPool
@@ -35,7 +35,7 @@ class MujocoEngine:
     Args:
         num_slots: N.
         device: Where OpenGL draws; None if nothing is ever drawn.
-        num_threads: Threads that play; None takes one per core.
+        num_threads: Threads that play; None takes one per core that this process may use.
 
     Raises:
         RenderingUnavailableError: There is nothing to draw with here.
@@ -56,7 +56,7 @@ class MujocoEngine:
         """Joined by the first call that draws."""
         self.render_span: tuple[float, float] | None = None
         """When it drew last: `time.perf_counter()` at the first picture asked for and at the last one there."""
-        threads = min(num_slots, num_threads or len(os.sched_getaffinity(0)))
+        threads = min(num_slots, num_threads or allowed_cores())
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="vla_envs-physics")
         _open_engines.add(self)
         _close_open_engines_at_exit()
