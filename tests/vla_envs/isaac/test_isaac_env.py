@@ -195,11 +195,12 @@ def test_asking_for_isaac_lab_where_it_is_installed_says_that_it_cannot_be_used(
     [
         ({"backend": "isaacgym"}, "backend must be one of auto, isaaclab, mujoco, got 'isaacgym'"),
         ({"task_id": 10}, r"libero_spatial has tasks 0\.\.9, got task_id=10"),
+        ({"task_id": [0]}, r"libero_spatial has tasks 0\.\.9, got task_id=\[0\]"),
         ({"task_id": -1}, r"libero_spatial has tasks 0\.\.9, got task_id=-1"),
         ({"suite": "libero_spacial"}, "unknown suite 'libero_spacial': LIBERO has libero_spatial"),
         ({"cameras": ("top",)}, "cameras must be any of"),
-        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
-        ({"chunk_size": 0}, "chunk_size must be None or at least 1, got 0"),
+        ({"num_envs": 0}, "num_envs must be an integer of at least 1, got 0"),
+        ({"chunk_size": 0}, "chunk_size must be an integer of at least 1, got 0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(arguments: dict[str, Any], message: str):

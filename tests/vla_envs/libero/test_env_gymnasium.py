@@ -265,6 +265,12 @@ def test_videos_of_what_is_rendered_after_each_step_play_in_the_robots_time(chun
     env.close()
 
 
+def test_one_task_of_a_vector_env_may_be_named_as_that_of_a_single_env_is():
+    envs = gym.make_vec("Libero-v0", num_envs=1, task_id=3, cameras=())
+    assert envs.task_ids == (3,)
+    envs.close()
+
+
 def test_close_takes_what_gymnasiums_own_vector_envs_take():
     envs = make_envs(1)
     envs.close(terminate=True)
