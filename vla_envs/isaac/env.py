@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode
 
 from vla_envs.isaac.isaaclab import require_isaaclab
 from vla_envs.isaac.randomize import InitialStates
-from vla_envs.libero.arguments import check_arguments, choose_tasks
+from vla_envs.libero.arguments import check_arguments, check_task
 from vla_envs.libero.recent_scenes import shared_scene
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv
@@ -79,7 +79,7 @@ class IsaacEnv(ChunkedVectorEnv):
         self.backend = "mujoco"
         folder = None if scene_dir is None else Path(scene_dir)
         tasks = suite_tasks(suite, scene_dir=folder)
-        (self._task_id,) = choose_tasks(suite, tasks, task_id=task_id)
+        self._task_id = check_task(suite, tasks, task_id)
         self.suite = suite
         self._scene = shared_scene(suite, self._task_id, detail, folder)
         self._initial_states = InitialStates(self._scene.scene)

@@ -41,6 +41,17 @@ def check_arguments(
     _check_choice("render_mode", render_mode, (None, "rgb_array"))
 
 
+def check_task(suite: str, tasks: Collection[int], task_id: int) -> int:
+    """One task of a suite.
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    if not _is_integer(task_id) or task_id not in tasks:
+        raise ValueError(f"{suite} has tasks {task_span(tasks)}, got task_id={task_id!r}")
+    return int(task_id)
+
+
 def choose_tasks(
     suite: str, tasks: Collection[int], *, task_ids: Iterable[int] | None = None, task_id: int | None = None
 ) -> tuple[int, ...]:
@@ -52,9 +63,7 @@ def choose_tasks(
     if task_id is not None:
         if task_ids is not None:
             raise ValueError(f"give task_ids or task_id, not both: got {task_ids!r} and {task_id!r}")
-        if not _is_integer(task_id) or task_id not in tasks:
-            raise ValueError(f"{suite} has tasks {task_span(tasks)}, got task_id={task_id!r}")
-        return (int(task_id),)
+        return (check_task(suite, tasks, task_id),)
     if task_ids is None:
         return tuple(sorted(tasks))
     chosen = tuple(task_ids) if isinstance(task_ids, Iterable) else ()

@@ -107,7 +107,6 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
 
         self._starts: list[Start | None] = [None] * num_envs
         """None for a slot that was never reset, or that an error has left in an unknown state."""
-        self._slot_seeds = np.zeros(num_envs, np.int64)
         self._slot_rngs: list[np.random.Generator | None] = [None] * num_envs
         self._episodes = np.zeros(num_envs, np.int64)
         """Episodes begun in each slot since it was seeded."""

@@ -5,8 +5,8 @@
 
 Judging after the chunk costs one Python call per slot and chunk instead of one per control step; the replay is exact,
 because a player is deterministic, and rare: once per success. What a slot does never depends on the number of threads.
-GL threads are joined when the first picture is asked for: until then the process may be forked (as Gymnasium's AsyncVectorEnv
-does after it has made an env to look at its spaces).
+No display is opened and no GL thread started before the first picture is asked for: until then the process may be forked, as
+Gymnasium's AsyncVectorEnv does after it has made an env to look at its spaces.
 """
 
 import atexit
@@ -53,7 +53,7 @@ class MujocoEngine:
         self._scenes: list[EngineScene | None] = [None] * num_slots
         self._players: list[Player | None] = [None] * num_slots
         self._renderers: RenderPool | None = None
-        """Joined by the first call that draws."""
+        """None until the first call that draws."""
         self.render_span: tuple[float, float] | None = None
         """When it drew last: `time.perf_counter()` at the first picture asked for and at the last one there."""
         threads = min(num_slots, num_threads or allowed_cores())
@@ -81,7 +81,7 @@ class MujocoEngine:
         until_goal: bool = True,
     ) -> StepResult:
         with self._busy:
-            self._join_renderers(images)
+            self._prepare_to_draw(images)
             played = np.zeros(len(slots), np.int32)
             reached = np.zeros(len(slots), bool)
             faults = [""] * len(slots)
@@ -105,7 +105,7 @@ class MujocoEngine:
 
     def draw(self, slots: Sequence[int], images: Mapping[str, np.ndarray]) -> None:
         with self._busy:
-            self._join_renderers(images)
+            self._prepare_to_draw(images)
             asked = time.perf_counter()
             _wait_for([frame.done for slot in slots for frame in self._draw(slot, images)])
             self.render_span = asked, time.perf_counter()
@@ -174,7 +174,7 @@ class MujocoEngine:
             player.play(actions, first)
         return first, True, ""
 
-    def _join_renderers(self, images: Mapping[str, np.ndarray]) -> None:
+    def _prepare_to_draw(self, images: Mapping[str, np.ndarray]) -> None:
         self._check_open()
         if images and self._renderers is None:
             assert self._device is not None, "this engine was made without a device to draw on"
