@@ -14,4 +14,4 @@ class RenderingUnavailableError(RuntimeError):
 
 
 class NotResetError(RuntimeError):
-    """`step` was called before `reset`, or on a finished slot under `AutoresetMode.DISABLED`."""
+    """A call that needs episodes came before `reset` or after `close`, or `step` of a single env after its episode's end."""

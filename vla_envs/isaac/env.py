@@ -9,12 +9,14 @@ from gymnasium.vector import AutoresetMode
 
 from vla_envs.isaac.isaaclab import require_isaaclab
 from vla_envs.isaac.randomize import InitialStates
-from vla_envs.libero.env import check_arguments, shared_scene, task_span
+from vla_envs.libero.arguments import check_arguments, check_task
+from vla_envs.libero.recent_scenes import shared_scene
 from vla_envs.libero.suites import suite_tasks
-from vla_envs.vector.base import ChunkedVectorEnv, Start
+from vla_envs.vector.base import ChunkedVectorEnv
 from vla_envs.vector.gl_context import Device
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.vector.single_env import SingleEnv
+from vla_envs.vector.start import Start
 
 BACKENDS = ("auto", "isaaclab", "mujoco")
 
@@ -65,7 +67,9 @@ class IsaacEnv(ChunkedVectorEnv):
             detail=detail,
             device=device,
             max_episode_steps=max_episode_steps,
+            autoreset_mode=autoreset_mode,
             settle_steps=settle_steps,
+            num_threads=num_threads,
             render_mode=render_mode,
         )
         if backend not in BACKENDS:
@@ -75,17 +79,15 @@ class IsaacEnv(ChunkedVectorEnv):
         self.backend = "mujoco"
         folder = None if scene_dir is None else Path(scene_dir)
         tasks = suite_tasks(suite, scene_dir=folder)
-        if task_id not in tasks:
-            raise ValueError(f"{suite} has tasks {task_span(tuple(tasks))}, got task_id={task_id!r}")
+        self._task_id = check_task(suite, tasks, task_id)
         self.suite = suite
-        self._task_id = int(task_id)
-        self._scene = shared_scene(suite, task_id, detail, folder)
+        self._scene = shared_scene(suite, self._task_id, detail, folder)
         self._initial_states = InitialStates(self._scene.scene)
         super().__init__(
             num_envs,
             engine=MujocoEngine(num_envs, device=device if cameras else None, num_threads=num_threads),
-            instructions={self._task_id: tasks[task_id].instruction},
-            max_episode_steps=max_episode_steps or tasks[task_id].max_episode_steps,
+            instructions={self._task_id: tasks[self._task_id].instruction},
+            max_episode_steps=max_episode_steps or tasks[self._task_id].max_episode_steps,
             chunk_size=chunk_size,
             image_size=image_size,
             cameras=cameras,
@@ -105,6 +107,6 @@ class IsaacEnv(ChunkedVectorEnv):
         )
 
 
-def make_isaac_env(**kwargs: Any) -> SingleEnv:
-    """One env for `gymnasium.make`; takes `IsaacEnv`'s arguments."""
-    return SingleEnv(IsaacEnv(1, autoreset_mode=AutoresetMode.DISABLED, **kwargs))
+def make_isaac_env(*, time_limit: int | None = None, **kwargs: Any) -> SingleEnv:
+    """One env for `gymnasium.make`; takes `IsaacEnv`'s arguments, with `time_limit` (control steps) for `max_episode_steps`."""
+    return SingleEnv(IsaacEnv(1, autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=time_limit, **kwargs))

@@ -6,7 +6,7 @@
 
 A portable bundle is that one file, compressed. In the cache the model lies beside the archive instead, as it is: a quarter of
 a gigabyte of textures that MuJoCo reads from a file three times as fast as from an archive. It is named by its checksum, so
-that tasks with the same model (the ten of `libero_goal`) share one file.
+that tasks with the same model (the ten of `libero_goal`) share one file, and removed with the last archive that names it.
 
 Invariant: a bundle that loads is whole (checksums are verified before MuJoCo sees it) and fits this MuJoCo and this format.
 """
@@ -56,6 +56,7 @@ def save_bundle(scene: Scene, file: Path, *, origin: str, portable: bool) -> Non
     np.savez(packed, **arrays)  # type: ignore[arg-type]
 
     file.parent.mkdir(parents=True, exist_ok=True)
+    replaced_sha256 = _model_named_in(file)
     new_file = file.with_name(f".{file.name}.{os.getpid()}")
     new_model = new_file.with_name(f"{new_file.name}.mjb")
     try:
@@ -70,6 +71,8 @@ def save_bundle(scene: Scene, file: Path, *, origin: str, portable: bool) -> Non
         if not portable:
             os.replace(new_model, _model_beside(file, header["model_sha256"]))
         os.replace(new_file, file)
+        if replaced_sha256 and replaced_sha256 not in map(_model_named_in, file.parent.glob("*.scene")):
+            _model_beside(file, replaced_sha256).unlink(missing_ok=True)
     finally:
         new_file.unlink(missing_ok=True)
         new_model.unlink(missing_ok=True)
@@ -136,6 +139,15 @@ def _model_file(archive: zipfile.ZipFile, beside: Path) -> Iterator[Path]:
 
 def _model_beside(file: Path, sha256: str) -> Path:
     return file.with_name(f"{sha256[:32]}.mjb")
+
+
+def _model_named_in(file: Path) -> str | None:
+    """The checksum of an archive's model; None if it cannot be read."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return str(json.loads(archive.read(_HEADER))["model_sha256"])
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def _sha256(file: Path) -> str:

@@ -20,7 +20,7 @@ import mujoco
 from vla_envs.errors import SceneFormatError
 from vla_envs.libero.bundle import FORMAT, load_bundle, save_bundle
 from vla_envs.libero.scene import Scene
-from vla_envs.libero.suites import INDEX_FILE, libero_version, suite_tasks
+from vla_envs.libero.suites import INDEX_FILE, SuiteTask, libero_version, suite_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,7 @@ def load_scene(suite: str, task_id: int, *, detail: str = "full", scene_dir: Pat
         MissingDependencyError: It has to be compiled, and LIBERO is not installed.
     """
     if scene_dir is not None:
-        file = scene_dir / _file_name(suite, task_id, detail)
-        if not file.exists():
-            raise SceneFormatError(f"{file} is missing: export it with python -m vla_envs.libero compile --detail {detail}")
-        return load_bundle(file)
+        return load_bundle(exported_file(suite, task_id, detail=detail, scene_dir=scene_dir))
     libero, origin = libero_version(), _origin(detail)
     versions = re.sub(r"[^\w.]+", "-", f"{libero} mujoco {mujoco.__version__} format {FORMAT}")
     file = cache_folder() / versions / _file_name(suite, task_id, detail)
@@ -56,7 +53,7 @@ def load_scene(suite: str, task_id: int, *, detail: str = "full", scene_dir: Pat
                 logger.warning("%s; compiling it again", error)
         from vla_envs.libero.compile import compile_scene
 
-        logger.info("compiling %s task %d (%s detail) into %s", suite, task_id, detail, file)
+        logger.warning("compiling %s task %d (%s detail) into %s: some seconds, this once", suite, task_id, detail, file)
         scene = compile_scene(suite, task_id, detail=detail)
         try:
             save_bundle(scene, file, origin=origin, portable=False)
@@ -81,7 +78,9 @@ def export_scenes(
     folder: Path,
     on_task: Callable[[int, Path], None] | None = None,
 ) -> None:
-    """Write scenes into a folder that `scene_dir=` takes on any machine; scenes that are there stay.
+    """Write scenes into a folder that `scene_dir=` takes on any machine; other scenes in it stay.
+
+    Several processes may export into the same folder.
 
     Args:
         suite: Name of the suite.
@@ -98,12 +97,30 @@ def export_scenes(
     for task_id in task_ids:
         file = folder / _file_name(suite, task_id, detail)
         save_bundle(load_scene(suite, task_id, detail=detail), file, origin=_origin(detail), portable=True)
-        index_file = folder / INDEX_FILE
-        index = json.loads(index_file.read_text()) if index_file.exists() else {"suites": {}}
-        index["suites"].setdefault(suite, {})[str(task_id)] = asdict(tasks[task_id])
-        index_file.write_text(json.dumps(index, indent=1) + "\n")
+        _add_to_index(folder / INDEX_FILE, suite, task_id, tasks[task_id])
         if on_task is not None:
             on_task(task_id, file)
+
+
+def exported_file(suite: str, task_id: int, *, detail: str, scene_dir: Path) -> Path:
+    """Where an exported scene lies.
+
+    Raises:
+        SceneFormatError: It was not exported.
+    """
+    file = scene_dir / _file_name(suite, task_id, detail)
+    if not file.exists():
+        raise SceneFormatError(f"{file} is missing: export it with python -m vla_envs.libero compile --detail {detail}")
+    return file
+
+
+def _add_to_index(file: Path, suite: str, task_id: int, task: SuiteTask) -> None:
+    with _locked(file):
+        index = json.loads(file.read_text()) if file.exists() else {"suites": {}}
+        index["suites"].setdefault(suite, {})[str(task_id)] = asdict(task)
+        new_file = file.with_name(f".{file.name}.{os.getpid()}")
+        new_file.write_text(json.dumps(index, indent=1) + "\n")
+        os.replace(new_file, file)
 
 
 def _origin(detail: str) -> str:

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import mujoco
 import numpy as np
-from numba import njit
 
 from vla_envs.libero.scene import OscConstants
+from vla_envs.vector.compiled import compiled
 from vla_envs.vector.mujoco_c import CFunctions, ContactLayout, c_functions, call_c
 from vla_envs.vector.slot import (
     ContactPairs,
@@ -167,7 +167,7 @@ def copy_control_state(source: ControlState, target: ControlState) -> None:
         getattr(target, name)[:] = getattr(source, name)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def play_actions(
     functions: CFunctions,
     layout: ContactLayout,
@@ -212,7 +212,7 @@ def play_actions(
     return num_steps
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def observe(arrays: SlotArrays, law: ControlLaw, switches: VisualSwitches, view: View) -> None:
     """Copy what is seen and felt now."""
     copy_poses(arrays.poses, view.poses)
@@ -229,7 +229,7 @@ def observe(arrays: SlotArrays, law: ControlLaw, switches: VisualSwitches, view:
         view.proprioception[6 + finger] = arrays.qpos[law.gripper_qpos[finger]]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _sense(functions: CFunctions, arrays: SlotArrays, law: ControlLaw, scratch: Workspace, sensed: Sensed) -> None:
     """Read the grip site's pose and velocity, the arm's joints, Jacobian and mass matrix."""
     sensed.position[:] = arrays.site_xpos[law.grip_site]
@@ -266,7 +266,7 @@ def _sense(functions: CFunctions, arrays: SlotArrays, law: ControlLaw, scratch: 
             sensed.mass[other, joint] = scratch.column[law.arm_dofs[other]]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _set_goal(law: ControlLaw, control: ControlState, action: np.ndarray) -> None:
     """Goal pose of a control step; without any rotation in the action, the previous goal orientation stays."""
     delta = np.empty(6)
@@ -285,7 +285,7 @@ def _set_goal(law: ControlLaw, control: ControlState, action: np.ndarray) -> Non
             control.goal_orientation[:, column] = _times(rotation, control.sensed.orientation[:, column])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _rotation_matrix(axis_angle: np.ndarray) -> np.ndarray:
     """(3, 3) rotation, rounded to float32 on the way as robosuite's `quat2mat` does."""
     angle = math.sqrt(axis_angle[0] ** 2 + axis_angle[1] ** 2 + axis_angle[2] ** 2)
@@ -317,7 +317,7 @@ def _rotation_matrix(axis_angle: np.ndarray) -> np.ndarray:
     return rotation
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _apply_control(arrays: SlotArrays, law: ControlLaw, control: ControlState, gripper_action: float) -> None:
     """Write the arm's torques and the fingers' targets for one substep into `ctrl`.
 
@@ -369,7 +369,7 @@ def _apply_control(arrays: SlotArrays, law: ControlLaw, control: ControlState, g
         arrays.ctrl[law.gripper_actuators[finger]] = command
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """Matrix times vector."""
     result = np.zeros(matrix.shape[0])
@@ -379,7 +379,7 @@ def _times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     return result
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _inverse(matrix: np.ndarray) -> np.ndarray:
     """Inverse of a small regular matrix: Gauss-Jordan with partial pivoting."""
     size = matrix.shape[0]

@@ -1,27 +1,21 @@
 """The LIBERO benchmark as a vector env: each slot plays its own task, from the benchmark's stored initial states."""
 
-import logging
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from vla_envs.libero.cache import load_scene
-from vla_envs.libero.engine_scene import LiberoEngineScene
+from vla_envs.libero.arguments import check_arguments, choose_tasks, task_span
+from vla_envs.libero.cache import exported_file
+from vla_envs.libero.recent_scenes import RecentScenes
 from vla_envs.libero.suites import suite_tasks
-from vla_envs.vector.base import ChunkedVectorEnv, Start
+from vla_envs.vector.base import ChunkedVectorEnv
 from vla_envs.vector.gl_context import Device
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.vector.single_env import SingleEnv
-
-logger = logging.getLogger(__name__)
-
-CAMERAS = ("agentview", "wrist")
+from vla_envs.vector.start import Start
 
 
 class LiberoEnv(ChunkedVectorEnv):
@@ -34,6 +28,7 @@ class LiberoEnv(ChunkedVectorEnv):
         num_envs: N.
         suite: Any suite that the installed LIBERO knows, or that `scene_dir` holds.
         task_ids: The tasks that may be played; None: all of the suite.
+        task_id: Short for `task_ids` of one task.
         chunk_size: K: `step` takes (N, K, 7) and plays up to K actions; None: it takes (N, 7).
         image_size: Height and width of the pictures in pixels.
         cameras: Any of "agentview" (observed as `image`) and "wrist" (`wrist_image`); none draws nothing.
@@ -44,7 +39,7 @@ class LiberoEnv(ChunkedVectorEnv):
         autoreset_mode: See `ChunkedVectorEnv`.
         settle_steps: Control steps without motion at the start of each episode, not counted.
         scene_dir: Folder of exported scenes; then LIBERO need not be installed.
-        num_threads: Threads that step physics; None: one per core.
+        num_threads: Threads that step physics; None: one per core that this process may use.
         render_mode: "rgb_array" or None.
     """
 
@@ -54,6 +49,7 @@ class LiberoEnv(ChunkedVectorEnv):
         *,
         suite: str = "libero_spatial",
         task_ids: Sequence[int] | None = None,
+        task_id: int | None = None,
         chunk_size: int | None = None,
         image_size: int = 256,
         cameras: Sequence[str] = ("agentview",),
@@ -74,21 +70,22 @@ class LiberoEnv(ChunkedVectorEnv):
             detail=detail,
             device=device,
             max_episode_steps=max_episode_steps,
+            autoreset_mode=autoreset_mode,
             settle_steps=settle_steps,
+            num_threads=num_threads,
             render_mode=render_mode,
         )
-        self.suite = self._suite = suite
-        self._detail = detail
-        self._scene_dir = None if scene_dir is None else Path(scene_dir)
-        tasks = suite_tasks(suite, scene_dir=self._scene_dir)
-        chosen = tuple(tasks) if task_ids is None else tuple(task_ids)
-        unknown = [task_id for task_id in chosen if task_id not in tasks]
-        if unknown or not chosen:
-            raise ValueError(f"{suite} has tasks {task_span(tuple(tasks))}, got task_ids={list(chosen)}")
+        self.suite = suite
+        folder = None if scene_dir is None else Path(scene_dir)
+        tasks = suite_tasks(suite, scene_dir=folder)
+        chosen = choose_tasks(suite, tasks, task_ids=task_ids, task_id=task_id)
+        if folder is not None:
+            for chosen_id in chosen:
+                exported_file(suite, chosen_id, detail=detail, scene_dir=folder)
         super().__init__(
             num_envs,
             engine=MujocoEngine(num_envs, device=device if cameras else None, num_threads=num_threads),
-            instructions={int(task_id): tasks[task_id].instruction for task_id in chosen},
+            instructions={chosen_id: tasks[chosen_id].instruction for chosen_id in chosen},
             max_episode_steps=max_episode_steps or tasks[chosen[0]].max_episode_steps,
             chunk_size=chunk_size,
             image_size=image_size,
@@ -97,8 +94,8 @@ class LiberoEnv(ChunkedVectorEnv):
             settle_steps=settle_steps,
             render_mode=render_mode,
         )
-        self.num_init_states = {task_id: tasks[task_id].num_init_states for task_id in self.task_ids}
-        self._scenes: dict[int, LiberoEngineScene] = {}
+        self.num_init_states = {chosen_id: tasks[chosen_id].num_init_states for chosen_id in chosen}
+        self._scenes = RecentScenes(suite, detail, folder)
 
     def _check_options(self, options: Mapping[str, np.ndarray], slots: Sequence[int], episodes: np.ndarray) -> None:
         unknown = set(options) - {"task_id", "init_state_id"}
@@ -115,7 +112,7 @@ class LiberoEnv(ChunkedVectorEnv):
                 state_id, count = int(options["init_state_id"][slot]), self.num_init_states[task_id]
                 if not 0 <= state_id < count:
                     raise ValueError(f"init_state_id of task {task_id} must be in 0..{count - 1}, got {state_id}")
-        self._load({self._task_of(slot, int(episodes[slot]), options) for slot in slots})
+        self._scenes.load({self._task_of(slot, int(episodes[slot]), options) for slot in slots})
 
     def _task_of(self, slot: int, episode: int, options: Mapping[str, np.ndarray]) -> int:
         if "task_id" in options:
@@ -126,7 +123,6 @@ class LiberoEnv(ChunkedVectorEnv):
         task_id = self._task_of(slot, episode, options)
         drawn = int(rng.integers(self.num_init_states[task_id]))
         init_state_id = int(options["init_state_id"][slot]) if "init_state_id" in options else drawn
-        self._load({task_id})
         scene = self._scenes[task_id]
         return Start(
             scene=scene,
@@ -137,85 +133,17 @@ class LiberoEnv(ChunkedVectorEnv):
             cache_key=(task_id, init_state_id),
         )
 
-    def _load(self, task_ids: set[int]) -> None:
-        """Get the scenes of these tasks, several at once."""
-        missing = sorted(task_ids - set(self._scenes))
-        if not missing:
-            return
-        suite, detail, scene_dir = self._suite, self._detail, self._scene_dir
-        with ThreadPoolExecutor(4) as pool:
-            loaded = pool.map(lambda task_id: shared_scene(suite, task_id, detail, scene_dir), missing)
-            self._scenes.update(zip(missing, loaded, strict=True))
-
     def close_extras(self) -> None:
         super().close_extras()
         self._scenes.clear()
 
 
-def make_libero_env(**kwargs: Any) -> SingleEnv:
-    """One LIBERO env for `gymnasium.make`; takes `LiberoEnv`'s arguments, and `task_id` for `task_ids` of one task.
+def make_libero_env(*, time_limit: int | None = None, **kwargs: Any) -> SingleEnv:
+    """One LIBERO env for `gymnasium.make`; takes `LiberoEnv`'s arguments, with `time_limit` for `max_episode_steps`.
 
-    `gymnasium.make` keeps `max_episode_steps` to itself and counts calls of `step` with it, which are chunks if there is a
-    `chunk_size`; the suite's time limit holds as well.
+    Args:
+        time_limit: In control steps; None: the suite's own. `gymnasium.make` keeps an argument called `max_episode_steps` to
+            itself, and counts calls of `step` with it (chunks, if there is a `chunk_size`); this limit holds as well.
+        kwargs: See `LiberoEnv`.
     """
-    task_id = kwargs.pop("task_id", None)
-    if task_id is not None:
-        kwargs["task_ids"] = [task_id]
-    return SingleEnv(LiberoEnv(1, autoreset_mode=AutoresetMode.DISABLED, **kwargs))
-
-
-_shared: WeakValueDictionary[tuple, LiberoEngineScene] = WeakValueDictionary()
-_shared_lock = threading.Lock()
-_loading: dict[tuple, threading.Lock] = {}
-
-
-def shared_scene(suite: str, task_id: int, detail: str, scene_dir: Path | None) -> LiberoEngineScene:
-    """The process's copy of a scene, for as long as any env uses it."""
-    key = (suite, task_id, detail, scene_dir)
-    with _shared_lock:
-        lock = _loading.setdefault(key, threading.Lock())
-    with lock:
-        scene = _shared.get(key)
-        if scene is None:
-            scene = _shared[key] = LiberoEngineScene(load_scene(suite, task_id, detail=detail, scene_dir=scene_dir))
-        return scene
-
-
-def check_arguments(
-    *,
-    num_envs: int,
-    chunk_size: int | None,
-    image_size: int,
-    cameras: Sequence[str],
-    detail: str,
-    device: str,
-    max_episode_steps: int | None,
-    settle_steps: int,
-    render_mode: str | None,
-) -> None:
-    """Refuse what cannot work, before anything is loaded."""
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be None or at least 1, got {chunk_size}")
-    if image_size < 8:
-        raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
-    if isinstance(cameras, str) or any(camera not in CAMERAS for camera in cameras) or len(set(cameras)) != len(cameras):
-        raise ValueError(f"cameras must be any of {CAMERAS}, each once, got {cameras!r}")
-    if detail not in ("full", "fast"):
-        raise ValueError(f"detail must be 'full' or 'fast', got {detail!r}")
-    if device not in ("auto", "cuda", "cpu"):
-        raise ValueError(f"device must be 'auto', 'cuda' or 'cpu', got {device!r}")
-    if max_episode_steps is not None and max_episode_steps < 1:
-        raise ValueError(f"max_episode_steps must be None or at least 1, got {max_episode_steps}")
-    if settle_steps < 0:
-        raise ValueError(f"settle_steps must not be negative, got {settle_steps}")
-    if render_mode not in (None, "rgb_array"):
-        raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-
-
-def task_span(task_ids: tuple[int, ...]) -> str:
-    """Task ids in few characters."""
-    if task_ids == tuple(range(len(task_ids))):
-        return f"0..{len(task_ids) - 1}"
-    return ", ".join(map(str, task_ids))
+    return SingleEnv(LiberoEnv(1, autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=time_limit, **kwargs))

@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from string import ascii_letters, digits, punctuation
 from typing import Any
 
 import gymnasium as gym
@@ -25,28 +24,18 @@ from gymnasium.vector.utils import batch_space
 
 from vla_envs.errors import NotResetError
 from vla_envs.vector.arguments import read_actions, read_reset_options, read_seeds, read_states
-from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM, Engine, EngineScene
+from vla_envs.vector.engine import ACTION_DIM, Engine
+from vla_envs.vector.infos import with_masks
+from vla_envs.vector.spaces import action_space, image_key, observation_space
+from vla_envs.vector.start import Start
 
 SETTLING_ACTION = np.array([0.0] * (ACTION_DIM - 1) + [-1.0])
 """What LIBERO plays while a scene comes to rest: no motion, gripper open."""
 
+CONTROL_HZ = 20
+"""Control steps in a second of the robot's time."""
+
 _CACHED_STARTS = 512
-_CHARACTERS = ascii_letters + digits + punctuation + " "
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where an episode begins."""
-
-    scene: EngineScene
-    state: np.ndarray
-    """[time, qpos, qvel]."""
-    task_id: int
-    init_state_id: int
-    """Stored initial state of the benchmark; -1 for a state of its own."""
-    instruction: str
-    cache_key: Hashable | None
-    """Equal for equal starts, which are then settled and drawn once; None for a start that will not come again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,29 +93,20 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         self.task_ids = tuple(instructions)
         self.max_episode_steps = max_episode_steps
         self.chunk_size = chunk_size
-        self.renderer = engine.renderer
         self.render_mode = render_mode
-        self.metadata = {"autoreset_mode": self._autoreset, "render_modes": ["rgb_array"], "render_fps": 20}
+        fps = CONTROL_HZ / (chunk_size or 1)  # of what `render` shows after each step
+        self.metadata = {"autoreset_mode": self._autoreset, "render_modes": ["rgb_array"], "render_fps": fps}
         self._settle_steps = settle_steps
         self._settled: OrderedDict[Hashable, _Settled] = OrderedDict()
 
-        picture = (image_size, image_size, 3)
-        self._images = {name: np.zeros((num_envs, *picture), np.uint8) for name in cameras}
-        self._keys = {name: "image" if name == "agentview" else f"{name}_image" for name in cameras}
-        spaces: dict[str, gym.Space] = {key: gym.spaces.Box(0, 255, picture, np.uint8) for key in self._keys.values()}
-        spaces["state"] = gym.spaces.Box(-np.inf, np.inf, (PROPRIOCEPTION_DIM,), np.float32)
-        longest = max(len(text) for text in instructions.values())
-        characters = set(_CHARACTERS).union(*instructions.values())
-        spaces["instruction"] = gym.spaces.Text(max_length=longest, charset="".join(sorted(characters)))
-        self.single_observation_space = gym.spaces.Dict(spaces)
+        self._images = {name: np.zeros((num_envs, image_size, image_size, 3), np.uint8) for name in cameras}
+        self.single_observation_space = observation_space(cameras, image_size, self.instructions.values())
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        shape = (ACTION_DIM,) if chunk_size is None else (chunk_size, ACTION_DIM)
-        self.single_action_space = gym.spaces.Box(-1.0, 1.0, shape, np.float32)
+        self.single_action_space = action_space(chunk_size)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
         self._starts: list[Start | None] = [None] * num_envs
         """None for a slot that was never reset, or that an error has left in an unknown state."""
-        self._slot_seeds = np.zeros(num_envs, np.int64)
         self._slot_rngs: list[np.random.Generator | None] = [None] * num_envs
         self._episodes = np.zeros(num_envs, np.int64)
         """Episodes begun in each slot since it was seeded."""
@@ -179,7 +159,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             self._seed_slots(slots, seeds)
             self._begin(slots, chosen)
             info = {**self._identity(), "renderer": np.array([self.renderer] * self.num_envs, dtype=object)}
-            return self._observe(), _with_masks(info, np.ones(self.num_envs, bool))
+            return self._observe(), with_masks(info, np.ones(self.num_envs, bool))
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:  # type: ignore[override]
         """Play one chunk in every slot whose episode is not over.
@@ -191,8 +171,9 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         Returns:
             observation; reward (N,) float64, 1 where the goal was reached; terminated (N,) bool, the same; truncated (N,) bool,
             by the time limit or a fault; info: `num_steps` (actions played), `success`, `task_id`, `init_state_id`, where an
-            episode ended `episode` (`r` return, `l` length, `t` seconds) and, if the physics gave up, `fault`; with
-            `SAME_STEP`, also `final_obs` and `final_info`.
+            episode ended `episode_return`, `episode_length` (control steps), `episode_seconds` and, if the physics gave up,
+            `fault`. With `SAME_STEP`, all this is in `final_info` for a slot whose episode ended, beside `final_obs`, and the
+            info itself speaks of the next episode's start, as in Gymnasium's own vector envs.
 
         Raises:
             NotResetError: Some slot was never reset, or the env is closed.
@@ -209,7 +190,6 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         playing = ~self._over
         num_steps = np.zeros(self.num_envs, np.int32)
         success = np.zeros(self.num_envs, bool)
-        truncated = np.zeros(self.num_envs, bool)
         faults = np.full(self.num_envs, None, dtype=object)
 
         slots = np.flatnonzero(playing).tolist()
@@ -232,18 +212,22 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         if restarting.any():
             self._begin(np.flatnonzero(restarting).tolist(), {})
 
-        played = {"num_steps": num_steps, "success": success}
-        episode = {"r": self._returns.copy(), "l": self._elapsed.copy(), "t": time.perf_counter() - self._began_at}
-        episode_info = {"episode": _with_masks({name: np.where(ended, value, 0) for name, value in episode.items()}, ended)}
-        endings = _with_masks(episode_info, ended) | (_with_masks({"fault": faults}, faulted) if faulted.any() else {})
         everyone = np.ones(self.num_envs, bool)
-        info = {**_with_masks({**played, **self._identity()}, everyone), **(endings if ended.any() else {})}
+        played = {"num_steps": num_steps, "success": success}
+        endings = with_masks(self._statistics(), ended) | (with_masks({"fault": faults}, faulted) if faulted.any() else {})
         if self._autoreset == AutoresetMode.SAME_STEP and ended.any():
-            final = _with_masks({**played, **self._identity()}, ended) | endings
-            info |= _with_masks({"final_obs": self._observe_singly(ended), "final_info": final}, ended)
+            final = with_masks({**played, **self._identity()}, ended) | endings
+            endings = with_masks({"final_obs": self._observe_singly(ended), "final_info": final}, ended)
             self._begin(np.flatnonzero(ended).tolist(), {})
-            info |= _with_masks(self._identity(), everyone)
-        return self._observe(), success.astype(np.float64), success, truncated, info
+            info = with_masks(played, ~ended) | with_masks(self._identity(), everyone)
+        else:
+            info = with_masks({**played, **self._identity()}, everyone)
+        return self._observe(), success.astype(np.float64), success, truncated, info | (endings if ended.any() else {})
+
+    @property
+    def renderer(self) -> str:
+        """What draws (see `Engine.renderer`); asking before the first reset opens the device."""
+        return self._engine.renderer
 
     @property
     def render_span(self) -> tuple[float, float] | None:
@@ -289,9 +273,13 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             return tuple(picture[:, ::-1].copy() for picture in first)
 
     def close(self, **kwargs: Any) -> None:
-        """Wait for what is under way in other threads, then free everything. Calling it again does nothing."""
+        """Wait for what is under way in other threads, then free everything. Calling it again does nothing.
+
+        Args:
+            kwargs: Not needed: what others of Gymnasium's vector envs take (`terminate`, `timeout`).
+        """
         with self._busy:
-            super().close(**kwargs)
+            super().close()
 
     def close_extras(self) -> None:
         """Free physics, cameras and cached starts."""
@@ -377,7 +365,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
     def _observe(self) -> dict[str, Any]:
         """The observation of all slots, in memory of its own."""
         return {
-            **{self._keys[name]: pictures.copy() for name, pictures in self._images.items()},
+            **{image_key(name): pictures.copy() for name, pictures in self._images.items()},
             "state": self._engine.proprioception(range(self.num_envs)).astype(np.float32),
             "instruction": tuple("" if start is None else start.instruction for start in self._starts),
         }
@@ -397,7 +385,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             "init_state_id": np.array([-1 if start is None else start.init_state_id for start in self._starts]),
         }
 
-
-def _with_masks(info: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
-    """Gymnasium's convention: beside each key, `_key` says which slots it speaks of."""
-    return {name: value for key, item in info.items() for name, value in ((key, item), (f"_{key}", mask.copy()))}
+    def _statistics(self) -> dict[str, np.ndarray]:
+        """Each slot's episode so far; not under "episode", the key of Gymnasium's RecordEpisodeStatistics."""
+        seconds = time.perf_counter() - self._began_at
+        return {"episode_return": self._returns, "episode_length": self._elapsed, "episode_seconds": seconds}

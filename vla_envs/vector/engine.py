@@ -101,8 +101,11 @@ class Engine(Protocol):
     """N slots of physics and cameras. Calls do not overlap."""
 
     num_slots: int
-    renderer: str
-    """What draws, for example "llvmpipe (LLVM 15.0.6, 256 bits)"; "" if nothing does."""
+
+    @property
+    def renderer(self) -> str:
+        """What draws, for example "llvmpipe (LLVM 15.0.6, 256 bits)"; "" if nothing does. Asking opens the device."""
+        ...
 
     def begin(self, slots: Sequence[int], scenes: Sequence[EngineScene], states: Sequence[np.ndarray]) -> None:
         """Start an episode in each of n slots, from [time, qpos, qvel] of its scene."""

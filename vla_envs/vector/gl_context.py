@@ -1,12 +1,14 @@
 """OpenGL contexts without a window: on the GPU where there is one, in software otherwise.
 
 The choice is made once per process and device argument; `GLDevice.renderer` says what it is. Displays stay initialised until
-the process ends, since other users of EGL may share them: Mesa keeps its worker threads. Knows EGL, not MuJoCo's scenes.
+the process ends, since other users of EGL may share them: Mesa keeps its worker threads. They do not outlive a fork, so a
+forked process is refused a device if a display was opened before it; until then forking is safe. Knows EGL, not MuJoCo.
 """
 
 import ctypes
 import logging
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,6 +25,10 @@ _EGL_EXTENSIONS = 0x3055
 _EGL_CUDA_DEVICE_NV = 0x323A
 _EGL_PLATFORM_SURFACELESS_MESA = 0x31DD
 _GL_RENDERER = 0x1F01
+
+_openers: set[int] = set()
+"""Ids of the processes that have opened displays: this one, and any that it was forked from after it had."""
+_choices_lock = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,36 +78,68 @@ class GLContext:
             self._context = None
 
 
-@cache
+def check_device(device: Device) -> None:
+    """Find out whether there is anything to draw with, without opening a display: forking is as safe afterwards as before.
+
+    Raises:
+        RenderingUnavailableError: There is not, or it is of no use to a forked process; see `open_device`.
+    """
+    _check_not_forked()
+    if not _wanted_displays(device):
+        raise _unavailable(device, [])
+
+
 def open_device(device: Device) -> GLDevice:
     """The GPU for "cuda" and "auto" where there is one, else software ("cuda" then warns); "cpu" is always software.
 
     With several GPUs, `MUJOCO_EGL_DEVICE_ID` (an index into EGL's list) or else the first of `CUDA_VISIBLE_DEVICES` decides.
 
     Raises:
-        RenderingUnavailableError: There is no usable OpenGL; names the system packages to install.
+        RenderingUnavailableError: There is no usable OpenGL; names the system packages to install. Or this process was forked
+            from one that had opened a display.
     """
+    _check_not_forked()
+    with _choices_lock:
+        return _choose_device(device)
+
+
+@cache
+def _choose_device(device: Device) -> GLDevice:
     os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo asks it where to look up OpenGL's functions
-    displays = _displays()
-    wanted = [is_gpu for is_gpu in (True, False) if not (device == "cpu" and is_gpu)]
     reasons = []
-    for is_gpu in wanted:
-        for display, gpu in displays:
-            if gpu == is_gpu:
-                try:
-                    opened = _open(display, is_gpu=is_gpu)
-                except Exception as error:  # drivers fail in many ways; what counts is whether another one works
-                    reasons.append(repr(error))
-                    continue
-                if device == "cuda" and not is_gpu:
-                    logger.warning("no GPU can render here: rendering in software (%s)", opened.renderer)
-                logger.info("rendering on %s", opened.renderer)
-                return opened if is_gpu else replace(opened, twin=_twin(opened))
+    for display, is_gpu in _wanted_displays(device):
+        try:
+            opened = _open(display, is_gpu=is_gpu)
+        except Exception as error:  # drivers fail in many ways; what counts is whether another one works
+            reasons.append(repr(error))
+            continue
+        if device == "cuda" and not is_gpu:
+            logger.warning("no GPU can render here: rendering in software (%s)", opened.renderer)
+        logger.info("rendering on %s", opened.renderer)
+        return opened if is_gpu else replace(opened, twin=_twin(opened))
+    raise _unavailable(device, reasons)
+
+
+def _check_not_forked() -> None:
+    if _openers - {os.getpid()}:
+        raise RenderingUnavailableError(
+            "this process was forked from one that has drawn with OpenGL, whose threads do not exist here: "
+            "start it with the 'spawn' method (AsyncVectorEnv: context='spawn')"
+        )
+
+
+def _unavailable(device: Device, reasons: list[str]) -> RenderingUnavailableError:
     detail = f" ({'; '.join(reasons)})" if reasons else ""
-    raise RenderingUnavailableError(
+    return RenderingUnavailableError(
         f"no {'software ' if device == 'cpu' else ''}OpenGL device can render here{detail}. "
         f"Install it: apt-get install {_PACKAGES} (on a GPU machine, also the driver's libnvidia-gl)"
     )
+
+
+def _wanted_displays(device: Device) -> list[tuple[Any, bool]]:
+    """The displays that will do as (display, is_gpu), none of them opened; GPUs first, the preferred one before all."""
+    displays = [(display, is_gpu) for display, is_gpu in _displays() if not (device == "cpu" and is_gpu)]
+    return sorted(displays, key=lambda entry: not entry[1])
 
 
 def _displays() -> list[tuple[Any, bool]]:
@@ -165,6 +203,7 @@ def _probe(display: Any, *, is_gpu: bool) -> GLDevice:
     from mujoco.egl import EGL_ATTRIBUTES
     from mujoco.egl import egl_ext as egl
 
+    _openers.add(os.getpid())
     if display == egl.EGL_NO_DISPLAY or egl.eglInitialize(display, None, None) != egl.EGL_TRUE:
         raise RenderingUnavailableError("an EGL display could not be initialised")
     configs = (egl.EGLConfig * 1)()

@@ -5,10 +5,11 @@
 
 Judging after the chunk costs one Python call per slot and chunk instead of one per control step; the replay is exact,
 because a player is deterministic, and rare: once per success. What a slot does never depends on the number of threads.
+No display is opened and no GL thread started before the first picture is asked for: until then the process may be forked, as
+Gymnasium's AsyncVectorEnv does after it has made an env to look at its spaces.
 """
 
 import atexit
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,9 @@ from weakref import WeakSet
 import numpy as np
 
 from vla_envs.errors import NotResetError
+from vla_envs.vector.allowance import allowed_cores
 from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player, StepResult
-from vla_envs.vector.gl_context import Device
+from vla_envs.vector.gl_context import Device, check_device, open_device
 from vla_envs.vector.rendering import Frame, RenderPool
 
 _open_engines: "WeakSet[MujocoEngine]" = WeakSet()
@@ -33,30 +35,35 @@ class MujocoEngine:
     Args:
         num_slots: N.
         device: Where OpenGL draws; None if nothing is ever drawn.
-        num_threads: Threads that play; None takes one per core.
+        num_threads: Threads that play; None takes one per core that this process may use.
 
     Raises:
-        RenderingUnavailableError: OpenGL cannot draw here.
+        RenderingUnavailableError: There is nothing to draw with here.
     """
 
     def __init__(self, num_slots: int, *, device: Device | None, num_threads: int | None = None) -> None:
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads must be None or at least 1, got {num_threads}")
+        if device is not None:
+            check_device(device)
         self.num_slots = num_slots
+        self._device = device
         self._busy = threading.RLock()
         self._closed = False
         self._scenes: list[EngineScene | None] = [None] * num_slots
         self._players: list[Player | None] = [None] * num_slots
-        self._spare: list[tuple[EngineScene, Player]] = []
-        """Players that no slot uses now, the newest last; at most N."""
-        self._renderers = RenderPool.acquire(device) if device is not None else None
-        self.renderer = self._renderers.renderer if self._renderers is not None else ""
+        self._renderers: RenderPool | None = None
+        """None until the first call that draws."""
         self.render_span: tuple[float, float] | None = None
         """When it drew last: `time.perf_counter()` at the first picture asked for and at the last one there."""
-        threads = min(num_slots, num_threads or len(os.sched_getaffinity(0)))
+        threads = min(num_slots, num_threads or allowed_cores())
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="vla_envs-physics")
         _open_engines.add(self)
         _close_open_engines_at_exit()
+
+    @property
+    def renderer(self) -> str:
+        return "" if self._device is None else open_device(self._device).renderer
 
     def begin(self, slots: Sequence[int], scenes: Sequence[EngineScene], states: Sequence[np.ndarray]) -> None:
         with self._busy:
@@ -74,6 +81,7 @@ class MujocoEngine:
         until_goal: bool = True,
     ) -> StepResult:
         with self._busy:
+            self._prepare_to_draw(images)
             played = np.zeros(len(slots), np.int32)
             reached = np.zeros(len(slots), bool)
             faults = [""] * len(slots)
@@ -97,6 +105,7 @@ class MujocoEngine:
 
     def draw(self, slots: Sequence[int], images: Mapping[str, np.ndarray]) -> None:
         with self._busy:
+            self._prepare_to_draw(images)
             asked = time.perf_counter()
             _wait_for([frame.done for slot in slots for frame in self._draw(slot, images)])
             self.render_span = asked, time.perf_counter()
@@ -131,7 +140,6 @@ class MujocoEngine:
                 self._renderers.release()
             self._players = [None] * self.num_slots
             self._scenes = [None] * self.num_slots
-            self._spare.clear()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -144,17 +152,11 @@ class MujocoEngine:
         return player
 
     def _occupy(self, slot: int, scene: EngineScene) -> None:
-        """Give the slot a player of this scene; the player that it had waits for a slot that needs its scene."""
+        """Give the slot a player of this scene; one of another scene goes, for it would hold that, and is quickly made anew."""
         self._check_open()
-        old = self._scenes[slot]
-        if old is scene:
-            return
-        if old is not None:
-            self._spare.append((old, self._player(slot)))
-        fitting = [index for index, (spare_scene, _) in enumerate(self._spare) if spare_scene is scene]
-        self._players[slot] = self._spare.pop(fitting[-1])[1] if fitting else scene.new_player()
-        self._scenes[slot] = scene
-        del self._spare[: -self.num_slots]
+        if self._scenes[slot] is not scene:
+            self._players[slot] = scene.new_player()
+            self._scenes[slot] = scene
 
     def _play(self, slot: int, actions: np.ndarray, num_steps: int, *, until_goal: bool) -> tuple[int, bool, str]:
         """Returns the control steps played, whether the goal holds after them, and why the physics gave up."""
@@ -172,6 +174,12 @@ class MujocoEngine:
             player.play(actions, first)
         return first, True, ""
 
+    def _prepare_to_draw(self, images: Mapping[str, np.ndarray]) -> None:
+        self._check_open()
+        if images and self._renderers is None:
+            assert self._device is not None, "this engine was made without a device to draw on"
+            self._renderers = RenderPool.acquire(self._device)
+
     def _draw(self, slot: int, images: Mapping[str, np.ndarray]) -> list[Frame]:
         """Ask for the slot's pictures; the pixels of a slot whose physics gave up show the last state before."""
         scene = self._scenes[slot]
@@ -181,7 +189,7 @@ class MujocoEngine:
             Frame(scene=scene, view=view, camera_id=scene.cameras[name], pixels=pixels[slot]) for name, pixels in images.items()
         ]
         if frames:
-            assert self._renderers is not None, "this engine was made without a renderer"
+            assert self._renderers is not None
             self._renderers.draw(frames)
         return frames
 

@@ -10,18 +10,17 @@ Invariants: a pool is shared by all envs of the process that render on the same 
 A scene is held as long as memory allows, but no longer than some env uses it.
 """
 
-import os
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, TypeAlias
 from weakref import ref
 
 import mujoco
 import numpy as np
 
+from vla_envs.vector.allowance import allowed_cores, free_memory_bytes
 from vla_envs.vector.culling import Culling
 from vla_envs.vector.engine import EngineScene
 from vla_envs.vector.gl_context import Device, GLDevice, open_device
@@ -65,10 +64,10 @@ class RenderPool:
         self._drawing: set[int] = set()
         """Threads that are busy."""
         self._memory_bytes = 0
-        self._memory_limit = _GPU_MEMORY_BYTES if device.is_gpu else max(_MIN_MEMORY_BYTES, _free_memory() // 2)
+        self._memory_limit = _GPU_MEMORY_BYTES if device.is_gpu else max(_MIN_MEMORY_BYTES, free_memory_bytes() // 2)
         self._closing = False
         self._changed = threading.Condition()
-        num_threads = 1 if device.is_gpu else len(os.sched_getaffinity(0))
+        num_threads = 1 if device.is_gpu else allowed_cores()
         self._threads = [
             threading.Thread(target=self._serve, args=(index,), name=f"vla_envs-gl-{index}", daemon=True)
             for index in range(num_threads)
@@ -79,8 +78,8 @@ class RenderPool:
     @classmethod
     def acquire(cls, device: Device) -> "RenderPool":
         """The process's pool for this device; give it back with `release`."""
+        gl_device = open_device(device)  # first: a forked process is refused before it waits for a lock of its parent's threads
         with cls._pools_lock:
-            gl_device = open_device(device)
             pool = cls._pools.get(gl_device)
             if pool is None:
                 pool = cls._pools[gl_device] = cls(gl_device)
@@ -246,11 +245,3 @@ def _context_bytes(scene: EngineScene) -> int:
     texels = int((model.tex_width.astype(np.int64) * model.tex_height).sum())
     buffers = 4 * quality.shadowsize**2 + 8 * (quality.offsamples + 1) * sizes.offwidth * sizes.offheight
     return 6 * texels + 270 * model.nmeshface + int(buffers) + (32 << 20)
-
-
-def _free_memory() -> int:
-    """Bytes of memory that are free now, or hold nothing but cached files."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

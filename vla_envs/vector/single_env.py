@@ -8,6 +8,7 @@ from gymnasium.vector import AutoresetMode
 
 from vla_envs.errors import NotResetError
 from vla_envs.vector.base import ChunkedVectorEnv
+from vla_envs.vector.infos import first_slot
 
 
 class SingleEnv(gym.Env):
@@ -26,17 +27,22 @@ class SingleEnv(gym.Env):
         self.render_mode = envs.render_mode
         self.observation_space = envs.single_observation_space
         self.action_space = envs.single_action_space
-        self.suite, self.renderer, self.chunk_size = envs.suite, envs.renderer, envs.chunk_size
+        self.suite, self.chunk_size = envs.suite, envs.chunk_size
         self.mirrored_images = envs.mirrored_images
         self.task_ids, self.num_init_states, self.instructions = envs.task_ids, envs.num_init_states, envs.instructions
         self.max_episode_steps = envs.max_episode_steps
+
+    @property
+    def renderer(self) -> str:
+        """What draws; see `ChunkedVectorEnv.renderer`."""
+        return self._envs.renderer
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begin an episode; see `ChunkedVectorEnv.reset`."""
         super().reset(seed=seed)
         observation, info = self._envs.reset(seed=seed, options=options)
         self._over = False
-        return _first(observation), _first_info(info)
+        return _first(observation), first_slot(info)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Play one chunk (K, 7), or one action (7,); see `ChunkedVectorEnv.step`."""
@@ -46,7 +52,7 @@ class SingleEnv(gym.Env):
             raise ValueError(f"the action must have shape {self.action_space.shape}, got {np.shape(action)}")
         observation, reward, terminated, truncated, info = self._envs.step(np.asarray(action)[None])
         self._over = bool(terminated[0] or truncated[0])
-        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first_info(info)
+        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), first_slot(info)
 
     def get_state(self) -> np.ndarray:
         """[time, qpos, qvel]."""
@@ -68,12 +74,3 @@ class SingleEnv(gym.Env):
 
 def _first(observation: dict[str, Any]) -> dict[str, Any]:
     return {key: value[0] for key, value in observation.items()}
-
-
-def _first_info(info: dict[str, Any]) -> dict[str, Any]:
-    """What a vector env's info says of its only slot."""
-    return {
-        key: _first_info(value) if isinstance(value, dict) else value[0]
-        for key, value in info.items()
-        if not key.startswith("_") and info.get(f"_{key}", [True])[0]
-    }

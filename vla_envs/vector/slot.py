@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import mujoco
 import numpy as np
-from numba import njit
 
+from vla_envs.vector.compiled import compiled
 from vla_envs.vector.mujoco_c import ContactLayout, read_int32, read_int64
 
 POSES = ("xpos", "xmat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
@@ -116,13 +116,13 @@ def empty_record(model: mujoco.MjModel, num_steps: int, num_pairs: int) -> GoalR
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def has_fault(arrays: SlotArrays, faults: np.ndarray) -> bool:
     """Whether MuJoCo has given up on this simulation."""
     return (arrays.warnings[faults] > 0).any()
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def record_goal_inputs(arrays: SlotArrays, layout: ContactLayout, pairs: ContactPairs, record: GoalRecord, step: int) -> None:
     """Copy what goals look at; body and site poses are those of the last substep's start, as LIBERO's own check sees them."""
     record.qpos[step] = arrays.qpos
@@ -141,7 +141,7 @@ def record_goal_inputs(arrays: SlotArrays, layout: ContactLayout, pairs: Contact
         record.touching[step, pair] = (touched >> np.uint64(pair)) & np.uint64(1)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def copy_poses(poses: tuple[np.ndarray, ...], flat: np.ndarray) -> None:
     """Copy the arrays that the visualiser reads into one flat array."""
     start = 0

@@ -213,6 +213,20 @@ def action_bounds(space: gym.Space[Any], env_id: str) -> tuple[np.ndarray, np.nd
     return space.low.astype(np.float32), space.high.astype(np.float32)
 
 
+def check_instructions(instructions: Sequence[str], slots: Sequence[int]) -> None:
+    """Refuse an episode that begins without saying what to do.
+
+    Raises:
+        EnvFaultError: The instruction of one of `slots` is blank.
+    """
+    for slot in slots:
+        if not instructions[slot].strip():
+            raise EnvFaultError(
+                f"the instruction of slot {slot} is blank (Gymnasium's AsyncVectorEnv blanks all texts, unless it is made with "
+                "shared_memory=False)"
+            )
+
+
 def check_result(result: GroupResult, active: np.ndarray, *, image_shape: tuple[int, int, int], chunk_size: int) -> None:
     """Refuse what an env must not return for the slots that are playing.
 

@@ -10,7 +10,15 @@ import gymnasium as gym
 import numpy as np
 
 from vla_train.config import EnvConfig
-from vla_train.pipeline.env_group import EnvDescription, EnvFaultError, EnvGroup, GroupResult, action_bounds, check_result
+from vla_train.pipeline.env_group import (
+    EnvDescription,
+    EnvFaultError,
+    EnvGroup,
+    GroupResult,
+    action_bounds,
+    check_instructions,
+    check_result,
+)
 from vla_train.types import EpisodeSpec
 
 
@@ -100,6 +108,7 @@ class SingleEnvsGroup(EnvGroup):
         for slot, spec in zip(slots, specs, strict=True):
             observation, _ = self._envs[slot].reset(seed=spec.seed)
             self._observe(slot, observation)
+        check_instructions(self._instructions, slots)
         return self._result()
 
     def step(self, actions: np.ndarray, active: np.ndarray) -> GroupResult:

@@ -17,7 +17,15 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from vla_train.config import EnvConfig
-from vla_train.pipeline.env_group import EnvDescription, EnvFaultError, EnvGroup, GroupResult, action_bounds, check_result
+from vla_train.pipeline.env_group import (
+    EnvDescription,
+    EnvFaultError,
+    EnvGroup,
+    GroupResult,
+    action_bounds,
+    check_instructions,
+    check_result,
+)
 from vla_train.types import EpisodeSpec
 
 
@@ -127,6 +135,7 @@ class VectorGroup(EnvGroup):
         self._started = True
         self._steps_played[mask] = 0
         self._observe(observation)
+        check_instructions(self._instructions, slots)
         return self._result()
 
     def _reset_env(self, seeds: list[int | None], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

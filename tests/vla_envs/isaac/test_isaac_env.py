@@ -14,7 +14,7 @@ from vla_envs.errors import MissingDependencyError
 from vla_envs.isaac.env import IsaacEnv
 from vla_envs.libero.cache import export_scenes
 from vla_envs.libero.engine_scene import LiberoEngineScene
-from vla_envs.libero.env import shared_scene
+from vla_envs.libero.recent_scenes import shared_scene
 
 SUITE, TASK = "libero_spatial", 3
 
@@ -101,7 +101,7 @@ def test_a_new_episode_begins_elsewhere_by_itself():
     assert truncated.all()
     assert not terminated.any()
     assert not rewards.any()
-    assert info["episode"]["l"].tolist() == [2, 2]
+    assert info["episode_length"].tolist() == [2, 2]
     _, _, _, truncated, info = envs.step(rest(envs))
     assert info["num_steps"].tolist() == [0, 0]
     assert not truncated.any()
@@ -174,8 +174,9 @@ def test_a_cpu_suffices(backend: str):
     envs.close()
 
 
-def test_asking_for_isaac_lab_where_it_is_missing_says_what_to_install():
-    with pytest.raises(MissingDependencyError, match=r"needs Isaac Lab.*pip install 'vla-envs\[isaac\]'.*backend='mujoco'"):
+def test_asking_for_isaac_lab_where_it_is_missing_says_what_it_takes_and_that_it_would_be_in_vain():
+    says = r"needs Isaac Lab.*pip install 'vla-envs\[isaac\]'.*this version cannot run on it even then.*backend='mujoco'"
+    with pytest.raises(MissingDependencyError, match=says):
         make_envs(backend="isaaclab")
 
 
@@ -194,11 +195,13 @@ def test_asking_for_isaac_lab_where_it_is_installed_says_that_it_cannot_be_used(
     [
         ({"backend": "isaacgym"}, "backend must be one of auto, isaaclab, mujoco, got 'isaacgym'"),
         ({"task_id": 10}, r"libero_spatial has tasks 0\.\.9, got task_id=10"),
+        ({"task_id": None}, r"libero_spatial has tasks 0\.\.9, got task_id=None"),
+        ({"task_id": [0]}, r"libero_spatial has tasks 0\.\.9, got task_id=\[0\]"),
         ({"task_id": -1}, r"libero_spatial has tasks 0\.\.9, got task_id=-1"),
         ({"suite": "libero_spacial"}, "unknown suite 'libero_spacial': LIBERO has libero_spatial"),
         ({"cameras": ("top",)}, "cameras must be any of"),
-        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
-        ({"chunk_size": 0}, "chunk_size must be None or at least 1, got 0"),
+        ({"num_envs": 0}, "num_envs must be an integer of at least 1, got 0"),
+        ({"chunk_size": 0}, "chunk_size must be an integer of at least 1, got 0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(arguments: dict[str, Any], message: str):

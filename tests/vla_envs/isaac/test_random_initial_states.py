@@ -11,7 +11,7 @@ import pytest
 from vla_envs.isaac.randomize import InitialStates
 from vla_envs.libero.compile import build_libero
 from vla_envs.libero.engine_scene import LiberoEngineScene
-from vla_envs.libero.env import shared_scene
+from vla_envs.libero.recent_scenes import shared_scene
 from vla_envs.libero.scene import Placement, Scene
 from vla_envs.vector.base import SETTLING_ACTION
 

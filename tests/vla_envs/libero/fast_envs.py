@@ -9,8 +9,9 @@ import mujoco
 import numpy as np
 
 from vla_envs.libero.engine_scene import LiberoEngineScene
-from vla_envs.libero.env import LiberoEnv, shared_scene
+from vla_envs.libero.env import LiberoEnv
 from vla_envs.libero.goals import InSite, JointPast, OnObject, OnSite
+from vla_envs.libero.recent_scenes import shared_scene
 
 BOWL_ON_PLATE = ("libero_spatial", 0)
 OTHER_BOWL_ON_PLATE = ("libero_spatial", 1)

@@ -40,23 +40,31 @@ def assert_refused(envs: LiberoEnv, call: Any, match: str) -> None:
     ("arguments", "match"),
     [
         ({"suite": "libero_moon"}, "unknown suite 'libero_moon': LIBERO has libero_spatial, libero_object"),
-        ({"task_ids": [10]}, r"libero_spatial has tasks 0\.\.9, got task_ids=\[10\]"),
-        ({"task_ids": [0, -1]}, r"libero_spatial has tasks 0\.\.9"),
-        ({"task_ids": [0.5]}, r"libero_spatial has tasks 0\.\.9"),
-        ({"task_ids": []}, r"libero_spatial has tasks 0\.\.9, got task_ids=\[\]"),
-        ({"cameras": ("sideview",)}, r"cameras must be any of \('agentview', 'wrist'\), each once, got \('sideview',\)"),
+        ({"task_ids": [10]}, r"task_ids must be a list of tasks of libero_spatial, which has 0\.\.9, got \[10\]"),
+        ({"task_ids": [0, -1]}, "task_ids must be a list"),
+        ({"task_ids": [0.0]}, "task_ids must be a list"),
+        ({"task_ids": [[0]]}, "task_ids must be a list"),
+        ({"task_ids": []}, r"task_ids must be a list .* got \[\]"),
+        ({"task_ids": 3}, "task_ids must be a list .* got 3"),
+        ({"task_ids": [0], "task_id": 1}, r"give task_ids or task_id, not both: got \[0\] and 1"),
+        ({"task_id": [0]}, r"libero_spatial has tasks 0\.\.9, got task_id=\[0\]"),
+        ({"cameras": None}, r"cameras must be any of .* got None"),
+        ({"cameras": ("sideview",)}, r"cameras must be any of \('agentview', 'wrist'\), .* got \('sideview',\)"),
         ({"cameras": "agentview"}, "cameras must be any of"),
         ({"cameras": ("wrist", "wrist")}, "each once"),
-        ({"detail": "medium"}, "detail must be 'full' or 'fast', got 'medium'"),
-        ({"device": "tpu"}, "device must be 'auto', 'cuda' or 'cpu', got 'tpu'"),
-        ({"chunk_size": 0}, "chunk_size must be None or at least 1, got 0"),
-        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
-        ({"image_size": 0}, "image_size must be at least 8 pixels, got 0"),
-        ({"max_episode_steps": 0}, "max_episode_steps must be None or at least 1, got 0"),
-        ({"settle_steps": -1}, "settle_steps must not be negative, got -1"),
-        ({"num_threads": 0}, "num_threads must be None or at least 1, got 0"),
-        ({"render_mode": "human"}, "render_mode must be None or 'rgb_array', got 'human'"),
-        ({"autoreset_mode": "sometimes"}, "sometimes"),
+        ({"detail": "medium"}, "detail must be one of 'full', 'fast', got 'medium'"),
+        ({"device": "tpu"}, "device must be one of 'auto', 'cuda', 'cpu', got 'tpu'"),
+        ({"chunk_size": 0}, "chunk_size must be an integer of at least 1, got 0"),
+        ({"num_envs": 0}, "num_envs must be an integer of at least 1, got 0"),
+        ({"num_envs": 2.0}, "num_envs must be an integer of at least 1, got 2.0"),
+        ({"image_size": 0}, "image_size must be an integer of at least 8, got 0"),
+        ({"image_size": (32, 32)}, r"image_size must be an integer of at least 8, got \(32, 32\)"),
+        ({"max_episode_steps": 0}, r"time limit \(max_episode_steps\) must be an integer of at least 1, got 0"),
+        ({"max_episode_steps": 2.5}, r"time limit \(max_episode_steps\) must be an integer of at least 1, got 2.5"),
+        ({"settle_steps": -1}, "settle_steps must be an integer of at least 0, got -1"),
+        ({"num_threads": 0}, "num_threads must be an integer of at least 1, got 0"),
+        ({"render_mode": "human"}, "render_mode must be one of None, 'rgb_array', got 'human'"),
+        ({"autoreset_mode": "sometimes"}, "autoreset_mode must be one of 'NextStep', 'SameStep', 'Disabled', got 'sometimes'"),
         ({"scene_dir": "/nonexistent"}, "not a folder of exported scenes"),
     ],
 )
@@ -75,7 +83,7 @@ def test_a_folder_that_is_no_export_is_a_scene_format_error():
 
 
 def test_a_single_env_refuses_a_task_that_its_suite_does_not_have():
-    with pytest.raises(ValueError, match=r"libero_goal has tasks 0\.\.9, got task_ids=\[10\]"):
+    with pytest.raises(ValueError, match=r"libero_goal has tasks 0\.\.9, got task_id=10"):
         gym.make("Libero-Goal-v0", task_id=10)
 
 

@@ -271,13 +271,13 @@ def test_an_episode_is_truncated_at_the_time_limit_inside_a_chunk():
     actions = random_actions(envs, 2)
     _, _, _, truncated, info = envs.step(actions[0])
     assert truncated.tolist() == [False, False]
-    assert "episode" not in info
+    assert "episode_length" not in info
     _, reward, terminated, truncated, info = envs.step(actions[1])
     assert truncated.tolist() == [True, True]
     assert terminated.tolist() == [False, False]
     assert reward.tolist() == [0, 0]
     assert info["num_steps"].tolist() == [2, 2]
-    assert info["episode"]["l"].tolist() == [6, 6]
+    assert info["episode_length"].tolist() == [6, 6]
     assert "fault" not in info
     stepped = make_envs(2)
     stepped.reset(seed=0)
@@ -364,7 +364,9 @@ def test_same_step_returns_the_next_episode_and_keeps_the_end_of_the_last():
             np.testing.assert_array_equal(info["final_obs"][slot][key], ending[key][slot])
     assert info["init_state_id"].tolist() == expected["init_state_id"].tolist()
     assert info["final_info"]["init_state_id"].tolist() == first["init_state_id"].tolist()
-    assert info["final_info"]["episode"]["l"].tolist() == [3, 3]
+    assert info["final_info"]["episode_length"].tolist() == [3, 3]
+    assert info["final_info"]["num_steps"].tolist() == [1, 1]
+    assert info["_num_steps"].tolist() == info["_success"].tolist() == [False, False]
     assert info["_final_obs"].tolist() == info["_final_info"].tolist() == [True, True]
     envs.step(random_actions(envs, 1, seed=1)[0])
     envs.close()
@@ -379,7 +381,7 @@ def test_disabled_leaves_a_finished_slot_as_it_is_until_it_is_reset():
     envs.reset(options={"reset_mask": np.array([False, True])})
     _, _, _, truncated, info = envs.step(actions[1])
     assert truncated.tolist() == [True, False]
-    assert info["_episode"].tolist() == info["episode"]["_l"].tolist() == [True, False]
+    assert info["_episode_length"].tolist() == [True, False]
     ended_in = envs.get_state()[0]
     _, reward, terminated, truncated, info = envs.step(actions[2])
     assert info["num_steps"].tolist() == [0, 2]
@@ -400,15 +402,14 @@ def test_episode_statistics_are_those_of_the_episode_that_ended():
     envs.set_state([almost_done(*BOWL_ON_PLATE, envs.get_state()[0], drop_m=0.1), envs.get_state()[1]])
     _, reward, _, _, info = envs.step(still(envs))
     assert reward.tolist() == [1, 0]
-    assert info["_episode"].tolist() == [True, False]
-    for name in ("r", "l", "t"):
-        assert info["episode"][f"_{name}"].tolist() == [True, False]
-        assert info["episode"][name][1] == 0
-    assert (info["episode"]["r"][0], info["episode"]["l"][0]) == (1, 3)
-    assert info["episode"]["t"][0] > 0
+    for name in ("episode_return", "episode_length", "episode_seconds"):
+        assert info[f"_{name}"].tolist() == [True, False]
+        assert info[name][1] == 0
+    assert (info["episode_return"][0], info["episode_length"][0]) == (1, 3)
+    assert info["episode_seconds"][0] > 0
     _, _, _, truncated, info = envs.step(still(envs))
     assert truncated.tolist() == [False, True]
-    assert (info["episode"]["r"][1], info["episode"]["l"][1]) == (0, 10)
+    assert (info["episode_return"][1], info["episode_length"][1]) == (0, 10)
     assert info["num_steps"].tolist() == [0, 2]
     _, _, _, truncated, info = envs.step(still(envs))
     assert not truncated.any()
@@ -420,7 +421,7 @@ def test_every_key_of_an_info_has_a_mask():
     envs = make_envs(2, max_episode_steps=1, autoreset_mode=AutoresetMode.SAME_STEP)
     _, reset_info = envs.reset(seed=0)
     *_, step_info = envs.step(still(envs))
-    for info in (reset_info, step_info, step_info["final_info"], step_info["final_info"]["episode"]):
+    for info in (reset_info, step_info, step_info["final_info"]):
         keys = {key for key in info if not key.startswith("_")}
         assert keys
         assert {f"_{key}" for key in keys} == set(info) - keys
@@ -431,8 +432,22 @@ def test_every_key_of_an_info_has_a_mask():
 
 
 def test_a_time_limit_of_gymnasium_make_counts_calls_of_step():
+    """Gymnasium keeps it to itself."""
     env = gym.make("Libero-v0", task_id=0, detail="fast", cameras=(), chunk_size=3, max_episode_steps=2)
     env.reset(seed=0)
     chunk = np.broadcast_to(STILL, (3, 7)).astype(np.float32)
     assert [env.step(chunk)[3] for _ in range(2)] == [False, True]
+    env.close()
+
+
+@pytest.mark.parametrize(("chunk_size", "time_limit"), [(8, 16), (230, 221)])
+def test_the_time_limit_of_a_single_env_counts_control_steps_and_replaces_the_suites(chunk_size: int, time_limit: int):
+    env = gym.make("Libero-v0", task_id=0, detail="fast", cameras=(), chunk_size=chunk_size, time_limit=time_limit)
+    assert env.unwrapped.max_episode_steps == time_limit
+    env.reset(seed=0)
+    truncated, num_steps = False, 0
+    while not truncated:
+        *_, truncated, info = env.step(np.broadcast_to(STILL, (chunk_size, 7)).astype(np.float32))
+        num_steps += info["num_steps"]
+    assert num_steps == time_limit
     env.close()

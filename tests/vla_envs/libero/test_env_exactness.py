@@ -19,9 +19,9 @@ from fast_envs import (
 from gymnasium.vector import AutoresetMode
 
 from vla_envs.libero.env import LiberoEnv
-from vla_envs.vector.base import Start
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.vector.rendering import RenderPool
+from vla_envs.vector.start import Start
 
 HUGE_SPEED = 1e12
 
@@ -247,7 +247,7 @@ def test_a_simulation_that_diverges_ends_its_episode_and_touches_no_other_slot(s
     assert "diverged" in info["fault"][1]
     assert "BADQ" in info["fault"][1]
     assert 1 <= info["num_steps"][1] <= 4
-    assert info["episode"]["l"].tolist() == [0, info["num_steps"][1], 0]
+    assert info["episode_length"].tolist() == [0, info["num_steps"][1], 0]
     assert np.isfinite(observation["state"]).all()
     assert "fault" not in outcomes[0][0][4]
     assert "fault" not in outcomes[1][1][4]

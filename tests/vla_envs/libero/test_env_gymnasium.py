@@ -1,7 +1,7 @@
 """LiberoEnv by Gymnasium's own rules: its checker, its spaces, its vector env as the oracle for autoreset."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -74,7 +74,7 @@ def test_a_single_env_drops_the_leading_axis_everywhere(single: gym.Env):
     assert type(reward) is float
     assert type(terminated) is type(truncated) is bool
     assert info["num_steps"] == 1
-    assert "episode" not in info
+    assert "episode_length" not in info
     assert single.render().shape == (32, 32, 3)
 
 
@@ -88,8 +88,8 @@ def test_a_single_env_ends_with_its_statistics_and_must_then_be_reset(single: gy
         length += 1
     assert (reward, terminated, truncated) == (1.0, True, False)
     assert info["success"]
-    assert (info["episode"]["r"], info["episode"]["l"]) == (1.0, length)
-    assert info["episode"]["t"] > 0
+    assert (info["episode_return"], info["episode_length"]) == (1.0, length)
+    assert info["episode_seconds"] > 0
     assert "fault" not in info
     with pytest.raises(RuntimeError, match="finished episode"):
         env.step(STILL)
@@ -154,22 +154,22 @@ def test_the_autoreset_mode_is_declared_and_may_be_given_by_name(mode: Autoreset
         envs.close()
 
 
-def masks_and_values(info: dict[str, Any], prefix: str = "") -> dict[str, list[bool]]:
+def masks_of(info: dict[str, Any], prefix: str = "") -> dict[str, list[bool]]:
     """Path of each key of an info -> its mask."""
     found = {}
     for key, value in info.items():
-        if not key.startswith("_"):
+        if not key.startswith("_") and info[f"_{key}"].any():
             found[prefix + key] = info[f"_{key}"].tolist()
             assert info[f"_{key}"].dtype == bool
             if isinstance(value, dict):
-                found |= masks_and_values(value, f"{prefix}{key}/")
+                found |= masks_of(value, f"{prefix}{key}/")
     return found
 
 
 def test_episodes_end_and_begin_as_in_gymnasiums_own_vector_env(mode: AutoresetMode):
     """Slot 0 succeeds after a few steps, slot 1 meets its time limit: rewards, flags, final observations and masks agree."""
     ours = make_envs(2, max_episode_steps=5, autoreset_mode=mode)
-    arguments = {"task_ids": [0], "detail": "fast", "cameras": (), "image_size": 32, "max_episode_steps": 5}
+    arguments = {"task_ids": [0], "detail": "fast", "cameras": (), "image_size": 32, "time_limit": 5}
     theirs = SyncVectorEnv([lambda: make_libero_env(**arguments)] * 2, autoreset_mode=mode)
     ours.reset(options={"init_state_id": 7})
     theirs.reset(options={"init_state_id": 7})
@@ -196,7 +196,10 @@ def test_episodes_end_and_begin_as_in_gymnasiums_own_vector_env(mode: AutoresetM
                 assert one is None or one in ours.single_observation_space
                 if one is not None and num_endings[slot] == 1:  # later episodes begin elsewhere
                     np.testing.assert_array_equal(one["state"], expected["state"])
-            assert masks_and_values(mine[4]["final_info"]) == masks_and_values(other[4]["final_info"])
+            assert masks_of(mine[4]["final_info"]) == masks_of(other[4]["final_info"])
+            expected = masks_of(other[4])
+            del expected["renderer"]  # ours is told by `reset` only
+            assert masks_of(mine[4]) == expected
     assert num_endings.any() if mode == AutoresetMode.DISABLED else num_endings.all()
     ours.close()
     theirs.close()
@@ -208,8 +211,70 @@ def test_gymnasiums_vector_wrappers_take_it():
     for action in random_actions(envs, 2):
         _, _, _, truncated, infos = envs.step(action)
     assert truncated.all()
-    assert [info["episode"]["l"] for info in infos] == [2, 2]
+    assert [info["episode_length"] for info in infos] == [2, 2]
     envs.close()
+
+
+def test_gymnasiums_episode_statistics_are_added_to_ours(mode: AutoresetMode):
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(2, max_episode_steps=2, chunk_size=2, autoreset_mode=mode))
+    envs.reset(seed=0)
+    *_, info = envs.step(random_actions(envs, 1)[0])
+    assert info["episode"]["l"].tolist() == [1, 1], "Gymnasium counts calls"
+    ours = info["final_info"] if mode == AutoresetMode.SAME_STEP else info
+    assert ours["episode_length"].tolist() == [2, 2]
+    envs.close()
+
+
+def test_gymnasiums_episode_statistics_are_added_to_those_of_a_single_env():
+    env = gym.wrappers.RecordEpisodeStatistics(gym.make("Libero-v0", task_id=0, detail="fast", cameras=(), time_limit=2))
+    env.reset(seed=0)
+    env.step(STILL)
+    *_, info = env.step(STILL)
+    assert (info["episode"]["l"], info["episode_length"]) == (2, 2)
+    env.close()
+
+
+def test_what_a_step_returns_shares_no_memory(mode: AutoresetMode):
+    envs = make_envs(2, max_episode_steps=1, autoreset_mode=mode)
+    envs.reset(seed=0)
+    _, _, terminated, _, info = envs.step(random_actions(envs, 1)[0])
+    seen = [info["success"], *([info["final_info"]["success"]] if "final_info" in info else [])]
+    assert not any(np.shares_memory(terminated, success) for success in seen)
+    assert len(seen) == 1 or not np.shares_memory(*seen)
+    envs.close()
+
+
+def test_single_envs_of_different_tasks_fit_into_one_vector_env():
+    def make(task_id: int) -> Callable[[], gym.Env]:
+        return lambda: gym.make("Libero-v0", task_id=task_id, detail="fast", cameras=())
+
+    envs = SyncVectorEnv([make(task_id) for task_id in (0, 1)])
+    observation, info = envs.reset(seed=0)
+    assert observation in envs.observation_space
+    assert info["task_id"].tolist() == [0, 1]
+    envs.close()
+
+
+@pytest.mark.parametrize(("chunk_size", "fps"), [(None, 20), (8, 2.5)])
+def test_videos_of_what_is_rendered_after_each_step_play_in_the_robots_time(chunk_size: int | None, fps: float):
+    envs = make_envs(1, chunk_size=chunk_size)
+    assert envs.metadata["render_fps"] == fps
+    envs.close()
+    env = gym.make("Libero-v0", task_id=0, detail="fast", cameras=(), chunk_size=chunk_size)
+    assert env.metadata["render_fps"] == fps
+    env.close()
+
+
+def test_one_task_of_a_vector_env_may_be_named_as_that_of_a_single_env_is():
+    envs = gym.make_vec("Libero-v0", num_envs=1, task_id=3, cameras=())
+    assert envs.task_ids == (3,)
+    envs.close()
+
+
+def test_close_takes_what_gymnasiums_own_vector_envs_take():
+    envs = make_envs(1)
+    envs.close(terminate=True)
+    assert envs.closed
 
 
 def test_make_vec_can_also_copy_single_envs():

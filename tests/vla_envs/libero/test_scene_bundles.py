@@ -147,6 +147,19 @@ def test_scenes_with_the_same_model_share_its_file(tmp_path: Path):
     assert len(list(tmp_path.glob("*.mjb"))) == 1
 
 
+def test_a_model_goes_with_the_last_scene_that_names_it(tmp_path: Path):
+    first, second = tmp_path / "a.scene", tmp_path / "b.scene"
+    for file in (first, second):
+        save_bundle(small_scene(), file, origin=ORIGIN, portable=False)
+    changed = small_scene()
+    changed.model.opt.timestep *= 2
+    for file, num_models in ((first, 2), (second, 1)):
+        save_bundle(changed, file, origin="later code", portable=False)
+        assert len(list(tmp_path.glob("*.mjb"))) == num_models
+        load_bundle(first)
+        load_bundle(second)
+
+
 def test_a_bundle_cut_off_anywhere_is_refused(bundle: Path):
     content = bundle.read_bytes()
     for length in np.linspace(0, len(content) - 1, 12, dtype=int):

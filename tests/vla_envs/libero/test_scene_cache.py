@@ -5,7 +5,10 @@ import logging
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,9 @@ from vla_envs.errors import SceneFormatError
 from vla_envs.libero import cache as cache_module
 from vla_envs.libero import compile as compile_module
 from vla_envs.libero.cache import export_scenes, load_scene
+from vla_envs.libero.env import LiberoEnv
 from vla_envs.libero.scene import Scene
+from vla_envs.libero.suites import suite_tasks
 
 SUITE, TASK = "libero_goal", 0
 LOAD = f"""
@@ -181,6 +186,52 @@ def test_a_second_export_adds_to_the_folder(exported: Path, in_cache: Path, tmp_
     (tmp_path / "suite.json").write_text(json.dumps(index))
     export_scenes(SUITE, [TASK], detail="full", folder=tmp_path)
     assert set(json.loads((tmp_path / "suite.json").read_text())["suites"]) == {"another", SUITE}
+
+
+def test_exports_into_one_folder_at_the_same_time_all_get_into_its_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cache_module, "load_scene", lambda *args, **kwargs: None)
+    monkeypatch.setattr(cache_module, "save_bundle", lambda *args, **kwargs: None)
+    write = json.dumps
+
+    def write_slowly(*args: Any, **kwargs: Any) -> str:
+        time.sleep(0.05)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(json, "dumps", write_slowly)
+    with ThreadPoolExecutor(4) as pool:
+        exports = [pool.submit(export_scenes, SUITE, [task], detail="full", folder=tmp_path) for task in (3, 1, 0, 2)]
+    for export in exports:
+        export.result()
+    assert set(suite_tasks(SUITE, scene_dir=tmp_path)) == {0, 1, 2, 3}
+    assert {file.name for file in tmp_path.iterdir()} == {"suite.json", "suite.lock"}
+
+
+def test_an_env_plays_exported_tasks_in_the_order_of_their_ids_whatever_the_order_of_export(exported: Path, tmp_path: Path):
+    (scene,) = exported.glob("*.scene")
+    index = json.loads((exported / "suite.json").read_text())
+    task = index["suites"][SUITE]["0"]
+    (tmp_path / "suite.json").write_text(json.dumps({"suites": {SUITE: {"2": task, "0": task, "1": task}}}))
+    for task_id in range(3):
+        (tmp_path / f"{SUITE}_{task_id:02d}_full.scene").symlink_to(scene)
+    envs = LiberoEnv(1, suite=SUITE, scene_dir=tmp_path, cameras=())
+    assert envs.task_ids == (0, 1, 2)
+    envs.close()
+
+
+def test_a_detail_that_was_not_exported_is_refused_when_the_env_is_made(exported: Path):
+    with pytest.raises(SceneFormatError, match=r"libero_goal_00_fast\.scene is missing: export it with .* --detail fast"):
+        LiberoEnv(1, suite=SUITE, scene_dir=exported, detail="fast", cameras=())
+
+
+def test_compiling_is_announced_once(
+    in_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    scene = load_scene(SUITE, TASK)
+    monkeypatch.setenv("VLA_ENVS_CACHE", str(tmp_path))
+    monkeypatch.setattr(compile_module, "compile_scene", lambda *args, **kwargs: scene)
+    for _ in range(2):
+        load_scene(SUITE, TASK)
+    assert [record.levelname for record in caplog.records if "compiling libero_goal task 0" in record.message] == ["WARNING"]
 
 
 def test_nothing_is_exported_if_any_task_is_unknown(tmp_path: Path):

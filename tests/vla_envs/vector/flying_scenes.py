@@ -23,10 +23,8 @@ class BallScene(EngineScene):
     def __init__(self, goal_height_m: float = np.inf) -> None:
         super().__init__(mujoco.MjModel.from_xml_string(_BALL), {})
         self.goal_height_m = goal_height_m
-        self.num_players = 0
 
     def new_player(self) -> "BallPlayer":
-        self.num_players += 1
         return BallPlayer(self)
 
     def judge(self, record: GoalRecord, num_steps: int) -> np.ndarray:

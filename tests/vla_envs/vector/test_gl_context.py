@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vla_envs.vector.gl_context import GLDevice, open_device
+from vla_envs.vector.gl_context import GLDevice, _choose_device, open_device
 
 NO_DRIVER = {"__EGL_VENDOR_LIBRARY_FILENAMES": "/nonexistent.json", "MUJOCO_GL": "egl"}
 PACKAGES = "apt-get install libegl1 libgl1 libgl1-mesa-dri"
@@ -16,9 +16,9 @@ PACKAGES = "apt-get install libegl1 libgl1 libgl1-mesa-dri"
 
 @pytest.fixture(autouse=True)
 def choose_anew() -> Iterator[None]:
-    open_device.cache_clear()
+    _choose_device.cache_clear()
     yield
-    open_device.cache_clear()
+    _choose_device.cache_clear()
 
 
 def run_python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -103,30 +103,25 @@ def test_a_goal_that_was_reached_before_a_fault_counts(engine: MujocoEngine):
     assert height(engine, 0) == pytest.approx(13 * 0.05 * TOO_FAST)
 
 
-def test_players_are_reused_when_slots_change_their_scenes(engine: MujocoEngine):
-    scenes = [BallScene(), BallScene()]
-    for episode in range(8):
-        engine.begin([0, 1, 2], [scenes[(episode + slot) % 2] for slot in range(3)], [flying(1.0)] * 3)
-    assert sum(scene.num_players for scene in scenes) <= 6
-    engine.begin([0, 1, 2], scenes[:1] * 3, [flying(1.0), flying(2.0), flying(3.0)])
-    engine.step([0, 1, 2], pushes(3, 2), np.full(3, 2), {})
-    assert [height(engine, slot) for slot in range(3)] == pytest.approx([0.1, 0.2, 0.3])
-
-
-def test_no_more_players_are_kept_than_twice_the_slots(engine: MujocoEngine, monkeypatch: pytest.MonkeyPatch):
+def test_slots_hold_one_player_each_and_no_scene_that_they_do_not_play(engine: MujocoEngine, monkeypatch: pytest.MonkeyPatch):
     players: WeakSet[BallPlayer] = WeakSet()
+    scenes: WeakSet[BallScene] = WeakSet()
     new_player = BallScene.new_player
 
     def watched(scene: BallScene) -> BallPlayer:
+        scenes.add(scene)
         players.add(player := new_player(scene))
         return player
 
     monkeypatch.setattr(BallScene, "new_player", watched)
-    for scene in [BallScene() for _ in range(10)]:
-        engine.begin([0, 1, 2], [scene] * 3, [flying(1.0)] * 3)
-        assert len(players) <= 6
+    for episode in range(6):
+        engine.begin([0, 1, 2], [BallScene()] * 3, [flying(1.0 + slot) for slot in range(3)])
+        engine.begin([0, 1, 2], [engine._scenes[0]] * 3, [flying(1.0 + slot) for slot in range(3)])
+        assert (len(players), len(scenes)) == (3, 1)
+        engine.step([0, 1, 2], pushes(3, 2), np.full(3, 2), {})
+        assert [height(engine, slot) for slot in range(3)] == pytest.approx([0.1, 0.2, 0.3]), episode
     engine.close()
-    assert len(players) == 0
+    assert (len(players), len(scenes)) == (0, 0)
 
 
 def test_an_error_in_one_slot_is_raised_when_the_others_have_ended(engine: MujocoEngine, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,75 @@
+"""Loaded scenes: each once per process however many envs play it, and no longer than some env holds it.
+
+An env's slots hold the scenes that they play. Since slots go through their tasks in turn, an env also holds those it has played
+lately, up to `KEPT_BYTES`: a scene of full detail is a quarter of a gigabyte, and `libero_90` has ninety.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Set
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import mujoco
+
+from vla_envs.libero.cache import load_scene
+from vla_envs.libero.engine_scene import LiberoEngineScene
+
+KEPT_BYTES = 4 << 30
+"""Of an env's scenes before it loads further ones, cameras' copies not counted; those of slots stay whatever their size."""
+
+
+class RecentScenes:
+    """The scenes of one env.
+
+    Args:
+        suite: Name of the suite.
+        detail: "full" or "fast".
+        scene_dir: Folder of exported scenes, if any.
+    """
+
+    def __init__(self, suite: str, detail: str, scene_dir: Path | None) -> None:
+        self._suite, self._detail, self._scene_dir = suite, detail, scene_dir
+        self._held: OrderedDict[int, LiberoEngineScene] = OrderedDict()
+        """Task id -> scene, the least recently used first."""
+
+    def __getitem__(self, task_id: int) -> LiberoEngineScene:
+        self.load({task_id})
+        return self._held[task_id]
+
+    def load(self, task_ids: Set[int]) -> None:
+        """Hold the scenes of these tasks, loading several at once; older ones are let go to make room, these never."""
+        missing = sorted(task_ids - self._held.keys())
+        for task_id in task_ids & self._held.keys():
+            self._held.move_to_end(task_id)
+        if not missing:
+            return
+        for task_id in [task_id for task_id in self._held if task_id not in task_ids]:
+            if sum(mujoco.mj_sizeModel(scene.model) for scene in self._held.values()) <= KEPT_BYTES:
+                break
+            del self._held[task_id]
+        with ThreadPoolExecutor(4) as pool:
+            loaded = pool.map(lambda task_id: shared_scene(self._suite, task_id, self._detail, self._scene_dir), missing)
+            self._held.update(zip(missing, loaded, strict=True))
+
+    def clear(self) -> None:
+        """Let all go."""
+        self._held.clear()
+
+
+_shared: WeakValueDictionary[tuple, LiberoEngineScene] = WeakValueDictionary()
+_shared_lock = threading.Lock()
+_loading: dict[tuple, threading.Lock] = {}
+
+
+def shared_scene(suite: str, task_id: int, detail: str, scene_dir: Path | None) -> LiberoEngineScene:
+    """The process's copy of a scene, for as long as any env uses it."""
+    key = (suite, task_id, detail, scene_dir)
+    with _shared_lock:
+        lock = _loading.setdefault(key, threading.Lock())
+    with lock:
+        scene = _shared.get(key)
+        if scene is None:
+            scene = _shared[key] = LiberoEngineScene(load_scene(suite, task_id, detail=detail, scene_dir=scene_dir))
+        return scene

@@ -1,0 +1,40 @@
+"""What a slot observes and takes, as Gymnasium spaces.
+
+Invariant: they do not depend on which tasks are played, so that envs of different tasks fit into one vector env.
+"""
+
+from collections.abc import Iterable, Sequence
+from string import ascii_letters, digits, punctuation
+
+import gymnasium as gym
+import numpy as np
+
+from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM
+
+_CHARACTERS = ascii_letters + digits + punctuation + " "
+_MAX_INSTRUCTION_LENGTH = 256
+
+
+def image_key(camera: str) -> str:
+    """The observation that shows a camera's picture."""
+    return "image" if camera == "agentview" else f"{camera}_image"
+
+
+def observation_space(cameras: Sequence[str], image_size: int, instructions: Iterable[str]) -> gym.spaces.Dict:
+    """Of one slot; an instruction that is longer than usual, or has other characters, is let in too."""
+    picture = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+    longest = max(_MAX_INSTRUCTION_LENGTH, *map(len, instructions))
+    characters = "".join(sorted(set(_CHARACTERS).union(*instructions)))
+    return gym.spaces.Dict(
+        {
+            **{image_key(camera): picture for camera in cameras},
+            "state": gym.spaces.Box(-np.inf, np.inf, (PROPRIOCEPTION_DIM,), np.float32),
+            "instruction": gym.spaces.Text(max_length=longest, charset=characters),
+        }
+    )
+
+
+def action_space(chunk_size: int | None) -> gym.spaces.Box:
+    """Of one slot: a chunk (K, 7), or one action (7,) without `chunk_size`."""
+    shape = (ACTION_DIM,) if chunk_size is None else (chunk_size, ACTION_DIM)
+    return gym.spaces.Box(-1.0, 1.0, shape, np.float32)

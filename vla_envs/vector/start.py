@@ -1,0 +1,23 @@
+"""Where an episode of one slot begins: what a vector env asks its benchmark for, and gives to the engine."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_envs.vector.engine import EngineScene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where an episode begins."""
+
+    scene: EngineScene
+    state: np.ndarray
+    """[time, qpos, qvel]."""
+    task_id: int
+    init_state_id: int
+    """Stored initial state of the benchmark; -1 for a state of its own."""
+    instruction: str
+    cache_key: Hashable | None
+    """Equal for equal starts, which are then settled and drawn once; None for a start that will not come again."""
