@@ -204,7 +204,7 @@ def test_a_run_that_cannot_work_leaves_no_folder(
     ("pairs", "named"),
     [
         (["suite=nope"], "unknown suite 'nope'"),
-        (["suite=libero_goal", "task_ids=[10]"], "libero_goal has tasks 0..9"),
+        (["suite=libero_goal", "task_ids=[10]"], "libero_goal, which has 0..9"),
         (["cameras=[top]"], "cameras"),
         (["brightness=3"], "'brightness'"),
     ],
