@@ -22,7 +22,7 @@ from rich.markup import escape
 
 from vla_train.algo.filters import has_signal
 from vla_train.checkpoint_name import require_checkpoint
-from vla_train.config import EnvConfig, PolicyConfig, RolloutConfig, TrainConfig, config_to_json
+from vla_train.config import PolicyConfig, TrainConfig, config_to_json
 from vla_train.display import Display
 from vla_train.distributed import local
 from vla_train.evaluation import EvaluationResult, summary
@@ -34,6 +34,7 @@ from vla_train.pipeline.workers import make_workers
 from vla_train.policy.base import RolloutPolicy
 from vla_train.policy.torch_policy import TorchPolicy, build_policy
 from vla_train.prompts import PromptStream, evaluation_episodes
+from vla_train.rank_share import share_of_rank, useful_slots
 from vla_train.run_identity import require_same_run
 from vla_train.tracking import RunLog
 from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, save_checkpoint
@@ -67,7 +68,7 @@ class Run:
         """Success rate of the evaluation at `done`."""
         self._saved = 0
         """Iterations done at the newest checkpoint."""
-        self._rollout_config = _share(config.rollout, ranks)
+        self._rollout_config = share_of_rank(config.rollout, ranks)
         self._next: Future[RolloutResult] | None = None
         self._before_next: dict[str, Any] | None = None
         """State of rollout and prompts before the rollout that is under way in the background."""
@@ -398,18 +399,3 @@ def _show_nothing(progress: RolloutProgress) -> None:
 def _status(progress: RolloutProgress) -> str:
     played = f"{progress.episodes} episodes and {progress.consumed} groups played"
     return f"{progress.decisions} chunks at {progress.decisions_per_s:.1f}/s, {played}"
-
-
-def _share(config: RolloutConfig, ranks: Ranks) -> RolloutConfig:
-    """What one of several ranks plays. Ranks meet at each update, so none plays ahead: their states stay simple."""
-    if ranks.size == 1:
-        return config
-    if config.groups_per_iteration % ranks.size:
-        raise ValueError(f"rollout.groups_per_iteration {config.groups_per_iteration} must be a multiple of {ranks.size} ranks")
-    return replace(config, groups_per_iteration=config.groups_per_iteration // ranks.size, deterministic=True)
-
-
-def useful_slots(env: EnvConfig, rollout: RolloutConfig) -> EnvConfig:
-    """As many envs as can play at once where nothing is played ahead."""
-    episodes = rollout.groups_per_iteration * rollout.group_size
-    return replace(env, envs_per_group=min(env.envs_per_group, -(-episodes // env.num_groups)))

@@ -21,7 +21,8 @@ from vla_train.display import Display
 from vla_train.loop import set_up, train
 from vla_train.pipeline.rollout_result import RolloutStats, combine_stats
 from vla_train.prompts import evaluation_episodes
-from vla_train.run import Run, useful_slots
+from vla_train.rank_share import useful_slots
+from vla_train.run import Run
 from vla_train.tracking import read_records
 from vla_train.trainer.checkpoint import load_checkpoint
 from vla_train.trainer.checkpoint_folder import best_checkpoint

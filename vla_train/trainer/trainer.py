@@ -154,57 +154,39 @@ class Trainer:
                 key=(self._seed, iteration, epoch),
             )
         ]
-        total = sum(-(-sum(plan.summaries[index].num_rows for index in indices) // self.ranks.size) for indices in minibatches)
-        done = 0
-        norms: list[float] = []
-        sums: list[TokenSums] = []
-        gap = 0.0
-        learning_rate = 0.0
-        for indices in minibatches:
-            began = time.perf_counter()
-            batch = self._make_batch(plan, indices)
-            self.optimizer.discard_gradients()  # those of an update that was broken off
-            minibatch_sums: list[TokenSums] = []
-            for microbatch in _microbatches(batch, self._optim.microbatch_rows):
-                minibatch_sums.append(self._forward_backward(microbatch))
-                done += len(microbatch)
-                if on_progress is not None:
-                    on_progress(done, total)
-            sums.append(_reduce(minibatch_sums, self.ranks))
-            if len(sums) == 1:
-                gap = _mean(sums[0].log_ratio_abs, sums[0].tokens)
-            learning_rate = self._learning_rate()
-            norms.append(self.optimizer.step(learning_rate))
-            self.num_updates += 1
-            if self._timeline is not None:
-                self._timeline.add("trainer", "train", began, time.perf_counter(), rows=len(batch))
-        if not sums:
-            return _nothing(time.perf_counter() - started)
-        whole = sums[0]
-        for other in sums[1:]:
-            whole = whole + other
-        lag = float(np.mean([self.version - summary.versions[0] for summary in plan.summaries]))
+        rows = [-(-sum(plan.summaries[index].num_rows for index in indices) // self.ranks.size) for indices in minibatches]
+        done, total = 0, sum(rows)
+
+        def trained(num_rows: int) -> None:
+            nonlocal done
+            done += num_rows
+            if on_progress is not None:
+                on_progress(done, total)
+
+        steps = [self._train_minibatch(plan, indices, trained) for indices in minibatches]
+        duration_s = time.perf_counter() - started
+        if not steps:
+            return _nothing(duration_s)
+        metrics = _metrics(plan, steps, version=self.version, epochs=self._optim.epochs, duration_s=duration_s)
         self.version += 1
-        return UpdateMetrics(
-            loss=float(whole.loss) / len(sums),
-            ratio_mean=_mean(whole.ratio, whole.tokens),
-            ratio_max=float(whole.ratio_max),
-            clip_fraction_low=_mean(whole.clipped_low, whole.tokens),
-            clip_fraction_high=_mean(whole.clipped_high, whole.tokens),
-            approx_kl=_mean(whole.kl, whole.tokens),
-            sampling_gap=gap,
-            entropy=_mean(whole.entropy, whole.tokens),
-            grad_norm=float(np.mean(norms)),
-            grad_norm_max=max(norms),
-            learning_rate=learning_rate,
-            advantage_abs=float(plan.advantages.abs().mean()),
-            policy_lag=lag,
-            updates=len(minibatches),
-            trajectories=len(plan.summaries),
-            rows=self._optim.epochs * sum(summary.num_rows for summary in plan.summaries),
-            tokens=int(whole.tokens),
-            duration_s=time.perf_counter() - started,
-        )
+        return metrics
+
+    def _train_minibatch(self, plan: "_Plan", indices: np.ndarray, trained: Callable[[int], None]) -> "_Step":
+        """One AdamW step; `trained` is told of the rows of each micro-batch."""
+        began = time.perf_counter()
+        batch = self._make_batch(plan, indices)
+        self.optimizer.discard_gradients()  # those of an update that was broken off
+        sums: list[TokenSums] = []
+        for microbatch in _microbatches(batch, self._optim.microbatch_rows):
+            sums.append(self._forward_backward(microbatch))
+            trained(len(microbatch))
+        whole = _reduce(sums, self.ranks)
+        learning_rate = self._learning_rate()
+        grad_norm = self.optimizer.step(learning_rate)
+        self.num_updates += 1
+        if self._timeline is not None:
+            self._timeline.add("trainer", "train", began, time.perf_counter(), rows=len(batch))
+        return _Step(sums=whole, grad_norm=grad_norm, learning_rate=learning_rate)
 
     def _make_batch(self, plan: "_Plan", indices: np.ndarray) -> TrainBatch:
         """This rank's rows of a mini-batch; rows of one instruction are neighbours, so that few need padding."""
@@ -313,6 +295,17 @@ class _Plan:
     trajectories: dict[tuple[int, int], Trajectory]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Step:
+    """What one mini-batch gave."""
+
+    sums: TokenSums
+    """Over all ranks."""
+    grad_norm: float
+    """Before clipping."""
+    learning_rate: float
+
+
 def _plan(groups: Sequence[Group], algo: AlgoConfig, ranks: Ranks) -> _Plan:
     summaries = summarise(groups, reward=algo.reward, owner=ranks.rank)
     everyone = [summary for part in ranks.gather_objects(summaries) for summary in part]
@@ -371,6 +364,34 @@ def _reduce(parts: Sequence[TokenSums], ranks: Ranks) -> TokenSums:
             "the weights are as they were before this mini-batch"
         )
     return whole
+
+
+def _metrics(plan: _Plan, steps: Sequence[_Step], *, version: int, epochs: int, duration_s: float) -> UpdateMetrics:
+    """`version`: of the weights before the first step."""
+    first, whole = steps[0].sums, steps[0].sums
+    for step in steps[1:]:
+        whole = whole + step.sums
+    norms = [step.grad_norm for step in steps]
+    return UpdateMetrics(
+        loss=float(whole.loss) / len(steps),
+        ratio_mean=_mean(whole.ratio, whole.tokens),
+        ratio_max=float(whole.ratio_max),
+        clip_fraction_low=_mean(whole.clipped_low, whole.tokens),
+        clip_fraction_high=_mean(whole.clipped_high, whole.tokens),
+        approx_kl=_mean(whole.kl, whole.tokens),
+        sampling_gap=_mean(first.log_ratio_abs, first.tokens),
+        entropy=_mean(whole.entropy, whole.tokens),
+        grad_norm=float(np.mean(norms)),
+        grad_norm_max=max(norms),
+        learning_rate=steps[-1].learning_rate,
+        advantage_abs=float(plan.advantages.abs().mean()),
+        policy_lag=float(np.mean([version - summary.versions[0] for summary in plan.summaries])),
+        updates=len(steps),
+        trajectories=len(plan.summaries),
+        rows=epochs * sum(summary.num_rows for summary in plan.summaries),
+        tokens=int(whole.tokens),
+        duration_s=duration_s,
+    )
 
 
 def _mean(total: Tensor, count: Tensor) -> float:

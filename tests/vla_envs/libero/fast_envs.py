@@ -12,6 +12,9 @@ from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.env import LiberoEnv
 from vla_envs.libero.goals import InSite, JointPast, OnObject, OnSite
 from vla_envs.libero.recent_scenes import shared_scene
+from vla_envs.vector.base import SETTLING_ACTION
+
+STILL = SETTLING_ACTION
 
 BOWL_ON_PLATE = ("libero_spatial", 0)
 OTHER_BOWL_ON_PLATE = ("libero_spatial", 1)
@@ -33,6 +36,11 @@ def make_envs(num_envs: int = 1, suite: str = "libero_spatial", task_ids: Sequen
     envs = gym.make_vec("Libero-v0", num_envs=num_envs, suite=suite, task_ids=task_ids, detail="fast", **arguments)
     assert isinstance(envs, LiberoEnv)
     return envs
+
+
+def still(envs: LiberoEnv) -> np.ndarray:
+    """Actions that only wait, of the action space's shape."""
+    return np.broadcast_to(STILL, envs.action_space.shape)
 
 
 def random_actions(envs: LiberoEnv, num_calls: int, seed: int = 0) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What the cameras of LiberoEnv show, when they draw, and what says what draws."""
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -15,13 +14,7 @@ from vla_envs.libero.env import LiberoEnv
 from vla_envs.vector.gl_context import _choose_device, open_device
 from vla_envs.vector.rendering import Frame, RenderPool
 
-
-@pytest.fixture(scope="module", autouse=True)
-def opengl() -> Iterator[None]:
-    """Keeps contexts between tests."""
-    pool = RenderPool.acquire("auto")
-    yield
-    pool.release()
+pytestmark = pytest.mark.usefixtures("opengl")
 
 
 @pytest.fixture

@@ -20,18 +20,12 @@ from gymnasium.vector import AutoresetMode
 
 from vla_envs.libero.env import LiberoEnv
 from vla_envs.vector.mujoco_engine import MujocoEngine
-from vla_envs.vector.rendering import RenderPool
 from vla_envs.vector.start import Start
 
 HUGE_SPEED = 1e12
 
 
-@pytest.fixture(scope="module", autouse=True)
-def opengl() -> Iterator[None]:
-    """Keeps contexts between tests."""
-    pool = RenderPool.acquire("auto")
-    yield
-    pool.release()
+pytestmark = pytest.mark.usefixtures("opengl")
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from vla_envs.libero.env import LiberoEnv, make_libero_env
 from vla_envs.libero.suites import TIME_LIMITS
-from vla_envs.vector.rendering import RenderPool
 
 IDS = {
     "Libero-v0": "libero_spatial",
@@ -26,12 +25,7 @@ IDS = {
 STILL = np.array([0, 0, 0, 0, 0, 0, -1.0])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def opengl() -> Iterator[None]:
-    """Keeps contexts between tests."""
-    pool = RenderPool.acquire("auto")
-    yield
-    pool.release()
+pytestmark = pytest.mark.usefixtures("opengl")
 
 
 @pytest.fixture

@@ -53,16 +53,33 @@ def weights_of(policy: SmallPolicy) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in policy.module.named_parameters()}
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of its own, of 256 kB."""
-    folder = tmp_path / "disk"
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A disk of its own, in memory."""
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"a disk cannot be mounted: {mounted.stderr.strip()}")
+    result = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
+    if result.returncode != 0:
+        pytest.skip(f"a disk cannot be mounted: {result.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 256 kB."""
+    with mounted(tmp_path / "disk", "size=256k") as folder:
+        yield folder
+
+
+@pytest.fixture
+def read_only_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that this user may not write to; root is kept out by nothing but the disk."""
+    if os.geteuid() == 0:
+        with mounted(tmp_path / "read_only", "ro") as folder:
+            yield folder
+    else:
+        tmp_path.chmod(0o500)
+        yield tmp_path
 
 
 @contextmanager
@@ -310,11 +327,9 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_before_training(tmp_path
         prepare_run(tmp_path / "run")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_an_error_before_training(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
+def test_a_read_only_folder_is_an_error_before_training(read_only_folder: Path) -> None:
     with pytest.raises(ValueError, match="cannot be saved"):
-        prepare_run(tmp_path / "run")
+        prepare_run(read_only_folder / "run")
 
 
 def test_a_checkpoint_of_another_policy_is_refused(tmp_path: Path) -> None:
