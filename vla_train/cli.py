@@ -195,7 +195,7 @@ def _train(arguments: list[str]) -> Callable[[], object]:
 
 def _evaluate(arguments: list[str]) -> Callable[[], object]:
     config = parse_evaluate(arguments)
-    from vla_train.checkpoint_evaluation import CheckpointEvaluation
+    from vla_train.evaluation.of_checkpoint import CheckpointEvaluation
 
     return CheckpointEvaluation(config).play
 

@@ -67,9 +67,9 @@ class EnvConfig:
     """Gymnasium id, or MODULE:ID where importing MODULE registers it. Any env with continuous, bounded actions works."""
     kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
     """Arguments of the env, values JSON or text, such as suite=libero_10 task_ids=[0,3]; they replace all defaults shown."""
-    num_groups: int = 2
+    num_workers: int = 2
     """Env groups that take turns with the policy: with 2 or more, one simulates while the policy decides for another."""
-    envs_per_group: int = 4
+    envs_per_worker: int = 4
     """Envs in each env group, simulated side by side."""
     worker: Literal["thread", "process", "ray"] = "thread"
     """Where a group runs: a thread (envs that release the GIL), a process (any other), or a Ray actor (other machines)."""
@@ -91,7 +91,7 @@ class EnvConfig:
     def __post_init__(self) -> None:
         _check_fields(self, "env.")
         _require(bool(self.id), "env.id must name an env")
-        _check_at_least(self, "env.", 1, "num_groups", "envs_per_group")
+        _check_at_least(self, "env.", 1, "num_workers", "envs_per_worker")
         _check_at_least(self, "env.", 0, "max_restarts")
         _check_positive(self, "env.", "step_timeout_s")
         if self.max_episode_steps is not None:

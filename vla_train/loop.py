@@ -8,9 +8,9 @@ from contextlib import closing
 
 from vla_train.config import TrainConfig
 from vla_train.display import Display
+from vla_train.envs.worker import WorkerError
 from vla_train.interruption import Interruption
-from vla_train.pipeline.workers import WorkerError
-from vla_train.run import Run
+from vla_train.run.run import Run
 from vla_train.trainer.parallel import join_ranks
 
 

@@ -30,6 +30,49 @@ class EpisodeSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EnvDescription:
+    """What the rollout and the policy need to know of an env group."""
+
+    num_slots: int
+    """N."""
+    image_shape: tuple[int, int, int]
+    """(H, W, 3)."""
+    mirrored_images: bool
+    """Images are mirrored left to right (an env says so by an attribute of this name): videos for people undo it."""
+    action_low: np.ndarray
+    """(A,) float32."""
+    action_high: np.ndarray
+    """(A,) float32."""
+    task_ids: tuple[int, ...]
+    """Tasks this env can play; (0,) for an env that has one."""
+    num_init_states: dict[int, int]
+    """Stored initial states of each task; empty if the env draws its own from a seed."""
+    instructions: dict[int, str]
+    """Instruction of each task, where the env says so before it is reset."""
+    suite: str | None
+    """Name of the benchmark suite, where there is one."""
+    max_episode_steps: int | None
+    """Time limit in env steps; None if it differs from task to task."""
+    whole_resets: bool
+    """Slots can only be reset all at once (an env without `reset_mask`): less dense, equally correct."""
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return len(self.action_low)
+
+    def same_env(self, other: "EnvDescription") -> bool:
+        """Whether episodes of one may be played on the other."""
+        return (
+            self.image_shape == other.image_shape
+            and self.task_ids == other.task_ids
+            and self.num_init_states == other.num_init_states
+            and np.array_equal(self.action_low, other.action_low)
+            and np.array_equal(self.action_high, other.action_high)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
     """What the policy sees of B slots."""
 

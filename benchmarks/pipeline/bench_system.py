@@ -25,10 +25,9 @@ import numpy as np
 from loops import MakeSpec, PipelinedLoop, play_serially, started_workers
 
 from vla_train.config import EnvConfig, PolicyConfig
-from vla_train.pipeline.env_group import EnvDescription
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import Policy
-from vla_train.types import EpisodeSpec, Observation, PolicyOutput
+from vla_train.types import EnvDescription, EpisodeSpec, Observation, PolicyOutput
 
 CHUNK_SIZE = 8
 TEMPERATURE = 1.6
@@ -116,8 +115,8 @@ class PolicyAlone:
 
 def batch_sizes(env: EnvConfig, max_policy_batch: int) -> list[int]:
     """Rows that a policy call may have: some env groups together."""
-    together = [count * env.envs_per_group for count in range(1, env.num_groups + 1)]
-    return [rows for rows in together if rows == env.envs_per_group or rows <= max_policy_batch]
+    together = [count * env.envs_per_worker for count in range(1, env.num_workers + 1)]
+    return [rows for rows in together if rows == env.envs_per_worker or rows <= max_policy_batch]
 
 
 def measure(env: EnvConfig, policy_config: PolicyConfig, *, max_policy_batch: int, seconds: float, out: Path) -> None:
@@ -132,8 +131,8 @@ def measure(env: EnvConfig, policy_config: PolicyConfig, *, max_policy_batch: in
     with started_workers(env, chunk_size=CHUNK_SIZE) as workers:
         description = workers[0].description
         make_spec = spec_maker(description)
-        report(env_groups=env.num_groups, slots=env.num_groups * env.envs_per_group, worker=env.worker, **env.kwargs)
-        from vla_train.policy.torch_policy import build_policy
+        report(env_groups=env.num_workers, slots=env.num_workers * env.envs_per_worker, worker=env.worker, **env.kwargs)
+        from vla_train.policy.simplevla_oft.build import build_policy
 
         low, high = description.action_low, description.action_high
         policy = build_policy(policy_config, action_low=low, action_high=high, suite=description.suite, seed=0)
@@ -179,8 +178,8 @@ def main() -> None:
     parser.add_argument("--scene-dir", help="exported scenes, where LIBERO is not installed")
     parser.add_argument("--detail", choices=("full", "fast"), help="default: fast on the cpu preset, full on the gpu preset")
     parser.add_argument("--worker", choices=("thread", "process"), default="thread", help="where env groups run")
-    parser.add_argument("--num-groups", type=int, help="env groups (default 2, gpu: 3)")
-    parser.add_argument("--envs-per-group", type=int, help="slots of each (default 4, gpu: 16)")
+    parser.add_argument("--num-workers", type=int, help="env groups (default 2, gpu: 3)")
+    parser.add_argument("--envs-per-worker", type=int, help="slots of each (default 4, gpu: 16)")
     parser.add_argument("--max-policy-batch", type=int, default=64, help="rows of one policy call, at most")
     parser.add_argument("--policy-size", choices=("tiny", "small", "openvla-7b"), help="default: small, gpu: openvla-7b")
     parser.add_argument("--compile", action="store_true", help="compile the policy: faster calls, minutes to warm up")
@@ -200,8 +199,8 @@ def main() -> None:
         id="vla_envs:Libero-v0",
         kwargs=kwargs,
         worker=arguments.worker,
-        num_groups=arguments.num_groups or (3 if gpu else 2),
-        envs_per_group=arguments.envs_per_group or (16 if gpu else 4),
+        num_workers=arguments.num_workers or (3 if gpu else 2),
+        envs_per_worker=arguments.envs_per_worker or (16 if gpu else 4),
         max_episode_steps=arguments.max_episode_steps,
     )
     size = arguments.policy_size or ("openvla-7b" if gpu else "small")

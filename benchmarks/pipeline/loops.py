@@ -15,20 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_train.config import EnvConfig, RolloutConfig
-from vla_train.pipeline.env_group import EnvGroup, GroupResult, make_env_group
+from vla_train.envs.factory import make_env_shard
+from vla_train.envs.shard import EnvShard, ShardResult
+from vla_train.envs.worker import Command, EnvWorker, Event, GroupReply, Reset, Step, WorkerFault
+from vla_train.envs.workers import close_workers, make_workers
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import (
-    Command,
-    EnvWorker,
-    Event,
-    GroupReply,
-    Reset,
-    Step,
-    WorkerFault,
-    close_workers,
-    make_workers,
-)
 from vla_train.policy.base import Policy
 from vla_train.types import EpisodeSpec, Observation
 
@@ -52,7 +44,7 @@ class Played:
         return self.decisions / self.seconds
 
 
-def _decide(policy: Policy, result: GroupResult, slots: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _decide(policy: Policy, result: ShardResult, slots: np.ndarray, random: np.random.Generator) -> np.ndarray:
     actions = np.zeros((len(result.images), policy.chunk_size, policy.action_dim), np.float32)
     observation = Observation(images=result.images[slots], instructions=tuple(result.instructions[slot] for slot in slots))
     uniforms = random.random((len(slots), policy.chunk_size * policy.action_dim), dtype=np.float32)
@@ -77,7 +69,7 @@ def play_serially(workers: Sequence[EnvWorker], policy: Policy, make_spec: MakeS
     """
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
-    def ask(worker: EnvWorker, command: Command) -> GroupResult:
+    def ask(worker: EnvWorker, command: Command) -> ShardResult:
         worker.send(command)
         content = events.get().content
         if isinstance(content, WorkerFault):
@@ -88,7 +80,7 @@ def play_serially(workers: Sequence[EnvWorker], policy: Policy, make_spec: MakeS
     random = np.random.default_rng(0)
     slots = [worker.description.num_slots for worker in workers]
     playing = [np.zeros(count, bool) for count in slots]
-    results: list[GroupResult | None] = [None] * len(workers)
+    results: list[ShardResult | None] = [None] * len(workers)
     numbers = itertools.count()
     for worker in workers:
         worker.connect(events.put)
@@ -116,17 +108,17 @@ def play_serially(workers: Sequence[EnvWorker], policy: Policy, make_spec: MakeS
 def play_in_lockstep(config: EnvConfig, policy: Policy, make_spec: MakeSpec, *, rounds: int, longest: int) -> Played:
     """Stages in a fixed order, as RLinf's pipelined rollout: serve stage 0, 1, ..., wait for each one's envs in turn, and run
     every slot to the time limit; new episodes begin when all stages are through. Env steps do overlap with the policy."""
-    groups = [make_env_group(config, chunk_size=policy.chunk_size, seed=index) for index in range(config.num_groups)]
+    groups = [make_env_shard(config, chunk_size=policy.chunk_size, seed=index) for index in range(config.num_workers)]
     numbers = itertools.count()
     random = np.random.default_rng(0)
     decisions = 0
     start = time.perf_counter()
     for _ in range(rounds):
-        stages = [_Stage(group, [make_spec(next(numbers), 0, 0) for _ in range(config.envs_per_group)]) for group in groups]
+        stages = [_Stage(group, [make_spec(next(numbers), 0, 0) for _ in range(config.envs_per_worker)]) for group in groups]
         for _ in range(longest):
             for stage in stages:
                 stage.wait()
-                stage.step(_decide(policy, stage.result, np.arange(config.envs_per_group), random))
+                stage.step(_decide(policy, stage.result, np.arange(config.envs_per_worker), random))
         for stage in stages:
             stage.wait()
             decisions += stage.decisions
@@ -139,7 +131,7 @@ def play_in_lockstep(config: EnvConfig, policy: Policy, make_spec: MakeSpec, *, 
 class _Stage:
     """One env group stepping in the background, its slots playing one episode each."""
 
-    def __init__(self, group: EnvGroup, specs: Sequence[EpisodeSpec]) -> None:
+    def __init__(self, group: EnvShard, specs: Sequence[EpisodeSpec]) -> None:
         self._group = group
         self.result = group.reset(range(len(specs)), specs)
         self.decisions = 0

@@ -106,12 +106,12 @@ class SleepingPolicy:
         )
 
 
-def sleeping_config(*, num_groups: int, envs_per_group: int, worker: Any = "thread", **kwargs: float) -> EnvConfig:
+def sleeping_config(*, num_workers: int, envs_per_worker: int, worker: Any = "thread", **kwargs: float) -> EnvConfig:
     return EnvConfig(
         id="synthetic:Sleeping-v0",
         kwargs={name: str(value) for name, value in kwargs.items()},
-        num_groups=num_groups,
-        envs_per_group=envs_per_group,
+        num_workers=num_workers,
+        envs_per_worker=envs_per_worker,
         worker=worker,
     )
 

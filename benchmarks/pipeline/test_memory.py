@@ -14,9 +14,9 @@ import pytest
 from synthetic import CHUNK_SIZE, SleepingPolicy, make_spec, sleeping_config
 
 from vla_train.config import RolloutConfig
+from vla_train.envs.workers import make_workers
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import make_workers
 
 MINUTES = float(os.environ.get("PIPELINE_BENCH_MINUTES", "0.33"))
 GROUP_SIZE = 8
@@ -32,7 +32,7 @@ def memory_mb() -> float:
 @pytest.mark.timeout(60 * MINUTES + 300)
 def test_a_thousand_slots_over_eight_processes_keep_memory_flat() -> None:
     config = sleeping_config(
-        num_groups=8, envs_per_group=125, worker="process", step_s=0.05, sigma=0.3, shortest=5, longest=25, image_size=64
+        num_workers=8, envs_per_worker=125, worker="process", step_s=0.05, sigma=0.3, shortest=5, longest=25, image_size=64
     )
     workers = make_workers(config, chunk_size=CHUNK_SIZE, seed=0)
     settings = RolloutConfig(groups_per_iteration=16, group_size=GROUP_SIZE)

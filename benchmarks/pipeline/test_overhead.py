@@ -18,7 +18,7 @@ from vla_train.pipeline.timeline import Timeline
 @pytest.mark.parametrize("worker", ["thread", "process"])
 @pytest.mark.parametrize("image_size", [16, 256])
 def test_overhead_per_chunk(worker: str, image_size: int) -> None:
-    config = sleeping_config(num_groups=2, envs_per_group=32, worker=worker, image_size=image_size, shortest=20, longest=40)
+    config = sleeping_config(num_workers=2, envs_per_worker=32, worker=worker, image_size=image_size, shortest=20, longest=40)
     with started_workers(config, chunk_size=CHUNK_SIZE) as workers:
         played = PipelinedLoop(workers, SleepingPolicy(row_s=0.0), make_spec).play(seconds=2.0)
     overhead_us = 1e6 / played.decisions_per_s

@@ -10,15 +10,15 @@ import pytest
 from loops import PipelinedLoop, play_in_lockstep, play_serially, started_workers
 from synthetic import SleepingPolicy, make_spec, sleeping_config
 
-ENVS_PER_GROUP = 8
+ENVS_PER_WORKER = 8
 STEP_S = 0.05
 SECONDS = float(os.environ.get("PIPELINE_BENCH_SECONDS", "8"))
 """Length of each measurement; longer for numbers to be quoted."""
 
 
 def test_two_groups_of_equal_cost_against_the_serial_loop() -> None:
-    config = sleeping_config(num_groups=2, envs_per_group=ENVS_PER_GROUP, step_s=STEP_S, shortest=20, longest=20)
-    policy = SleepingPolicy(row_s=STEP_S / ENVS_PER_GROUP)
+    config = sleeping_config(num_workers=2, envs_per_worker=ENVS_PER_WORKER, step_s=STEP_S, shortest=20, longest=20)
+    policy = SleepingPolicy(row_s=STEP_S / ENVS_PER_WORKER)
     with started_workers(config, chunk_size=policy.chunk_size) as workers:
         serial = play_serially(workers, policy, make_spec, seconds=SECONDS)
         pipelined = PipelinedLoop(workers, policy, make_spec).play(seconds=SECONDS)
@@ -40,8 +40,10 @@ def test_random_costs_and_lengths_against_lockstep_without_refill(policy_share: 
     times keep its server busy for 0.74 of the time, whoever is served first.
     """
     longest = 32
-    config = sleeping_config(num_groups=4, envs_per_group=ENVS_PER_GROUP, step_s=STEP_S, sigma=0.5, shortest=8, longest=longest)
-    policy = SleepingPolicy(row_s=policy_share * STEP_S / ENVS_PER_GROUP)
+    config = sleeping_config(
+        num_workers=4, envs_per_worker=ENVS_PER_WORKER, step_s=STEP_S, sigma=0.5, shortest=8, longest=longest
+    )
+    policy = SleepingPolicy(row_s=policy_share * STEP_S / ENVS_PER_WORKER)
     round_s = longest * STEP_S * max(1 + policy_share, 4 * policy_share)
     lockstep = play_in_lockstep(config, policy, make_spec, rounds=max(1, round(SECONDS / round_s)), longest=longest)
     with started_workers(config, chunk_size=policy.chunk_size) as workers:

@@ -4,7 +4,7 @@
     python benchmarks/policy/bench_generation.py --size tiny --device cpu --batches 2
 
 The plain forward is stock transformers (see plain_openvla.py) with 346 positions, given its pixels ready on the device. Ours
-is all of `TorchPolicy.act`: uint8 images from the host, preprocessing, sampling, log-probs, and the actions back.
+is all of `SimpleVLAOFTPolicy.act`: uint8 images from the host, preprocessing, sampling, log-probs, and the actions back.
 
 `of_ceiling` is the share of what one large bfloat16 matrix product reaches on the same device, of the arithmetic that each
 does (the plain one does more). `gap` is |log-prob in sampling - log-prob in training| of the tokens sampled, with logits
@@ -29,11 +29,12 @@ from plain_openvla import ACTION_TOKENS, PATCHES, build_plain
 
 from vla_train.config import PolicyConfig
 from vla_train.policy.simplevla_oft import named_config
+from vla_train.policy.simplevla_oft.build import build_policy
 from vla_train.policy.simplevla_oft.fp8 import quantise_rows, scaled_product
 from vla_train.policy.simplevla_oft.images import ImageSettings, preprocess
+from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
 from vla_train.policy.simplevla_oft.small_tokenizer import small_tokenizer
-from vla_train.policy.torch_policy import TorchPolicy, build_policy
 from vla_train.types import Observation
 
 PLAIN_POSITIONS = 346
@@ -73,7 +74,7 @@ def measure_plain(report: Report, arguments: argparse.Namespace, ceiling: float)
 
 
 def measure_ours(report: Report, arguments: argparse.Namespace, kind: str, ceiling: float) -> None:
-    """`TorchPolicy.act`, by batch, and the gap of its log-probs."""
+    """`SimpleVLAOFTPolicy.act`, by batch, and the gap of its log-probs."""
     low, high = np.full(7, -1.0, np.float32), np.ones(7, np.float32)
     config = PolicyConfig(size=arguments.size, device=arguments.device, **_KINDS[kind])
     policy = build_policy(config, action_low=low, action_high=high, suite=None, seed=0)
@@ -108,7 +109,7 @@ def measure_ours(report: Report, arguments: argparse.Namespace, kind: str, ceili
 
 
 @torch.no_grad()
-def measure_gap(report: Report, policy: TorchPolicy, kind: str) -> None:
+def measure_gap(report: Report, policy: SimpleVLAOFTPolicy, kind: str) -> None:
     """Log-probs kept from sampling against those that training computes for the same tokens and weights."""
     observation, uniforms = _rows(np.random.default_rng(1), 32)
     pixels = preprocess(

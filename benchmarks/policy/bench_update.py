@@ -22,9 +22,10 @@ from plain_openvla import ACTION_TOKENS, build_plain
 
 from vla_train.config import AlgoConfig, OptimConfig, PolicyConfig
 from vla_train.policy.simplevla_oft import named_config
+from vla_train.policy.simplevla_oft.build import build_policy
+from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
 from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
-from vla_train.policy.torch_policy import TorchPolicy, build_policy
 from vla_train.trainer.trainer import Trainer
 from vla_train.types import EpisodeSpec, Group, Observation, Trajectory
 
@@ -35,14 +36,14 @@ _ACTIVATIONS_GB = 10.0
 """Room to leave for activations, recomputed, and temporary tensors."""
 
 
-def make_policy(arguments: argparse.Namespace, **options: object) -> TorchPolicy:
+def make_policy(arguments: argparse.Namespace, **options: object) -> SimpleVLAOFTPolicy:
     """With random weights, always the same."""
     low, high = np.full(7, -1.0, np.float32), np.ones(7, np.float32)
     config = PolicyConfig(size=arguments.size, device=arguments.device, **options)  # type: ignore[arg-type]
     return build_policy(config, action_low=low, action_high=high, suite=None, seed=0)
 
 
-def make_groups(policy: TorchPolicy, rows: int) -> list[Group]:
+def make_groups(policy: SimpleVLAOFTPolicy, rows: int) -> list[Group]:
     """Groups of random pictures and the policy's own samples; half of each group succeeds."""
     random = np.random.default_rng(0)
     groups = []
@@ -106,7 +107,7 @@ def measure_plain(report: Report, arguments: argparse.Namespace, *, microbatch: 
 
 def measure_ours(
     report: Report,
-    policy: TorchPolicy,
+    policy: SimpleVLAOFTPolicy,
     groups: list[Group],
     *,
     ceiling: float,

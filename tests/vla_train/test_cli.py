@@ -12,7 +12,7 @@ from vla_train.cli import main, parse_evaluate, parse_train
 from vla_train.config import EvaluateConfig, TrainConfig, config_to_json
 from vla_train.recipes import RECIPES
 
-SMALL_ENV = ("--env.id", "reach_env:Reach-v0", "--env.envs-per-group", "1")
+SMALL_ENV = ("--env.id", "reach_env:Reach-v0", "--env.envs-per-worker", "1")
 
 
 @pytest.fixture
@@ -153,8 +153,8 @@ def test_a_run_that_held_nothing_out_is_evaluated_on_all_initial_states(small_ru
     ("arguments", "named"),
     [
         (["--rollout.group-size", "1"], "rollout.group_size must be at least 2, got 1"),
-        (["--env.num-groups", "0"], "env.num_groups must be at least 1, got 0"),
-        (["--env.envs-per-group", "-2"], "env.envs_per_group must be at least 1, got -2"),
+        (["--env.num-workers", "0"], "env.num_workers must be at least 1, got 0"),
+        (["--env.envs-per-worker", "-2"], "env.envs_per_worker must be at least 1, got -2"),
         (["--rollout.temperature", "0"], "rollout.temperature must be positive"),
         (["--rollout.temperature", "nan"], "rollout.temperature"),
         (["--train-fraction", "1.5"], "train_fraction must lie in (0, 1]"),
@@ -195,7 +195,7 @@ def test_bad_options_are_refused_by_name(arguments: list[str], named: str, refus
 def test_a_run_that_cannot_work_leaves_no_folder(
     options: list[str], named: str, refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    message = refused("train", *options, "--env.num-groups", "1", "--env.envs-per-group", "1", "--output", f"{tmp_path}/run")
+    message = refused("train", *options, "--env.num-workers", "1", "--env.envs-per-worker", "1", "--output", f"{tmp_path}/run")
     assert named in message
     assert not (tmp_path / "run").exists()
 

@@ -24,15 +24,15 @@ from vla_train.config import (
     config_from_json,
     config_to_json,
 )
-from vla_train.prompts import PromptStream, evaluation_episodes
+from vla_train.pipeline.episodes import PromptStream, evaluation_episodes
 from vla_train.recipes import DEFAULT_RECIPE, RECIPES, cpu, one_gpu, paper
 
 CONFIGS = (TrainConfig, EvaluateConfig, EnvConfig, PolicyConfig, RolloutConfig, AlgoConfig, OptimConfig, EvalConfig)
 
 BAD_VALUES = [
     (EnvConfig, {"id": ""}, "env.id"),
-    (EnvConfig, {"num_groups": 0}, "env.num_groups"),
-    (EnvConfig, {"envs_per_group": 0}, "env.envs_per_group"),
+    (EnvConfig, {"num_workers": 0}, "env.num_workers"),
+    (EnvConfig, {"envs_per_worker": 0}, "env.envs_per_worker"),
     (EnvConfig, {"max_episode_steps": 0}, "env.max_episode_steps"),
     (EnvConfig, {"step_timeout_s": 0.0}, "env.step_timeout_s"),
     (EnvConfig, {"max_restarts": -1}, "env.max_restarts"),

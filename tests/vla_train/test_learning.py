@@ -15,21 +15,22 @@ from torch import Tensor
 from vla_train.algo.advantages import ESTIMATORS
 from vla_train.algo.filters import has_signal
 from vla_train.config import AlgoConfig, EnvConfig, OptimConfig, PolicyConfig, RolloutConfig
+from vla_train.envs.workers import make_workers
+from vla_train.pipeline.episodes import PromptStream
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import make_workers
-from vla_train.policy.action_tokens import ActionStatistics
 from vla_train.policy.simplevla_oft import SimpleVLAOFT, SimpleVLAOFTConfig
+from vla_train.policy.simplevla_oft.action_tokens import ActionStatistics
+from vla_train.policy.simplevla_oft.build import build_policy
 from vla_train.policy.simplevla_oft.config import LanguageConfig, TowerConfig
+from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.prompts import TOKENIZER_FILE
 from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
-from vla_train.policy.torch_policy import TorchPolicy, build_policy
-from vla_train.prompts import PromptStream
 from vla_train.trainer.trainer import Trainer
 from vla_train.types import EpisodeSpec, Observation
 
 CHUNK_SIZE, ACTION_DIM, NUM_BINS = 2, 2, 5
-ENV = EnvConfig(id="corners_env:Corners-v0", num_groups=2, envs_per_group=64)
+ENV = EnvConfig(id="corners_env:Corners-v0", num_workers=2, envs_per_worker=64)
 ROLLOUT = RolloutConfig(groups_per_iteration=16, group_size=8, temperature=1.6, max_attempts=1.5, deterministic=True)
 OPTIM = OptimConfig(learning_rate=1.5e-3, minibatch_trajectories=32, microbatch_rows=256)
 ITERATIONS = 20
@@ -68,13 +69,13 @@ def save_untrained(folder: Path, *, seed: int) -> None:
     model.save_pretrained(str(folder))
 
 
-def load(folder: Path) -> TorchPolicy:
+def load(folder: Path) -> SimpleVLAOFTPolicy:
     bound = np.ones(ACTION_DIM, np.float32)
     config = PolicyConfig(checkpoint=str(folder), chunk_size=CHUNK_SIZE, device="cpu")
     return build_policy(config, action_low=-bound, action_high=bound, suite=None, seed=0)
 
 
-def imitate(policy: TorchPolicy, *, steps: int) -> None:
+def imitate(policy: SimpleVLAOFTPolicy, *, steps: int) -> None:
     """Supervised training on the first decisions of episodes that go straight to the right corner."""
     weights = [parameter for parameter in policy.trainable_module().parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-3)

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vla_train.cli import main
 from vla_train.config import TrainConfig
 from vla_train.loop import train
-from vla_train.tracking import read_records
+from vla_train.run.tracking import read_records
 
 MakeRun = Callable[..., TrainConfig]
 
@@ -63,7 +63,7 @@ def test_the_display_says_what_is_done_how_fast_and_where_results_are(
     config = small_run(iterations=1, display="plain", eval={"every": 1, "episodes_per_task": 2})
     train(config)
     shown = capsys.readouterr().out
-    assert "starting 2 groups of 2 reach_env:Reach-v0 envs" in shown
+    assert "starting 2 workers of 2 reach_env:Reach-v0 envs" in shown
     assert "1 tasks, images 28x28, policy of 0.125 M weights on cpu" in shown
     assert "iteration 1/1" in shown
     assert "chunks/s" in shown
@@ -147,7 +147,7 @@ def assert_trained(run: Path, *, iterations: int) -> None:
 
 
 SMALL_NUMBERS = [
-    *("--policy.chunk-size", "2", "--env.envs-per-group", "2", "--rollout.group-size", "2", "--optim.microbatch-rows", "8"),
+    *("--policy.chunk-size", "2", "--env.envs-per-worker", "2", "--rollout.group-size", "2", "--optim.microbatch-rows", "8"),
     *("--eval.every", "1", "--eval.episodes-per-task", "2", "--eval.videos", "1", "--display", "none"),
 ]
 
@@ -189,7 +189,7 @@ def test_the_default_recipe_cut_short_trains_on_libero_and_its_checkpoint_is_eva
     run = tmp_path / "run"
     main(
         [
-            *("--output", str(run), "--iterations", "1", "--env.envs-per-group", "2", "--env.max-episode-steps", "16"),
+            *("--output", str(run), "--iterations", "1", "--env.envs-per-worker", "2", "--env.max-episode-steps", "16"),
             *("--rollout.groups-per-iteration", "1", "--rollout.group-size", "2", "--eval.every", "1"),
             *("--eval.episodes-per-task", "1", "--display", "plain"),
         ]

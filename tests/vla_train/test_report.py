@@ -12,13 +12,13 @@ from played_episodes import INSTRUCTIONS, make_specs, play_with
 
 from vla_train.cli import main
 from vla_train.config import EnvConfig, EvalConfig, TrainConfig, config_to_json
-from vla_train.evaluation import evaluate, summary
+from vla_train.evaluation.evaluate import evaluate, summary
 from vla_train.pipeline.timeline import Timeline
 from vla_train.report import facts, write_report
 from vla_train.report.contents import read_run
 from vla_train.report.curves import time_bars
 from vla_train.report.videos import choose_videos
-from vla_train.tracking import METRICS_FILE, RunLog
+from vla_train.run.tracking import METRICS_FILE, RunLog
 
 CONFIG = TrainConfig(
     iterations=4, seed=4711, env=EnvConfig(id="Pendulum-v1", instruction="<script>alert(1)</script>"), eval=EvalConfig(every=2)

@@ -27,8 +27,9 @@ import numpy as np
 
 from vla_train.config import EnvConfig
 from vla_train.distributed.weights import PackedWeight, pack_weights, unpack_weights
-from vla_train.pipeline.env_group import EnvDescription, EnvGroup, make_env_group
-from vla_train.pipeline.workers import (
+from vla_train.envs.factory import make_env_shard
+from vla_train.envs.shard import EnvShard
+from vla_train.envs.worker import (
     CLOSE_TIMEOUT_S,
     START_TIMEOUT_S,
     Command,
@@ -40,7 +41,7 @@ from vla_train.pipeline.workers import (
     execute,
 )
 from vla_train.policy.base import RolloutPolicy
-from vla_train.types import Observation, PolicyOutput
+from vla_train.types import EnvDescription, Observation, PolicyOutput
 
 try:
     import ray
@@ -85,10 +86,10 @@ class _EnvActor:
 
     def __init__(self, import_path: Sequence[str]) -> None:
         sys.path += [entry for entry in import_path if entry not in sys.path]
-        self._group: EnvGroup | None = None
+        self._group: EnvShard | None = None
 
     def start(self, config: EnvConfig, chunk_size: int, seed: int) -> tuple[EnvDescription, str]:
-        self._group = make_env_group(config, chunk_size=chunk_size, seed=seed)
+        self._group = make_env_shard(config, chunk_size=chunk_size, seed=seed)
         return self._group.description, ray.get_runtime_context().get_node_id()
 
     def execute(self, command: Command) -> GroupReply:
@@ -115,7 +116,7 @@ class RayWorker(EnvWorker):
         self._up = False
         connect()
         if self._placement is None:
-            self._placement = _placement(SIM_RESOURCE, self.config.num_groups)
+            self._placement = _placement(SIM_RESOURCE, self.config.num_workers)
         self._actor = ray.remote(_EnvActor).options(max_restarts=0, **self._placement).remote(sys.path)
         started = self._actor.start.remote(self.config, self.chunk_size, self.seed)
         self._await(started)

@@ -27,14 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_train.pipeline.env_group import GroupResult
-from vla_train.pipeline.episode_recorder import EpisodeRecorder
-from vla_train.pipeline.messages import BatchRow, Complete, Decided, Failed, Outbox, PolicyBatch, Stop
-from vla_train.pipeline.objectives import Objective
-from vla_train.pipeline.policy_cost import PolicyCost
-from vla_train.pipeline.scheduler import Assignment, Scheduler, WorkerState
-from vla_train.pipeline.timeline import SpanKind, Timeline
-from vla_train.pipeline.workers import (
+from vla_train.envs.shard import ShardResult
+from vla_train.envs.worker import (
     START_TIMEOUT_S,
     Command,
     EnvWorker,
@@ -45,8 +39,14 @@ from vla_train.pipeline.workers import (
     Step,
     WorkerError,
     WorkerFault,
-    require_same_env,
 )
+from vla_train.envs.workers import require_same_env
+from vla_train.pipeline.episode_recorder import EpisodeRecorder
+from vla_train.pipeline.messages import BatchRow, Complete, Decided, Failed, Outbox, PolicyBatch, Stop
+from vla_train.pipeline.objectives import Objective
+from vla_train.pipeline.policy_cost import PolicyCost
+from vla_train.pipeline.scheduler import Assignment, Scheduler, WorkerState
+from vla_train.pipeline.timeline import SpanKind, Timeline
 
 _logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Conductor:
         )
         self.counts = ConductorCounts()
         self.inbox: queue.SimpleQueue[Event | Decided | Stop] = queue.SimpleQueue()
-        self._results: list[GroupResult | None] = [None] * len(workers)
+        self._results: list[ShardResult | None] = [None] * len(workers)
         self._recorders: dict[int, EpisodeRecorder] = {}  # by lease
         self._deadlines: dict[int, float] = {}  # of commands and starts under way, by worker
         self._restarts = [0] * len(workers)
@@ -156,7 +156,7 @@ class Conductor:
 
     def _batch(self, workers: tuple[int, ...]) -> PolicyBatch:
         rows = []
-        results: dict[int, GroupResult] = {}
+        results: dict[int, ShardResult] = {}
         for worker in workers:
             result = self._results[worker]
             assert result is not None
@@ -268,7 +268,7 @@ class Conductor:
         for assignment in ended:
             self._finish(assignment, result, objective)
 
-    def _finish(self, assignment: Assignment, result: GroupResult, objective: Objective) -> None:
+    def _finish(self, assignment: Assignment, result: ShardResult, objective: Objective) -> None:
         slot = assignment.slot
         trajectory = self._recorders.pop(assignment.lease).finish(
             terminated=bool(result.terminated[slot]),

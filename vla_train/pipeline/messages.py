@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_train.pipeline.env_group import GroupResult
+from vla_train.envs.shard import ShardResult
 from vla_train.types import EpisodeSpec, PolicyOutput
 
 
@@ -28,7 +28,7 @@ class PolicyBatch:
 
     rows: tuple[BatchRow, ...]
     workers: tuple[int, ...]
-    results: dict[int, GroupResult]
+    results: dict[int, ShardResult]
     """Of each worker in the batch, whose images the rows show."""
 
 

@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from vla_train.config import RolloutConfig
+from vla_train.envs.worker import CLOSE_TIMEOUT_S, EnvWorker
+from vla_train.envs.workers import close_workers
 from vla_train.pipeline.conductor import Conductor, ConductorCounts
 from vla_train.pipeline.dynamic_sampling import DynamicSampling
 from vla_train.pipeline.group_store import pack_groups, unpack_groups
@@ -24,7 +26,6 @@ from vla_train.pipeline.objectives import CollectGroups, Objective, PlayEpisodes
 from vla_train.pipeline.rollout_result import RolloutProgress, RolloutResult, RolloutStats
 from vla_train.pipeline.sampling_numbers import sampling_numbers
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import CLOSE_TIMEOUT_S, EnvWorker, close_workers
 from vla_train.policy.base import Policy
 from vla_train.types import EpisodeSpec, Group, Observation, PolicyOutput, Trajectory
 

@@ -14,8 +14,8 @@ def cpu() -> TrainConfig:
         env=EnvConfig(
             id="Libero-v0",
             kwargs={"suite": "libero_spatial", "task_ids": "[0, 1]", "detail": "fast", "image_size": "128"},
-            num_groups=2,
-            envs_per_group=4,
+            num_workers=2,
+            envs_per_worker=4,
         ),
         policy=PolicyConfig(size="tiny"),
         rollout=RolloutConfig(groups_per_iteration=2, group_size=4, max_attempts=1.0),

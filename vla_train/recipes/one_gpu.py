@@ -13,8 +13,8 @@ def one_gpu() -> TrainConfig:
         env=EnvConfig(
             id="Libero-v0",
             kwargs={"suite": "libero_spatial", "detail": "full", "image_size": "256"},
-            num_groups=3,
-            envs_per_group=32,
+            num_workers=3,
+            envs_per_worker=32,
             max_episode_steps=512,
         ),
         policy=PolicyConfig(size="openvla-7b", compile=True, lora_rank=32, activation_checkpointing=True),

@@ -13,8 +13,8 @@ def paper() -> TrainConfig:
         env=EnvConfig(
             id="Libero-v0",
             kwargs={"suite": "libero_10", "detail": "full", "image_size": "256"},
-            num_groups=4,
-            envs_per_group=64,
+            num_workers=4,
+            envs_per_worker=64,
             max_episode_steps=512,
         ),
         policy=PolicyConfig(size="openvla-7b", compile=True, activation_checkpointing=True),

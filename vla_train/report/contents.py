@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vla_train.config import TrainConfig, config_from_json
-from vla_train.evaluation import EpisodeResult, EvaluationResult, read_episodes, summary
+from vla_train.evaluation.evaluate import EpisodeResult, EvaluationResult, read_episodes, summary
 from vla_train.pipeline.timeline import Span, read_chrome_trace
-from vla_train.tracking import read_records
+from vla_train.run.tracking import read_records
 
 Record = Mapping[str, Any]
 

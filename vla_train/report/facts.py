@@ -31,7 +31,7 @@ def headline(run: RunContents) -> list[tuple[str, str]]:
     trained = f"LoRA of rank {policy.lora_rank}" if policy.lora_rank else "all weights"
     return [
         ("Environment", f"{env.id} {arguments}".rstrip()),
-        ("Simulators", f"{env.num_groups} groups of {env.envs_per_group} slots ({env.worker}){limit}"),
+        ("Simulators", f"{env.num_workers} groups of {env.envs_per_worker} slots ({env.worker}){limit}"),
         ("Policy", f"SimpleVLA-OFT {weights}; {trained}; chunks of {policy.chunk_size} actions"),
         (
             "Rollout",

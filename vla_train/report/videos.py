@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from vla_train.evaluation import EpisodeResult
+from vla_train.evaluation.evaluate import EpisodeResult
 from vla_train.report.contents import Evaluation
 
 

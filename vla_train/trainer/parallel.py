@@ -9,7 +9,7 @@ Tensors that exist once per rank and not in parts (the images of a batch, say) a
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+
+from vla_train.config import EnvConfig, RolloutConfig
 
 _TIMEOUT = timedelta(hours=1)
 """The longest a rank may wait for another, whose rollout may take longer than its own."""
@@ -84,6 +86,21 @@ def join_ranks() -> Ranks:
 def make_mesh(size: int) -> DeviceMesh:
     """The mesh of all ranks of an initialised process group."""
     return dist.init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (size,))
+
+
+def share_of_rank(config: RolloutConfig, ranks: Ranks) -> RolloutConfig:
+    """What one of several ranks plays. Ranks meet at each update, so none plays ahead: their states stay simple."""
+    if ranks.size == 1:
+        return config
+    if config.groups_per_iteration % ranks.size:
+        raise ValueError(f"rollout.groups_per_iteration {config.groups_per_iteration} must be a multiple of {ranks.size} ranks")
+    return replace(config, groups_per_iteration=config.groups_per_iteration // ranks.size, deterministic=True)
+
+
+def useful_slots(env: EnvConfig, rollout: RolloutConfig) -> EnvConfig:
+    """As many envs as can play at once where nothing is played ahead."""
+    episodes = rollout.groups_per_iteration * rollout.group_size
+    return replace(env, envs_per_worker=min(env.envs_per_worker, -(-episodes // env.num_workers)))
 
 
 def distribute(module: nn.Module, ranks: Ranks, *, sharding: Literal["auto", "shard", "replicate"]) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vla_train.algo.advantages import advantages
-from vla_train.algo.loss import TokenSums, clipped_policy_loss
+from vla_train.algo.losses import TokenSums, clipped_policy_loss
 from vla_train.algo.weights import token_weights
 from vla_train.config import AlgoConfig, OptimConfig
 from vla_train.policy.base import RolloutPolicy, TrainablePolicy

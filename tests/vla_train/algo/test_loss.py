@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vla_train.algo.loss import TokenSums, clipped_policy_loss
+from vla_train.algo.losses import TokenSums, clipped_policy_loss
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
 ROWS, TOKENS = 7, 6

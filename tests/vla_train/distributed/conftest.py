@@ -1,13 +1,10 @@
 """One small Ray cluster of three nodes for all tests here: the driver's, one for simulators and one for policies."""
 
 import os
-import sys
 from collections.abc import Iterator
 
 import pytest
-from ray_nodes import PIPELINE_TESTS, RayNodes
-
-sys.path.append(str(PIPELINE_TESTS))
+from ray_nodes import RayNodes
 
 
 @pytest.fixture(scope="session")

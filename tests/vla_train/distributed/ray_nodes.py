@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-PIPELINE_TESTS = Path(__file__).parents[1] / "pipeline"
+TESTS = Path(__file__).parents[1]
 """Folder of the pipeline tests, whose envs and policies are used here too."""
 
 

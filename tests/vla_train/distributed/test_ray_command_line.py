@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from ray_nodes import PIPELINE_TESTS, RayNodes
+from ray_nodes import TESTS, RayNodes
 
 OPTIONS = """
-    --iterations 2 --env.id pipeline_envs:Drift-v0 --env.max-episode-steps 60 --env.num-groups 2 --env.envs-per-group 2
+    --iterations 2 --env.id pipeline_envs:Drift-v0 --env.max-episode-steps 60 --env.num-workers 2 --env.envs-per-worker 2
     --env.worker ray --policy.worker ray --policy.size tiny --policy.chunk-size 3 --rollout.deterministic
     --rollout.groups-per-iteration 1 --rollout.group-size 4 --rollout.max-attempts 8
     --optim.learning-rate 0.01 --eval.every 0 --checkpoint-every 2 --display plain
@@ -19,7 +19,7 @@ OPTIONS = """
 
 @pytest.mark.slow
 def test_simulators_and_sampling_policy_on_nodes_of_their_own_train(tmp_path: Path, ray_nodes: RayNodes) -> None:
-    path = os.pathsep.join([str(PIPELINE_TESTS), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
         [sys.executable, "-m", "vla_train", "train", "--output", str(tmp_path), *OPTIONS.split()],
         env={**os.environ, "PYTHONPATH": path, "RAY_ADDRESS": ray_nodes.address},

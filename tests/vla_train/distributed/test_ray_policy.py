@@ -16,9 +16,10 @@ from pipeline_envs import DrawingPolicy, assert_played_as_alone, drift_config, m
 from ray_nodes import RayNodes
 
 from vla_train.config import RolloutConfig
+from vla_train.envs.worker import WorkerError
+from vla_train.envs.workers import make_workers
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import WorkerError, make_workers
 from vla_train.types import EpisodeSpec, Group, Observation, PolicyOutput
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_nodes")]

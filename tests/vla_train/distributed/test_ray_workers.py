@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pipeline_envs import DrawingPolicy, assert_played_as_alone, drift_config, make_spec
-from ray_nodes import PIPELINE_TESTS, RayNodes
+from ray_nodes import TESTS, RayNodes
 
 from vla_train.config import EnvConfig, RolloutConfig
+from vla_train.envs.worker import WorkerError
+from vla_train.envs.workers import make_workers
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import WorkerError, make_workers
 from vla_train.types import EpisodeSpec, Group
 
 ray = pytest.importorskip("ray")
@@ -68,7 +69,7 @@ def test_ray_workers_play_the_same_episodes_with_and_without_faults(fault: str, 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_that_never_ends_stops_the_run_with_its_cause(fault: str) -> None:
     timeout_s = 2.0 if fault == "hang" else 60.0
-    env = drift_config(worker="ray", kwargs={"fault": fault}, num_groups=1, max_restarts=0, step_timeout_s=timeout_s)
+    env = drift_config(worker="ray", kwargs={"fault": fault}, num_workers=1, max_restarts=0, step_timeout_s=timeout_s)
     rollout = make_rollout(env)
     try:
         with pytest.raises(WorkerError, match=f"failed after 0 restarts: .*{CAUSES[fault]}"):
@@ -96,7 +97,7 @@ def test_an_env_that_cannot_be_made_in_an_actor_is_the_users_error() -> None:
 
 def test_more_env_groups_than_the_cluster_has_room_for_are_refused() -> None:
     with pytest.raises(ValueError, match="'sim'"):
-        make_workers(drift_config(worker="ray", num_groups=3), chunk_size=3, seed=0)
+        make_workers(drift_config(worker="ray", num_workers=3), chunk_size=3, seed=0)
 
 
 def test_a_restarted_env_group_waits_for_the_node_it_was_meant_for(
@@ -118,7 +119,7 @@ def test_signals_end_a_run_cleanly_within_seconds(signal_number: int, tmp_path: 
         f"""
 import signal, sys
 import numpy as np
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(PIPELINE_TESTS)!r}]
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(TESTS)!r}]
 from pipeline_envs import drift_config
 import test_ray_workers
 

@@ -4,14 +4,13 @@ import subprocess
 import sys
 
 from pipeline_envs import DrawingPolicy
-
 from vla_train.distributed.local import make_rollout_policy
 
 _SCRIPT = """
 import sys
 sys.modules["ray"] = None  # as if it were not installed
 from vla_train.config import EnvConfig
-from vla_train.pipeline.workers import make_workers
+from vla_train.envs.workers import make_workers
 try:
     make_workers(EnvConfig(id="Pendulum-v1", worker="ray"), chunk_size=1, seed=0)
 except ImportError as error:
@@ -25,9 +24,7 @@ def test_a_missing_ray_is_an_error_that_says_what_to_install() -> None:
 
 
 def test_the_pipeline_imports_neither_torch_nor_ray() -> None:
-    script = (
-        "import sys, vla_train.pipeline.rollout, vla_train.pipeline.process_worker; print({'torch', 'ray'} & set(sys.modules))"
-    )
+    script = "import sys, vla_train.pipeline.rollout, vla_train.envs.process; print({'torch', 'ray'} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "set()"
 

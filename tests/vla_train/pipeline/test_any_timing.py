@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from pipeline_envs import DrawingPolicy, assert_played_as_alone, drift_config, make_spec, play_alone
 
 from vla_train.config import RolloutConfig
+from vla_train.envs.workers import make_workers
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.sampling_numbers import sampling_numbers
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import make_workers
 from vla_train.types import EpisodeSpec, Group, Observation, PolicyOutput
 
 SEED = 11
@@ -60,8 +60,8 @@ def groups_with_signal(group_size: int) -> Iterator[int]:
 
 @given(
     env=st.sampled_from([("Drift-v0", {}), ("Drift-v0", {"vectorization_mode": "sync"}), ("NextStepDrift-v0", {})]),
-    num_groups=st.integers(1, 4),
-    envs_per_group=st.integers(1, 5),
+    num_workers=st.integers(1, 4),
+    envs_per_worker=st.integers(1, 5),
     group_size=st.integers(2, 4),
     target=st.integers(1, 3),
     max_policy_batch=st.integers(1, 12),
@@ -74,8 +74,8 @@ def groups_with_signal(group_size: int) -> Iterator[int]:
 @settings(deadline=None, max_examples=15)
 def test_timing_decides_nothing_but_the_time(
     env: tuple[str, dict[str, str]],
-    num_groups: int,
-    envs_per_group: int,
+    num_workers: int,
+    envs_per_worker: int,
     group_size: int,
     target: int,
     max_policy_batch: int,
@@ -91,7 +91,9 @@ def test_timing_decides_nothing_but_the_time(
     with tempfile.TemporaryDirectory() as marker:
         if faults and env_id == "Drift-v0":
             kwargs |= {"fault": "raise", "fault_times": str(faults), "marker": marker}
-        config = drift_config(id=f"pipeline_envs:{env_id}", kwargs=kwargs, num_groups=num_groups, envs_per_group=envs_per_group)
+        config = drift_config(
+            id=f"pipeline_envs:{env_id}", kwargs=kwargs, num_workers=num_workers, envs_per_worker=envs_per_worker
+        )
         rollout = Rollout(
             RolloutConfig(
                 groups_per_iteration=target,

@@ -19,12 +19,13 @@ import psutil
 import pytest
 from pipeline_envs import DrawingPolicy, assert_played_as_alone, drift_config, make_spec
 
-import vla_train.pipeline.process_worker
-import vla_train.pipeline.workers
+import vla_train.envs.process
+import vla_train.envs.worker
 from vla_train.config import EnvConfig, RolloutConfig
+from vla_train.envs.worker import WorkerError
+from vla_train.envs.workers import make_workers
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import WorkerError, make_workers
 from vla_train.types import EpisodeSpec, Group
 
 FAULTS = [
@@ -107,7 +108,7 @@ def test_a_fault_while_an_episode_is_reset_changes_no_episode(
 
 @pytest.mark.parametrize(("worker", "fault"), FAULTS)
 def test_a_fault_that_never_ends_stops_the_run_with_its_cause(worker: str, fault: str) -> None:
-    rollout = make_rollout(faulty_config(worker, fault, None, max_restarts=1, num_groups=1))
+    rollout = make_rollout(faulty_config(worker, fault, None, max_restarts=1, num_workers=1))
     try:
         for _ in range(2):  # asking again neither hangs nor hides the cause
             with pytest.raises(WorkerError, match=f"failed after 1 restarts: .*{CAUSES[fault]}"):
@@ -181,7 +182,7 @@ def test_closing_leaves_neither_threads_nor_processes_nor_shared_memory(worker: 
 
 @pytest.mark.parametrize("worker", ["thread", "process"])
 def test_closing_does_not_wait_for_env_groups_that_hang(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (vla_train.pipeline.workers, vla_train.pipeline.process_worker):
+    for module in (vla_train.envs.worker, vla_train.envs.process):
         monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.5)
     rollout = make_rollout(drift_config(worker=worker, kwargs={"fault": "hang", "fault_step": "1"}))
     rollout.prefetch(prompts())
@@ -199,7 +200,7 @@ def test_closing_does_not_wait_for_env_groups_that_hang(worker: str, monkeypatch
 
 
 def test_a_process_may_have_children_of_its_own() -> None:
-    rollout = make_rollout(drift_config(worker="process", kwargs={"vectorization_mode": "async"}, envs_per_group=2))
+    rollout = make_rollout(drift_config(worker="process", kwargs={"vectorization_mode": "async"}, envs_per_worker=2))
     try:
         for trajectory in rollout.play(make_spec(group) for group in range(4)):
             assert_played_as_alone(trajectory, seed=None)
@@ -212,7 +213,7 @@ def test_a_program_that_forgets_to_close_its_processes_still_ends(tmp_path: Path
     script.write_text(
         f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from pipeline_envs import drift_config
 import test_faults
 
@@ -253,7 +254,7 @@ def test_signals_end_a_run_cleanly_within_seconds(worker: str, signal_number: in
         f"""
 import itertools, signal, sys
 import numpy as np
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from pipeline_envs import drift_config
 import test_faults
 

@@ -13,10 +13,10 @@ from pipeline_envs import DrawingPolicy, drift_config, make_spec
 
 import vla_train.pipeline.rollout
 from vla_train.config import RolloutConfig
+from vla_train.envs.workers import make_workers
 from vla_train.interruption import Interrupted, Interruption
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import make_workers
 from vla_train.types import EpisodeSpec
 
 EVERY = 11
@@ -24,7 +24,7 @@ EVERY = 11
 
 
 def make_rollout(**changes: Any) -> Rollout:
-    workers = make_workers(drift_config(num_groups=1, envs_per_group=2, **changes), chunk_size=3, seed=0)
+    workers = make_workers(drift_config(num_workers=1, envs_per_worker=2, **changes), chunk_size=3, seed=0)
     config = RolloutConfig(groups_per_iteration=1, group_size=2, max_attempts=1, deterministic=True)
     return Rollout(config, policy=DrawingPolicy(), workers=workers, timeline=Timeline(), seed=0)
 

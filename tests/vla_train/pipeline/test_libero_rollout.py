@@ -11,10 +11,10 @@ from gymnasium.vector import AutoresetMode
 from pipeline_envs import DrawingPolicy, make_spec
 
 from vla_train.config import EnvConfig, RolloutConfig
+from vla_train.envs.workers import make_workers
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.sampling_numbers import sampling_numbers
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import make_workers
 from vla_train.types import EpisodeSpec, Observation, Trajectory
 
 ENV = {"suite": "libero_spatial", "task_ids": [0, 1], "detail": "fast", "image_size": 64, "max_episode_steps": 20}
@@ -79,7 +79,7 @@ def plain_loop() -> Iterator[PlainLoop]:
 @pytest.mark.parametrize("worker", ["thread", "process"])
 def test_pipelined_libero_is_a_plain_loop_over_libero(worker: Any, plain_loop: PlainLoop) -> None:
     kwargs = {name: str(value) for name, value in ENV.items() if name != "max_episode_steps"}
-    env = EnvConfig(kwargs=kwargs, num_groups=2, envs_per_group=3, worker=worker, max_episode_steps=20)
+    env = EnvConfig(kwargs=kwargs, num_workers=2, envs_per_worker=3, worker=worker, max_episode_steps=20)
     timeline = Timeline()
     rollout = Rollout(
         RolloutConfig(groups_per_iteration=4, group_size=GROUP_SIZE, deterministic=True),

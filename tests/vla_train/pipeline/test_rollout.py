@@ -11,9 +11,9 @@ import pytest
 from pipeline_envs import DrawingPolicy, assert_played_as_alone, drift_config, make_spec
 
 from vla_train.config import EnvConfig, RolloutConfig
+from vla_train.envs.workers import make_workers
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.pipeline.workers import make_workers
 from vla_train.types import EpisodeSpec, Group, Observation, PolicyOutput
 
 GROUP_SIZE = 4
@@ -99,14 +99,14 @@ def test_a_time_limit_ends_episodes_as_truncated(env_id: str, kwargs: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("num_groups", "envs_per_group", "max_policy_batch", "groups_per_iteration"),
+    ("num_workers", "envs_per_worker", "max_policy_batch", "groups_per_iteration"),
     [(1, 1, 1, 1), (3, 5, 4, 2), (2, 7, 256, 3), (4, 1, 3, 5)],
 )
 def test_numbers_of_envs_groups_and_rows_need_not_divide_each_other(
-    num_groups: int, envs_per_group: int, max_policy_batch: int, groups_per_iteration: int
+    num_workers: int, envs_per_worker: int, max_policy_batch: int, groups_per_iteration: int
 ) -> None:
     policy = DrawingPolicy()
-    env = drift_config(num_groups=num_groups, envs_per_group=envs_per_group)
+    env = drift_config(num_workers=num_workers, envs_per_worker=envs_per_worker)
     rollout = make_rollout(
         env, policy, max_policy_batch=max_policy_batch, groups_per_iteration=groups_per_iteration, max_attempts=20.0
     )
@@ -122,7 +122,7 @@ def test_numbers_of_envs_groups_and_rows_need_not_divide_each_other(
 
 
 def test_groups_are_consumed_in_the_order_of_their_ids_and_surplus_is_carried_over() -> None:
-    rollout = make_rollout(drift_config(num_groups=3, envs_per_group=8))
+    rollout = make_rollout(drift_config(num_workers=3, envs_per_worker=8))
     stream = prompts()
     try:
         kept = [group.group_id for _ in range(4) for group in rollout.collect(stream, mixed).groups]
@@ -144,7 +144,7 @@ def assert_success(spec: EpisodeSpec) -> bool:
 
 
 def test_deterministic_rollouts_play_exactly_the_groups_they_consume() -> None:
-    rollout = make_rollout(drift_config(num_groups=3, envs_per_group=8), deterministic=True)
+    rollout = make_rollout(drift_config(num_workers=3, envs_per_worker=8), deterministic=True)
     read: list[int] = []
 
     def stream() -> Iterator[tuple[EpisodeSpec, ...]]:
@@ -184,7 +184,7 @@ def test_a_finite_stream_of_prompts_ends_the_iteration() -> None:
 
 
 def test_a_checkpoint_carries_finished_and_begun_groups_over() -> None:
-    first, second = make_rollout(drift_config(num_groups=3)), make_rollout(drift_config(num_groups=1, envs_per_group=2))
+    first, second = make_rollout(drift_config(num_workers=3)), make_rollout(drift_config(num_workers=1, envs_per_worker=2))
     stream = prompts()
     try:
         first.collect(stream, mixed)
@@ -223,7 +223,7 @@ def test_groups_that_were_not_trained_on_yet_come_again_and_their_speed_was_not_
 
 
 def test_evaluation_between_iterations_loses_no_training_episode() -> None:
-    rollout = make_rollout(drift_config(num_groups=3, envs_per_group=8))
+    rollout = make_rollout(drift_config(num_workers=3, envs_per_worker=8))
     stream = prompts()
     try:
         kept = []
@@ -231,7 +231,7 @@ def test_evaluation_between_iterations_loses_no_training_episode() -> None:
             kept += [group.group_id for group in rollout.collect(stream, mixed).groups]
             assert len(list(rollout.play(make_spec(group) for group in range(10)))) == 10
             next(rollout.play(make_spec(group) for group in range(10)))  # given up after one episode
-        undisturbed = make_rollout(drift_config(num_groups=3, envs_per_group=8))
+        undisturbed = make_rollout(drift_config(num_workers=3, envs_per_worker=8))
         stream = prompts()
         assert kept == [group.group_id for _ in range(3) for group in undisturbed.collect(stream, mixed).groups]
         undisturbed.close()

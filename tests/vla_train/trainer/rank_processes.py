@@ -18,7 +18,7 @@ import torch.distributed as dist
 from vla_train.trainer.parallel import Ranks, join_ranks
 
 _PRELOADED = [
-    *("vla_train.trainer.checkpoint", "vla_train.policy.torch_policy", "vla_train.policy.simplevla_oft.lora"),
+    *("vla_train.trainer.checkpoint", "vla_train.policy.simplevla_oft.policy", "vla_train.policy.simplevla_oft.lora"),
     *("torch.distributed.tensor", "torch._dynamo"),
 ]
 _TIMEOUT_S = 300

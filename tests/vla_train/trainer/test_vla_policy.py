@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vla_train.config import AlgoConfig, OptimConfig, PolicyConfig
 from vla_train.policy.simplevla_oft import checkpoint as policy_checkpoint
-from vla_train.policy.torch_policy import TorchPolicy, build_policy
+from vla_train.policy.simplevla_oft.build import build_policy
+from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.trainer.checkpoint import load_checkpoint, save_checkpoint
 from vla_train.trainer.checkpoint_folder import list_checkpoints
 from vla_train.trainer.manifest import CheckpointError
@@ -30,21 +31,21 @@ ROUNDING = 1e-4
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def load(checkpoint: Path, **options: Any) -> TorchPolicy:
+def load(checkpoint: Path, **options: Any) -> SimpleVLAOFTPolicy:
     bound = np.ones(ACTION_DIM, np.float32)
     config = PolicyConfig(**{"checkpoint": str(checkpoint), "chunk_size": CHUNK_SIZE, "device": "cpu", **options})
     return build_policy(config, action_low=-bound, action_high=bound, suite=None, seed=0)
 
 
-def make_trainer(policy: TorchPolicy, optim: OptimConfig = OPTIM, ranks: Ranks = ONE_RANK) -> Trainer:
+def make_trainer(policy: SimpleVLAOFTPolicy, optim: OptimConfig = OPTIM, ranks: Ranks = ONE_RANK) -> Trainer:
     return Trainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, seed=0, ranks=ranks)
 
 
-def make_vla_groups(policy: TorchPolicy) -> list[Group]:
+def make_vla_groups(policy: SimpleVLAOFTPolicy) -> list[Group]:
     return make_groups(policy, image_shape=IMAGE_SHAPE)
 
 
-def weights_of(policy: TorchPolicy) -> dict[str, Tensor]:
+def weights_of(policy: SimpleVLAOFTPolicy) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in policy.trainable_module().named_parameters()}
 
 

@@ -7,23 +7,19 @@ Tensors go one by one onto the device; at no time is there a second copy of the 
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.config_json import config_from_json, config_to_json
 from vla_train.policy.simplevla_oft.lora import full_tensor, lora_layers, merged_weight
-
-if TYPE_CHECKING:
-    from vla_train.policy.simplevla_oft.model import SimpleVLAOFT
-
-_Model = TypeVar("_Model", bound="SimpleVLAOFT")
 
 STATISTICS_FILE = "dataset_statistics.json"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -52,7 +48,7 @@ class Piece:
         return tensor.chunk(self.num_parts, dim=0)[self.part]
 
 
-def published_pieces(model: "SimpleVLAOFT") -> dict[str, Piece]:
+def published_pieces(model: nn.Module) -> dict[str, Piece]:
     """Published key of every weight, and where it lives; adapters left out."""
     pieces = {}
     for name, _ in model.named_parameters():
@@ -69,17 +65,25 @@ def published_pieces(model: "SimpleVLAOFT") -> dict[str, Piece]:
     return pieces
 
 
-def load(cls: type[_Model], path_or_hub_id: str | Path, *, dtype: torch.dtype, device: torch.device) -> _Model:
-    """Build the model that a checkpoint describes and fill it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointFiles:
+    """A checkpoint, its weights not read yet."""
+
+    config: SimpleVLAOFTConfig
+    weights: tuple[Path, ...]
+    """Safetensors files."""
+    companions: dict[str, bytes]
+    """Tokenizer, image settings and the like, by file name."""
+
+
+def open_checkpoint(path_or_hub_id: str | Path) -> CheckpointFiles:
+    """Read everything but the weights.
 
     Args:
         path_or_hub_id: Folder, or `owner/name` on the Hugging Face hub.
-        dtype: Of the weights, whatever the files hold.
-        device: Where the weights go.
 
     Raises:
-        ValueError: A file is missing, damaged or a pickle; the config describes another model; weights are missing, extra,
-            mis-shaped or not finite. The message names the file or key.
+        ValueError: A file is missing, damaged or a pickle, or the config describes another model. The message names the file.
     """
     folder = checkpoint_folder(path_or_hub_id)
     config = config_from_json(read_json(folder / "config.json"))
@@ -87,20 +91,20 @@ def load(cls: type[_Model], path_or_hub_id: str | Path, *, dtype: torch.dtype, d
         config = replace(config, norm_stats=read_json(folder / STATISTICS_FILE))
     elif not config.norm_stats:
         raise ValueError(f"{folder / STATISTICS_FILE} is missing, and config.json has no norm_stats: no action statistics")
-    files = _weight_files(folder)
-    model = cls._empty(config, dtype=dtype, device=device)
-    _fill(model, files)
-    model.companion_files = {
-        path.name: path.read_bytes()
-        for pattern in _COMPANION_PATTERNS
-        for path in sorted(folder.glob(pattern))
-        if path.name not in _WRITTEN_BY_US
-    }
-    return model
+    return CheckpointFiles(
+        config=config,
+        weights=tuple(_weight_files(folder)),
+        companions={
+            path.name: path.read_bytes()
+            for pattern in _COMPANION_PATTERNS
+            for path in sorted(folder.glob(pattern))
+            if path.name not in _WRITTEN_BY_US
+        },
+    )
 
 
-def save(model: "SimpleVLAOFT", folder: Path) -> None:
-    """Write the model, adapters merged, so that it loads again here and with the published code.
+def save(model: nn.Module, folder: Path, *, config: SimpleVLAOFTConfig, companions: Mapping[str, bytes]) -> None:
+    """Write a model, adapters merged, so that it loads again here and with the published code.
 
     With sharded weights every rank must call this; the first one writes.
 
@@ -109,14 +113,21 @@ def save(model: "SimpleVLAOFT", folder: Path) -> None:
     """
     tensors = _published_tensors(model)
     try:
-        _write(model, folder, tensors)
+        _write(model, folder, tensors, config=config, companions=companions)
     except (OSError, SafetensorError):
         for _ in tensors:  # the other ranks wait for this one's part of each
             pass
         raise
 
 
-def _write(model: "SimpleVLAOFT", folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+def _write(
+    model: nn.Module,
+    folder: Path,
+    tensors: Iterator[tuple[str, Tensor]],
+    *,
+    config: SimpleVLAOFTConfig,
+    companions: Mapping[str, bytes],
+) -> None:
     writes = not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_rank() == 0
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,17 +153,17 @@ def _write(model: "SimpleVLAOFT", folder: Path, tensors: Iterator[tuple[str, Ten
         (folder / _INDEX_FILE).write_bytes(
             json_bytes({"metadata": {"total_size": _num_bytes(model)}, "weight_map": weight_map})
         )
-    (folder / "config.json").write_bytes(json_bytes(config_to_json(model.config)))
-    (folder / STATISTICS_FILE).write_bytes(json_bytes(dict(model.config.norm_stats)))
-    for name, content in model.companion_files.items():
+    (folder / "config.json").write_bytes(json_bytes(config_to_json(config)))
+    (folder / STATISTICS_FILE).write_bytes(json_bytes(dict(config.norm_stats)))
+    for name, content in companions.items():
         (folder / name).write_bytes(content)
 
 
-def _num_bytes(model: "SimpleVLAOFT") -> int:
+def _num_bytes(model: nn.Module) -> int:
     return sum(parameter.nbytes for name, parameter in model.named_parameters() if ".lora_" not in name)
 
 
-def _shards(model: "SimpleVLAOFT") -> list[list[str]]:
+def _shards(model: nn.Module) -> list[list[str]]:
     """Published keys in the order of the module, cut where a file would exceed its size."""
     parameters = dict(model.named_parameters())
     shards: list[list[str]] = [[]]
@@ -167,7 +178,7 @@ def _shards(model: "SimpleVLAOFT") -> list[list[str]]:
     return shards
 
 
-def _published_tensors(model: "SimpleVLAOFT") -> Iterator[tuple[str, Tensor]]:
+def _published_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Published keys and tensors in the order of the module, adapters merged; sharded parameters are gathered one by one."""
     parameters = dict(model.named_parameters())
     adapted = lora_layers(model)
@@ -244,7 +255,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _tensors(files: list[Path], device: torch.device) -> Iterator[tuple[Path, str, Any, Any]]:
+def _tensors(files: Sequence[Path], device: torch.device) -> Iterator[tuple[Path, str, Any, Any]]:
     """(file, key, shape, function that reads the tensor onto the device) of every stored tensor."""
     for path in files:
         try:
@@ -256,11 +267,16 @@ def _tensors(files: list[Path], device: torch.device) -> Iterator[tuple[Path, st
 
 
 @torch.no_grad()
-def _fill(model: "SimpleVLAOFT", files: list[Path]) -> None:
+def fill(model: nn.Module, files: Sequence[Path], *, device: torch.device) -> None:
+    """Copy weights into a model, one tensor at a time, straight onto its device and into its dtype.
+
+    Raises:
+        ValueError: Weights are missing, extra, mis-shaped or not finite. The message names the file or key.
+    """
     parameters = dict(model.named_parameters())
     pieces = published_pieces(model)
     seen: dict[str, Path] = {}
-    for path, key, shape, read in _tensors(files, model.device):
+    for path, key, shape, read in _tensors(files, device):
         if key not in pieces:
             if _IGNORED_KEYS.fullmatch(key):
                 continue

@@ -1,24 +1,27 @@
 """LoRA adapters on every linear layer that runs, through peft; the module keeps its class and its place in the program."""
 
+from collections.abc import Iterable
+
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from vla_train.policy.simplevla_oft.model import SimpleVLAOFT, used_linear_names
-
 _ADAPTER = "default"
 
 
-def add_lora(model: SimpleVLAOFT, rank: int, *, seed: int) -> None:
-    """Freeze `model` and put adapters of `rank` on it, scaled as OpenVLA-OFT scales them (alpha = min(rank, 16)).
+def add_lora(model: nn.Module, rank: int, *, layers: Iterable[str], seed: int) -> None:
+    """Freeze `model` and put adapters of `rank` on some of its linear layers, named by `layers`.
+
+    They are scaled as OpenVLA-OFT scales them: alpha = min(rank, 16).
 
     The adapters are float32 whatever the model's dtype, so that small updates are not lost; autocast computes with them in
     the model's dtype.
     """
+    device = next(model.parameters()).device
     model.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=min(rank, 16), target_modules=list(used_linear_names(model)), bias="none")
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    config = LoraConfig(r=rank, lora_alpha=min(rank, 16), target_modules=list(layers), bias="none")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
     for layer in lora_layers(model).values():

@@ -10,7 +10,6 @@ run on the T positions that predict actions, and the head multiplies the rows of
 B rows, L prompt ids, P patches, T = K * A action tokens, S = L + P + T + 1 positions.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vla_train.policy.simplevla_oft.checkpoint import fill, open_checkpoint, save
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.llama import LanguageModel, rotary_tables
 from vla_train.policy.simplevla_oft.vision import LayerScale, VisionTower
@@ -83,16 +83,25 @@ class SimpleVLAOFT(nn.Module):
     def from_pretrained(
         cls, path_or_hub_id: str | Path, *, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
     ) -> Self:
-        """Load a checkpoint in the published layout, tensor by tensor straight onto `device`; see `checkpoint.load`."""
-        from vla_train.policy.simplevla_oft.checkpoint import load
+        """Load a checkpoint in the published layout.
 
-        return load(cls, path_or_hub_id, dtype=dtype, device=torch.device(device))
+        Args:
+            path_or_hub_id: Folder, or `owner/name` on the Hugging Face hub.
+            dtype: Of the weights, whatever the files hold.
+            device: Where the weights go; at no time is there a second copy of them.
+
+        Raises:
+            ValueError: It cannot be read; see `checkpoint.open_checkpoint` and `checkpoint.fill`.
+        """
+        files = open_checkpoint(path_or_hub_id)
+        model = cls._empty(files.config, dtype=dtype, device=device)
+        fill(model, files.weights, device=torch.device(device))
+        model.companion_files = files.companions
+        return model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a checkpoint in the published layout, adapters merged; see `checkpoint.save`."""
-        from vla_train.policy.simplevla_oft.checkpoint import save
-
-        save(self, Path(folder))
+        save(self, Path(folder), config=self.config, companions=self.companion_files)
 
     @classmethod
     def from_random(cls, config: SimpleVLAOFTConfig, *, seed: int, dtype: torch.dtype, device: str | torch.device) -> Self:
@@ -143,6 +152,18 @@ class SimpleVLAOFT(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """Transformer blocks that run, in order: what to shard, checkpoint or compile one by one."""
         return [*self._towers[0].used_blocks, *self._towers[1].used_blocks, *self.language_model.model.layers]
+
+    @property
+    def adaptable_layers(self) -> list[str]:
+        """Names of the linear layers that adapters go on: all that run, without the head."""
+        used = {id(block) for block in self.blocks} | {id(self.projector)}
+        return [
+            f"{name}.{inner}"
+            for name, module in self.named_modules()
+            if id(module) in used
+            for inner, layer in module.named_modules()
+            if isinstance(layer, nn.Linear)
+        ]
 
     def compile_blocks(self, *, backend: str = "inductor") -> None:
         """Compile every block in place. Blocks of a kind share their code, so it is compiled once, not once a layer, and for
@@ -237,14 +258,6 @@ def _mark_sizes_that_vary(tensor: Tensor) -> None:
     dimension of numbers; masks and positions have none)."""
     for dimension in range(tensor.ndim - tensor.is_floating_point()):
         torch._dynamo.maybe_mark_dynamic(tensor, dimension)
-
-
-def used_linear_names(model: SimpleVLAOFT) -> Iterable[str]:
-    """Names of the linear layers that adapters go on: all that run, without the head."""
-    used = {id(block) for block in model.blocks}
-    for name, module in model.named_modules():
-        if id(module) in used or module is model.projector:
-            yield from (f"{name}.{inner}" for inner, layer in module.named_modules() if isinstance(layer, nn.Linear))
 
 
 def _allow_variants() -> None:

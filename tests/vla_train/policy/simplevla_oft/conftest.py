@@ -1,0 +1,54 @@
+"""The golden checkpoint, and small policies with random weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vla_train.config import PolicyConfig
+from vla_train.policy.simplevla_oft import SimpleVLAOFT
+from vla_train.policy.simplevla_oft.build import build_policy
+from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
+from vla_train.types import Observation
+
+_INSTRUCTIONS = (
+    "pick up the black bowl between the plate and the ramekin and place it on the plate",
+    "put the bowl on the stove",
+    "Open the top drawer of the cabinet",
+)
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_cases(golden_folder: Path) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in np.load(golden_folder / "cases.npz").items()}
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_folder: Path) -> SimpleVLAOFT:
+    return SimpleVLAOFT.from_pretrained(golden_folder, dtype=torch.float32)
+
+
+@pytest.fixture
+def make_policy() -> Callable[..., SimpleVLAOFTPolicy]:
+    def make(action_dim: int = 7, suite: str | None = "libero_spatial", seed: int = 0, **options) -> SimpleVLAOFTPolicy:
+        bound = np.ones(action_dim, np.float32)
+        config = PolicyConfig(**{"device": "cpu", "dtype": "float32", **options})
+        return build_policy(config, action_low=-bound, action_high=bound, suite=suite, seed=seed)
+
+    return make
+
+
+@pytest.fixture
+def make_observation() -> Callable[..., Observation]:
+    def make(num_rows: int = 5, size: int = 64, seed: int = 0) -> Observation:
+        images = np.random.default_rng(seed).integers(0, 256, (num_rows, size, size, 3), dtype=np.uint8)
+        return Observation(images=images, instructions=tuple(_INSTRUCTIONS[row % 3] for row in range(num_rows)))
+
+    return make

@@ -1,0 +1,91 @@
+"""Any Gymnasium env as a shard: the one place that decides how.
+
+* A vector env of its own (`vector_entry_point`, or `vectorization_mode=` in the arguments): `VectorShard`.
+* Any other env: one instance per slot, `SingleEnvsShard`.
+"""
+
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+from vla_train.config import EnvConfig
+from vla_train.envs.shard import EnvShard
+from vla_train.envs.single import SingleEnvsShard
+from vla_train.envs.vector import VectorShard
+
+
+def make_env_shard(config: EnvConfig, *, chunk_size: int, seed: int) -> EnvShard:
+    """Build one env group as the config says.
+
+    Raises:
+        ValueError: The env is unknown, or cannot be used (its actions are not continuous, it has no image or instruction, no
+            time limit, ...); the message says what to change.
+        ImportError: The env needs a package that is not installed.
+    """
+    try:
+        return _make_env_group(config, chunk_size=chunk_size, seed=seed)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{config.id}: {error}") from error
+    except gym.error.DependencyNotInstalled as error:
+        raise ImportError(f"{config.id}: {error}") from error
+    except gym.error.Error as error:
+        raise ValueError(f"{config.id}: {error}") from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(f"{config.id} does not take all of env.kwargs: {error}") from error
+
+
+def _make_env_group(config: EnvConfig, *, chunk_size: int, seed: int) -> EnvShard:
+    kwargs = parse_kwargs(config.kwargs)
+    module, _, name = config.id.rpartition(":")
+    if module:
+        importlib.import_module(module)  # registers its envs, as gym.make does; gym.spec does not
+    spec = gym.spec(name)
+    mode = kwargs.pop("vectorization_mode", None)
+    if mode is None and (spec.vector_entry_point is None or config.image_key == "render"):
+        return SingleEnvsShard(config, kwargs=kwargs, chunk_size=chunk_size)
+    if config.image_key == "render":
+        raise ValueError("env.image_key=render makes one env per slot: leave vectorization_mode out of env.kwargs")
+    if mode in (None, "vector_entry_point"):
+        accepted = vector_arguments(spec)
+        offered = {"chunk_size": chunk_size, "autoreset_mode": gym.vector.AutoresetMode.DISABLED}
+        if config.max_episode_steps is not None:
+            offered["max_episode_steps"] = config.max_episode_steps
+        kwargs = {**{name: value for name, value in offered.items() if name in accepted}, **kwargs}
+        env = gym.make_vec(config.id, num_envs=config.envs_per_worker, vectorization_mode="vector_entry_point", **kwargs)
+    else:
+        vector_kwargs: dict[str, Any] = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED}
+        if mode == "async":
+            vector_kwargs["shared_memory"] = False  # with it, Gymnasium reads texts once, before the first reset
+        if config.max_episode_steps is not None:
+            kwargs["max_episode_steps"] = config.max_episode_steps
+        env = gym.make_vec(
+            config.id, num_envs=config.envs_per_worker, vectorization_mode=mode, vector_kwargs=vector_kwargs, **kwargs
+        )
+    return VectorShard(env, config=config, chunk_size=chunk_size, seed=seed)
+
+
+def parse_kwargs(kwargs: Mapping[str, str]) -> dict[str, Any]:
+    """Each value as JSON where it is JSON, else as the text it is."""
+
+    def parse(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+
+    return {name: parse(value) for name, value in kwargs.items()}
+
+
+def vector_arguments(spec: EnvSpec) -> frozenset[str]:
+    """Names of the arguments that an env's own vectorisation takes."""
+    entry_point = spec.vector_entry_point
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    assert creator is not None
+    return frozenset(inspect.signature(creator).parameters)

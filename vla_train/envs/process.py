@@ -1,0 +1,217 @@
+"""An env group in a process of its own: for envs that hold the GIL, crash or hang.
+
+Commands and replies are a few numbers through a pipe; observations and actions lie in shared memory. The child ignores
+Ctrl-C (its parent decides) and ends when the pipe closes, however its parent ended. It may have children of its own.
+"""
+
+import atexit
+import contextlib
+import multiprocessing
+import pickle
+import signal
+import threading
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+import numpy as np
+
+from vla_train.config import EnvConfig
+from vla_train.envs.factory import make_env_shard
+from vla_train.envs.shard import ShardResult
+from vla_train.envs.shared_arrays import ArrayLayout, SharedFile, attach_arrays, create_arrays, make_shared_file
+from vla_train.envs.worker import CLOSE_TIMEOUT_S, Command, EnvWorker, GroupReply, Reset, Started, Step, WorkerFault, execute
+from vla_train.types import EnvDescription
+
+_RESULT_FIELDS = ("rewards", "final_rewards", "num_steps", "terminated", "truncated")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ready:
+    description: EnvDescription
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Done:
+    start: float
+    end: float
+    render: tuple[float, float] | None
+    instructions: tuple[str, ...] | None
+    """None where they are what they were."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Failed:
+    error: bytes
+    """Pickled; empty where it cannot be."""
+    text: str
+
+    def cause(self) -> BaseException:
+        """The error itself where this process knows its class, and it survives pickling; else its text."""
+        try:
+            return pickle.loads(self.error)
+        except Exception:
+            return RuntimeError(self.text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _StepSent:
+    """Actions lie in shared memory."""
+
+
+class ProcessWorker(EnvWorker):
+    """An env group in a spawned process."""
+
+    _process: BaseProcess | None = None
+    _up = False
+    _pipe: Connection
+    _arrays: dict[str, np.ndarray]
+    _receiver: threading.Thread
+
+    def start(self) -> None:
+        self.incarnation += 1
+        self._up = False
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child_pipe = context.Pipe()
+        # The image size is not known yet; where the file lies only has to suit a usual one.
+        file = make_shared_file(2 * self.config.envs_per_worker * 512 * 512 * 3)
+        try:
+            process = context.Process(
+                target=_serve,
+                args=(child_pipe, file, self.config, self.chunk_size, self.seed),
+                name=f"env {self.index}",
+                daemon=False,  # daemonic processes may have no children
+            )
+            process.start()
+        except BaseException:
+            file.close()
+            raise
+        self._process = process
+        atexit.register(process.kill)  # else Python would wait for it, where nobody closed this worker
+        child_pipe.close()
+        self._receiver = threading.Thread(
+            target=self._receive,
+            args=(self.incarnation, self._pipe, process, file),
+            name=f"env {self.index} receiver",
+            daemon=True,
+        )
+        self._receiver.start()
+
+    def _receive(self, incarnation: int, pipe: Connection, process: BaseProcess, file: SharedFile) -> None:
+        instructions: tuple[str, ...] = ()
+        arrays: dict[str, np.ndarray] = {}
+        try:
+            while True:
+                message = pipe.recv()
+                if isinstance(message, _Ready):
+                    arrays = attach_arrays(file, _layout(message.description, self.chunk_size))
+                    if incarnation == self.incarnation:
+                        self._arrays, self._up = arrays, True
+                    self._emit(incarnation, Started(description=message.description))
+                elif isinstance(message, _Done):
+                    if message.instructions is not None:
+                        instructions = message.instructions
+                    fields = {name: arrays[name] for name in _RESULT_FIELDS}
+                    result = ShardResult(images=arrays["images"], instructions=instructions, **fields)
+                    reply = GroupReply(result=result, start=message.start, end=message.end, render=message.render)
+                    self._emit(incarnation, reply)
+                else:
+                    self._emit(incarnation, WorkerFault(error=message.cause()))
+                    return
+        except (EOFError, OSError):
+            process.join(CLOSE_TIMEOUT_S)
+            code = process.exitcode
+            how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
+            self._emit(incarnation, WorkerFault(error=RuntimeError(f"the process of env group {self.index} {how}")))
+        except Exception as error:  # the fault boundary of this thread
+            self._emit(incarnation, WorkerFault(error=error))
+        finally:
+            file.close()
+
+    def send(self, command: Command) -> None:
+        try:
+            if isinstance(command, Step):
+                self._arrays["actions"][:] = command.actions
+                self._arrays["active"][:] = command.active
+                self._pipe.send(_StepSent())
+            else:
+                self._pipe.send(command)
+        except OSError:
+            pass  # it died; the receiver has said so, or will
+
+    def kill(self) -> None:
+        self.incarnation += 1
+        process, self._process = self._process, None
+        if process is not None:
+            atexit.unregister(process.kill)
+            process.kill()
+            process.join(CLOSE_TIMEOUT_S)
+
+    def close(self) -> None:
+        if self._process is None:
+            return
+        self.incarnation += 1
+        if self._up:  # while it is being made, it does not listen
+            with contextlib.suppress(OSError):
+                self._pipe.send(None)
+            self._process.join(CLOSE_TIMEOUT_S)
+        self.kill()
+        self._receiver.join(CLOSE_TIMEOUT_S)
+        self._pipe.close()
+
+
+def _layout(description: EnvDescription, chunk_size: int) -> dict[str, ArrayLayout]:
+    slots = description.num_slots
+    return {
+        "images": ArrayLayout((slots, *description.image_shape), "uint8"),
+        "actions": ArrayLayout((slots, chunk_size, description.action_dim), "float32"),
+        "active": ArrayLayout((slots,), "bool"),
+        "rewards": ArrayLayout((slots,), "float32"),
+        "final_rewards": ArrayLayout((slots,), "float32"),
+        "num_steps": ArrayLayout((slots,), "int32"),
+        "terminated": ArrayLayout((slots,), "bool"),
+        "truncated": ArrayLayout((slots,), "bool"),
+    }
+
+
+def _serve(pipe: Connection, file: SharedFile, config: EnvConfig, chunk_size: int, seed: int) -> None:
+    """The child: carry out commands until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    group = None
+    try:
+        group = make_env_shard(config, chunk_size=chunk_size, seed=seed)
+        arrays = create_arrays(file, _layout(group.description, chunk_size))
+        pipe.send(_Ready(description=group.description))
+        instructions: tuple[str, ...] = ()
+        while (message := pipe.recv()) is not None:
+            if isinstance(message, Reset):
+                command: Command = message
+                changed = np.array(message.slots)
+            else:
+                command = Step(actions=arrays["actions"].copy(), active=arrays["active"].copy())
+                changed = np.flatnonzero(command.active)
+            reply = execute(group, command)
+            for name in _RESULT_FIELDS:
+                arrays[name][:] = getattr(reply.result, name)
+            arrays["images"][changed] = reply.result.images[changed]
+            news = None if reply.result.instructions == instructions else reply.result.instructions
+            instructions = reply.result.instructions
+            pipe.send(_Done(start=reply.start, end=reply.end, render=reply.render, instructions=news))
+    except (EOFError, BrokenPipeError):
+        pass  # the parent is gone
+    except BaseException as error:  # the fault boundary of this process
+        with contextlib.suppress(OSError):
+            pipe.send(_failed(error))
+    finally:
+        if group is not None:
+            group.close()
+
+
+def _failed(error: BaseException) -> _Failed:
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickled = pickle.dumps(error)
+    except Exception:
+        pickled = b""
+    return _Failed(error=pickled, text=f"{type(error).__name__}: {error}")

@@ -1,0 +1,154 @@
+"""Greedy evaluation of one checkpoint, apart from any training run (`python -m vla_train eval`).
+
+    OUTPUT/evaluation.json    what was asked for
+    OUTPUT/episodes.jsonl     one line per finished episode: an interrupted evaluation goes on from there
+    OUTPUT/results.json       rates with intervals, in all and per task
+    OUTPUT/videos/
+
+Invariant: all episodes in a folder were played by the same weights on the same env.
+"""
+
+import json
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vla_train.config import EvaluateConfig, RolloutConfig, config_to_json
+from vla_train.display import Display
+from vla_train.envs.workers import make_workers
+from vla_train.evaluation.display import evaluate_with_progress, show_evaluation
+from vla_train.evaluation.evaluate import EvaluationResult, summary
+from vla_train.interruption import Interruption
+from vla_train.pipeline.episodes import evaluation_episodes
+from vla_train.pipeline.rollout import Rollout
+from vla_train.pipeline.timeline import Timeline
+from vla_train.policy.checkpoint_name import require_checkpoint
+from vla_train.policy.simplevla_oft.build import build_policy
+from vla_train.trainer.checkpoint_folder import latest_checkpoint
+from vla_train.trainer.manifest import CheckpointError, verify_checkpoint
+
+_ENV_CAPACITY = ("num_workers", "envs_per_worker", "worker", "step_timeout_s", "max_restarts")
+"""Fields of `EnvConfig` that change how fast episodes are played, not what they are."""
+
+
+class CheckpointEvaluation:
+    """An evaluation, set up; `play` plays it and closes everything.
+
+    Args:
+        config: Which checkpoint, on which episodes. Results go to `config.output`, where an earlier part is kept.
+
+    Raises:
+        ValueError: There is no such checkpoint, it does not fit the env, or the output holds results of another evaluation.
+    """
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self.config = config
+        self.checkpoint, self.output = _find_checkpoint(config)
+        self._display = Display(config.display)
+        identity = _identity(config, self.checkpoint)
+        _require_same(self.output, identity)
+        with ExitStack() as undo:
+            self._display.line(f"{self.checkpoint}: starting {config.env.id}")
+            workers = make_workers(config.env, chunk_size=config.policy.chunk_size, seed=config.seed)
+            for worker in workers:
+                undo.callback(worker.close)
+            env = workers[0].description
+            self._mirrored_images = env.mirrored_images
+            self.episodes = evaluation_episodes(
+                env.task_ids, env.num_init_states, config.eval, train_fraction=config.train_fraction, seed=config.seed
+            )
+            policy = build_policy(
+                replace(config.policy, checkpoint=self.checkpoint, lora_rank=0),
+                action_low=env.action_low,
+                action_high=env.action_high,
+                suite=env.suite,
+                seed=config.seed,
+            )
+            self._rollout = Rollout(RolloutConfig(), policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
+            _claim(self.output, identity)
+            self._undo = undo.pop_all()
+
+    def play(self) -> EvaluationResult:
+        """Play what is missing, write and show the results. Ctrl-C and SIGTERM end it; what was played is kept.
+
+        Raises:
+            WorkerError: An env group failed more often than it may.
+            SystemExit: It was interrupted.
+        """
+        interruption = Interruption(lambda: None)
+        self._rollout.breakable = interruption.allowed
+        with self._undo, interruption.watch():
+            try:
+                result = evaluate_with_progress(
+                    self.episodes,
+                    self._rollout,
+                    self.config.eval,
+                    folder=self.output,
+                    mirrored_images=self._mirrored_images,
+                    display=self._display,
+                )
+            except KeyboardInterrupt:
+                self._display.line("interrupted; the same command goes on with the episodes that are missing")
+                raise SystemExit(130) from None
+        (self.output / "results.json").write_text(json.dumps(summary(result), indent=1) + "\n")
+        show_evaluation(self._display, result, title=self.checkpoint)
+        self._display.line(f"results: {self.output}/results.json, videos: {self.output}/videos")
+        return result
+
+
+def _find_checkpoint(config: EvaluateConfig) -> tuple[str, Path]:
+    """The policy's folder or hub id, and where results go."""
+    named = Path(config.checkpoint)
+    found = latest_checkpoint(named) if (named / "checkpoints").is_dir() else named
+    if found is None:
+        raise ValueError(f"{named} holds no complete checkpoint")
+    require_checkpoint(str(found))
+    if not found.exists():
+        return config.checkpoint, config.output or Path("evaluations") / config.checkpoint.replace("/", "--")
+    found = found.resolve()
+    step = found.parent if found.name == "policy" else found
+    if step.parent.name != "checkpoints":
+        return str(found), config.output or found.parent / f"{found.name}-evaluation"
+    try:
+        verify_checkpoint(step)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
+    return str(step / "policy"), config.output or step.parent.parent / "evaluations" / step.name
+
+
+def _identity(config: EvaluateConfig, checkpoint: str) -> dict[str, Any]:
+    """What all episodes of one evaluation have in common. How many are played is free: more can be added."""
+    asked = config_to_json(config)
+    weights = sorted(Path(checkpoint).glob("*.safetensors"))
+    return {
+        "checkpoint": checkpoint,
+        "weights": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in weights},
+        "env": {name: value for name, value in asked["env"].items() if name not in _ENV_CAPACITY},
+        "policy": asked["policy"],
+        "seed": config.seed,
+        "train_fraction": config.train_fraction,
+    }
+
+
+def _require_same(output: Path, identity: dict[str, Any]) -> None:
+    file = output / "evaluation.json"
+    if not file.exists():
+        return
+    try:
+        held = json.loads(file.read_text())
+    except json.JSONDecodeError:  # cut short
+        return
+    for name, value in identity.items():
+        if held.get(name) != value:
+            raise ValueError(
+                f"{output} holds results of another evaluation (other {name}, see {file}): choose another --output or delete it"
+            )
+
+
+def _claim(output: Path, identity: dict[str, Any]) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "evaluation.json").write_text(json.dumps(identity, indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(f"results cannot be written to {output}: {error.strerror or error}; choose another output") from error

@@ -1,0 +1,156 @@
+"""Builds the policy that a run asks for: a checkpoint, or random weights of a named size.
+
+What a published checkpoint does not say (its statistics, its gripper, JPEG) is settled here, and said in the log.
+"""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from vla_train.config import PolicyConfig
+from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics, select_statistics
+from vla_train.policy.simplevla_oft.checkpoint import STATISTICS_FILE, json_bytes, json_object
+from vla_train.policy.simplevla_oft.config import Gripper, SimpleVLAOFTConfig, named_config
+from vla_train.policy.simplevla_oft.images import settings_from_json, settings_to_json
+from vla_train.policy.simplevla_oft.lora import add_lora
+from vla_train.policy.simplevla_oft.model import SimpleVLAOFT
+from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
+from vla_train.policy.simplevla_oft.prompts import TOKENIZER_FILE, PromptEncoder
+from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
+
+_log = logging.getLogger(__name__)
+_PREPROCESSOR_FILE = "preprocessor_config.json"
+
+
+def build_policy(
+    config: PolicyConfig, *, action_low: np.ndarray, action_high: np.ndarray, suite: str | None, seed: int
+) -> SimpleVLAOFTPolicy:
+    """The policy a run asks for: a checkpoint, or random weights of a named size.
+
+    Args:
+        config: Which model, and how it runs.
+        action_low: (A,) bounds of the env's actions; with random weights the bins cover them.
+        action_high: (A,).
+        suite: Benchmark suite, which picks a checkpoint's action statistics.
+        seed: Of random weights.
+
+    Raises:
+        ValueError: The checkpoint cannot be read, or does not fit the env or the config; the message says where.
+    """
+    device = torch.device(_auto_device() if config.device == "auto" else config.device)
+    dtype_name = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    dtype = torch.bfloat16 if dtype_name == "bfloat16" else torch.float32
+    if config.checkpoint is None:
+        model, tokenizer = _random_model(config, action_low, action_high, suite=suite, seed=seed, dtype=dtype, device=device)
+    else:
+        model = SimpleVLAOFT.from_pretrained(config.checkpoint, dtype=dtype, device=device)
+        if TOKENIZER_FILE not in model.companion_files:
+            raise ValueError(f"{config.checkpoint} has no {TOKENIZER_FILE}: without it prompts cannot be encoded")
+        tokenizer = model.companion_files[TOKENIZER_FILE]
+    if model.config.chunk_size != config.chunk_size:
+        raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {model.config.chunk_size} actions")
+    prompts = PromptEncoder.from_json(tokenizer, model.config)
+    name = _statistics_name(config, model.config, suite=suite)
+    preprocessor = model.companion_files.get(_PREPROCESSOR_FILE)
+    images = settings_from_json(
+        {} if preprocessor is None else json_object(preprocessor, name=_PREPROCESSOR_FILE),
+        image_size=model.config.image_size,
+        jpeg=_jpeg(config, model.config, dataset=name),
+    )
+    model.companion_files.setdefault(_PREPROCESSOR_FILE, json_bytes(settings_to_json(images)))
+    codec = _codec(config, model.config, dataset=name, action_dim=len(action_low))
+    model.config = replace(model.config, gripper=codec.gripper, jpeg=images.jpeg)  # saved checkpoints say what was settled here
+    if config.lora_rank:
+        add_lora(model, config.lora_rank, layers=model.adaptable_layers, seed=seed)
+    model.activation_checkpointing = config.activation_checkpointing
+    return SimpleVLAOFTPolicy(model, prompts=prompts, images=images, codec=codec, graphs=config.compile, fp8=config.fp8)
+
+
+def _auto_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _random_model(
+    config: PolicyConfig,
+    action_low: np.ndarray,
+    action_high: np.ndarray,
+    *,
+    suite: str | None,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[SimpleVLAOFT, bytes]:
+    """An untrained model whose bins cover the env's actions, and its tokenizer."""
+    tokenizer = small_tokenizer()
+    statistics = ActionStatistics.from_bounds(action_low, action_high)
+    shape = named_config(
+        config.size,
+        num_text_tokens=tokenizer.get_vocab_size(),
+        prompt_end_token_id=PROMPT_END_ID,
+        chunk_size=config.chunk_size,
+        action_dim=len(action_low),
+    )
+    name = "actions" if suite is None else f"{suite}_no_noops"
+    shape = replace(shape, gripper=None, jpeg=False, norm_stats={name: statistics.to_json()})
+    model = SimpleVLAOFT.from_random(shape, seed=seed, dtype=dtype, device=device)
+    content = tokenizer.to_str().encode()
+    model.companion_files[TOKENIZER_FILE] = content
+    return model, content
+
+
+def _statistics_name(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, suite: str | None) -> str:
+    if not shape.norm_stats:
+        raise ValueError(f"{config.checkpoint} has no action statistics: {STATISTICS_FILE} is missing or empty")
+    return select_statistics(shape.norm_stats, key=config.statistics_key, suite=suite)
+
+
+def _jpeg(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, dataset: str) -> bool:
+    """What the config says, else what the checkpoint says, else whether its dataset is one that was published as JPEG."""
+    if config.jpeg != "auto":
+        return config.jpeg == "on"
+    if shape.jpeg is not None:
+        return shape.jpeg
+    is_published = dataset.startswith("libero_") and dataset.endswith("_no_noops")
+    _log.info("images %s JPEG, by the name of dataset %s", "pass through" if is_published else "do not pass through", dataset)
+    return is_published
+
+
+def _codec(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, dataset: str, action_dim: int) -> ActionCodec:
+    statistics = ActionStatistics.from_json(shape.norm_stats[dataset], name=dataset)
+    if not len(statistics.low) == shape.action_dim == action_dim:
+        raise ValueError(
+            f"the env has {action_dim} action dimensions, the model {shape.action_dim}, its statistics {dataset!r} "
+            f"{len(statistics.low)}"
+        )
+    return ActionCodec(
+        statistics=statistics,
+        gripper=_gripper(config, shape, statistics, dataset=dataset),
+        chunk_size=shape.chunk_size,
+        vocab_end=shape.pad_token_id,
+        num_bins=shape.num_bins,
+    )
+
+
+def _gripper(config: PolicyConfig, shape: SimpleVLAOFTConfig, statistics: ActionStatistics, *, dataset: str) -> Gripper:
+    """What the config says, else what the checkpoint says, else what its statistics leave no doubt of."""
+    if config.gripper != "auto":
+        return "libero" if config.gripper == "libero" else None
+    if shape.gripper != "unknown":
+        return shape.gripper
+    if statistics.mask.all():
+        return None
+    is_libero_data = (
+        dataset.startswith("libero_")
+        and not statistics.mask[-1]
+        and statistics.mask[:-1].all()
+        and (statistics.low[-1], statistics.high[-1]) == (0.0, 1.0)
+    )
+    if not is_libero_data:
+        raise ValueError(
+            f"the checkpoint does not say how dataset {dataset!r} stores the gripper, and its statistics leave it as it is: "
+            "set policy.gripper to libero (0 close .. 1 open) or none (already the env's own values)"
+        )
+    _log.info("gripper of %s: stored as 0 close .. 1 open, played as LIBERO's +1 close, -1 open", dataset)
+    return "libero"

@@ -1,0 +1,226 @@
+"""SimpleVLA-OFT in this process: decides for mixed batches of rows, and recomputes log-probs with gradients.
+
+Sampling and training share every step from pixels to log-probs (`preprocess`, the model, `action_logprobs`), so the log-probs
+of unchanged weights agree to floating-point error. Softmax, log-probs and entropy are float32 over the action bins. With FP8,
+sampling alone multiplies quantised weights; the log-probs that it returns are those of the distribution it drew from.
+
+B rows, L prompt ids, T = K * A action tokens.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_train.policy.cuda_graphs import GraphedFunction
+from vla_train.policy.simplevla_oft import SimpleVLAOFT
+from vla_train.policy.simplevla_oft.action_tokens import ActionCodec
+from vla_train.policy.simplevla_oft.fp8 import fp8_copy, quantise
+from vla_train.policy.simplevla_oft.images import ImageSettings, preprocess
+from vla_train.policy.simplevla_oft.prompts import PromptEncoder
+from vla_train.types import Observation, PolicyOutput
+
+_log = logging.getLogger(__name__)
+_PREPROCESSOR_FILE = "preprocessor_config.json"
+_LENGTH_BUCKET = 8
+"""Where shapes are compiled, rows of different length are padded until this divides the number of their positions: few
+shapes, and the alignment that masked attention wants."""
+
+
+def action_logprobs(logits: Tensor, temperature: Tensor | float) -> Tensor:
+    """Float32 log-probabilities over the last dimension at a temperature."""
+    return torch.log_softmax(logits.float() / temperature, dim=-1)
+
+
+def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
+    """Indices (...) drawn from (..., bins) by inverting the cumulative distribution at `uniforms` (...) in [0, 1)."""
+    cumulative = logprobs.exp().cumsum(-1)
+    threshold = uniforms.unsqueeze(-1) * cumulative[..., -1:]
+    return (cumulative <= threshold).sum(-1).clamp_(max=logprobs.shape[-1] - 1)
+
+
+def batch_bucket(num_rows: int) -> int:
+    """The batch size to pad to where shapes are compiled: at most an eighth more rows, few different sizes."""
+    step = 1 << max(0, (num_rows - 1).bit_length() - 4)
+    return -(-num_rows // step) * step
+
+
+class SimpleVLAOFTPolicy:
+    """A `TrainablePolicy`: see `vla_train.policy.base`."""
+
+    def __init__(
+        self,
+        model: SimpleVLAOFT,
+        *,
+        prompts: PromptEncoder,
+        images: ImageSettings,
+        codec: ActionCodec,
+        graphs: bool,
+        fp8: bool,
+    ) -> None:
+        """`graphs`: compile the blocks and replay `act` as CUDA graphs (only CUDA has them), for fixed shapes. `fp8`: sample
+        with quantised weights."""
+        self.model = model
+        self._prompts = prompts
+        self._images = images
+        self._codec = codec
+        self._compute_dtype = model.dtype
+        self._one_dtype = all(parameter.dtype == model.dtype for parameter in model.parameters())
+        self._buckets = graphs
+        self._sampler = fp8_copy(model) if fp8 else model
+        """The module that `act` runs."""
+        if graphs:
+            for module in {model, self._sampler}:
+                module.compile_blocks()
+        on_cuda = model.device.type == "cuda"
+        self._sample = GraphedFunction(self._decide, self._sampler) if graphs and on_cuda else self._decide
+        self.version = 0
+
+    @property
+    def version(self) -> int:
+        """Of the weights: how many updates have changed them. Whoever changes weights sets it, even to the same number."""
+        return self._version
+
+    @version.setter
+    def version(self, version: int) -> None:
+        self._version = version
+        self._quantised = False
+
+    @property
+    def chunk_size(self) -> int:
+        return self.model.config.chunk_size
+
+    @property
+    def action_dim(self) -> int:
+        return self.model.config.action_dim
+
+    @property
+    def codec(self) -> ActionCodec:
+        """Tokens to actions and back: supervised training needs it too."""
+        return self._codec
+
+    @torch.no_grad()
+    def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
+        """Decide for B rows; see `Policy.act`."""
+        num_rows, num_tokens = len(observation), self.model.config.num_action_tokens
+        if uniforms is not None and uniforms.shape != (num_rows, num_tokens):
+            raise ValueError(f"uniforms must be ({num_rows}, {num_tokens}), got {uniforms.shape}")
+        if self._sampler is not self.model and not self._quantised:
+            quantise(self.model, self._sampler)
+            self._quantised = True
+        padding = batch_bucket(num_rows) - num_rows if self._buckets else 0
+        rows = np.concatenate([np.arange(num_rows), np.zeros(padding, int)]) if padding else None
+        frames = observation.images if rows is None else observation.images[rows]
+        instructions = observation.instructions + observation.instructions[:1] * padding
+        numbers = None
+        if uniforms is not None:
+            numbers = self._to_device(np.asarray(uniforms if rows is None else uniforms[rows], np.float32))
+        with self._beside_simulators():
+            indices, logprobs = self._sample(
+                self._to_device(frames),
+                *self._prompt_tensors(instructions),
+                numbers,
+                torch.tensor(temperature, device=self.device),
+            )
+        token_ids = indices[:num_rows].cpu().numpy().astype(np.int32) + self.model.config.first_action_id
+        chosen = logprobs[:num_rows].cpu().numpy()
+        if not np.isfinite(chosen).all():
+            raise RuntimeError(f"the policy's log-probs are not finite at version {self.version}: its weights have diverged")
+        return PolicyOutput(
+            actions=self._codec.decode(token_ids),
+            token_ids=token_ids,
+            logprobs=chosen,
+            policy_version=self.version,
+        )
+
+    def evaluate_tokens(self, observation: Observation, token_ids: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies (R, T) float32 with gradients, never in FP8; see `TrainablePolicy.evaluate_tokens`."""
+        config = self.model.config
+        expected = (len(observation), config.num_action_tokens)
+        if tuple(token_ids.shape) != expected:
+            raise ValueError(f"token_ids must be {expected}, got {tuple(token_ids.shape)}")
+        frames = self._to_device(observation.images)
+        prompts = self._prompt_tensors(observation.instructions)
+        logprobs = action_logprobs(self._logits(self.model, frames, *prompts), temperature)
+        indices = token_ids.to(self.device, torch.long) - config.first_action_id
+        entropies = -(logprobs.exp() * logprobs).sum(-1)
+        return logprobs.gather(-1, indices[..., None]).squeeze(-1), entropies
+
+    def trainable_module(self) -> SimpleVLAOFT:
+        return self.model
+
+    def load_weights(self, weights: Mapping[str, Tensor], *, version: int) -> None:
+        """Copy weights by parameter name, at least all trainable ones; see `RolloutPolicy.load_weights`.
+
+        Raises:
+            ValueError: A name is unknown or missing, or a shape differs; nothing has changed then.
+        """
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in weights.items():
+            if name not in parameters:
+                raise ValueError(f"weights hold {name}, which this policy does not have")
+            if tensor.shape != parameters[name].shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(parameters[name].shape)}")
+        missing = [name for name, parameter in parameters.items() if parameter.requires_grad and name not in weights]
+        if missing:
+            raise ValueError(f"weights lack {len(missing)} trainable parameters, the first is {missing[0]}")
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                parameters[name].copy_(tensor)
+        self.version = version
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write a checkpoint in the published layout, adapters merged."""
+        self.model.save_pretrained(folder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def _decide(
+        self, frames: Tensor, prompt_ids: Tensor, mask: Tensor | None, uniforms: Tensor | None, temperature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Bin indices and log-probs (B, T) of B frames (B, H, W, 3)."""
+        logprobs = action_logprobs(self._logits(self._sampler, frames, prompt_ids, mask), temperature)
+        indices = logprobs.argmax(-1) if uniforms is None else draw(logprobs, uniforms)
+        return indices, logprobs.gather(-1, indices[..., None]).squeeze(-1)
+
+    def _logits(self, model: SimpleVLAOFT, frames: Tensor, prompt_ids: Tensor, mask: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            pixel_values = preprocess(frames, self._images)
+        with self._autocast():
+            return model(pixel_values, prompt_ids, mask)
+
+    @contextlib.contextmanager
+    def _beside_simulators(self) -> Iterator[None]:
+        """On a CPU, sample with half of the cores: a team of threads goes at the pace of the one that simulators put aside."""
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1:
+            yield
+            return
+        torch.set_num_threads(max(1, threads // 2))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Compute in the dtype the weights came in, where some are kept more precisely (adapters, master weights)."""
+        if self._one_dtype and self.model.dtype == self._compute_dtype:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self._compute_dtype, cache_enabled=torch.is_grad_enabled())
+
+    def _prompt_tensors(self, instructions: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
+        config = self.model.config
+        ids, mask = self._prompts.batch(
+            instructions,
+            multiple_of=_LENGTH_BUCKET if self._buckets else 1,
+            beside=config.num_patches + config.num_action_tokens + 1,
+        )
+        return ids.to(self.device, non_blocking=True), None if mask is None else mask.to(self.device, non_blocking=True)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)

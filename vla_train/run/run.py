@@ -1,0 +1,401 @@
+"""One training run: the parts that the loop moves, and what is kept of them in the run's folder.
+
+    RUN/config.json  metrics.jsonl  tensorboard/    what was asked for, and the curves
+    RUN/checkpoints/step_000010/                    everything needed to go on (see trainer.checkpoint)
+    RUN/evaluations/iteration_000010/               episodes.jsonl and videos/
+    RUN/timeline/iteration_000010.png, .json.gz     who worked when; the second one opens in Perfetto
+
+Invariant: what the folder says of iteration i was computed by the weights after i updates, also after a resume.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from rich.markup import escape
+
+from vla_train.algo.filters import has_signal
+from vla_train.config import PolicyConfig, TrainConfig, config_to_json
+from vla_train.display import Display
+from vla_train.envs.workers import make_workers
+from vla_train.evaluation.display import evaluate_with_progress, show_evaluation
+from vla_train.evaluation.evaluate import EvaluationResult, summary
+from vla_train.pipeline.episodes import PromptStream, evaluation_episodes
+from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
+from vla_train.pipeline.rollout_result import combine_stats
+from vla_train.pipeline.timeline import Timeline
+from vla_train.policy.base import RolloutPolicy
+from vla_train.policy.checkpoint_name import require_checkpoint
+from vla_train.policy.simplevla_oft.build import build_policy
+from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
+from vla_train.run.identity import require_same_run
+from vla_train.run.lock import lock_run
+from vla_train.run.tracking import RunLog
+from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, save_checkpoint
+from vla_train.trainer.checkpoint_folder import latest_checkpoint, list_checkpoints
+from vla_train.trainer.parallel import Ranks, share_of_rank, useful_slots
+from vla_train.trainer.trainer import Trainer, UpdateMetrics
+from vla_train.types import EpisodeSpec, Group
+
+
+class Run:
+    """A run, set up or resumed; `close` ends it.
+
+    Args:
+        config: What to train, where, and how.
+        ranks: Who else trains. Each rank has env groups and a sampling policy of its own, and plays its share of the groups.
+        display: Where progress is shown.
+
+    Raises:
+        ValueError: It cannot work as configured, or its folder cannot be written to.
+    """
+
+    def __init__(self, config: TrainConfig, *, ranks: Ranks, display: Display) -> None:
+        self.config = config
+        self.ranks = ranks
+        self.display = display
+        self.timeline = Timeline()
+        self.done = 0
+        """Iterations done."""
+        self._score: float | None = None
+        """Success rate of the evaluation at `done`."""
+        self._saved = 0
+        """Iterations done at the newest checkpoint."""
+        self._rollout_config = share_of_rank(config.rollout, ranks)
+        self._next: Future[RolloutResult] | None = None
+        self._before_next: dict[str, Any] | None = None
+        """State of rollout and prompts before the rollout that is under way in the background."""
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="next-rollout")
+        self._breakable: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._began = time.perf_counter()
+        self._show_rollout: Callable[[RolloutProgress], None] = _show_nothing
+        self._unlock: Callable[[], None] = lambda: None
+
+        if config.policy.checkpoint is not None:
+            require_checkpoint(config.policy.checkpoint)
+        if list_checkpoints(config.output):
+            require_same_run(config)
+        with ExitStack() as undo:
+            if ranks.rank == 0 and not config.output.exists():
+                undo.callback(shutil.rmtree, config.output, ignore_errors=True)
+            if ranks.rank == 0:
+                self._unlock = lock_run(config.output)
+                undo.callback(self._unlock)
+                prepare_run(config.output)
+            self._set_up(undo)
+            undo.pop_all()
+
+    def _set_up(self, undo: ExitStack) -> None:
+        config, ranks = self.config, self.ranks
+        env = useful_slots(config.env, self._rollout_config) if ranks.size > 1 else config.env
+        self.display.line(
+            f"[bold]{escape(str(config.output))}[/bold]: "
+            f"starting {env.num_workers} workers of {env.envs_per_worker} {env.id} envs"
+        )
+        workers = make_workers(env, chunk_size=config.policy.chunk_size, seed=config.seed + 1000 * ranks.rank)
+        for worker in workers:
+            undo.callback(worker.close)
+        self.env = workers[0].description
+        # Nobody may sample from weights that change, or that are spread over ranks or machines.
+        apart = self._rollout_config.max_staleness > 0 or ranks.size > 1 or config.policy.worker == "ray"
+        policy = self._policy_factory(replace(config.policy, fp8=False) if apart else config.policy)()
+        self.policy = self._build_sampler(use_gpu=policy.device.type == "cuda") if apart else policy
+        self.rollout = Rollout(
+            self._rollout_config, policy=self.policy, workers=workers, timeline=self.timeline, seed=config.seed
+        )
+        self.trainer = Trainer(
+            config.optim,
+            config.algo,
+            policy=policy,
+            temperature=config.rollout.temperature,
+            timeline=self.timeline,
+            seed=config.seed,
+            ranks=ranks,
+        )
+        prepare_run(
+            config.output, trainer=self.trainer, rollout_bytes=self.rollout.max_state_bytes, keep=config.keep_checkpoints
+        )
+        self._prompts = PromptStream(
+            self.env.task_ids,
+            self.env.num_init_states,
+            group_size=config.rollout.group_size,
+            train_fraction=config.train_fraction,
+            seed=config.seed,
+        )
+        self._evaluation_episodes = self._plan_evaluation()
+        resumed = self._restore()
+        self.trainer.push_weights(self.policy)
+        self._log = self._open_log(resumed) if ranks.rank == 0 else None
+        self._show_set_up(policy)
+
+    def _show_set_up(self, policy: SimpleVLAOFTPolicy) -> None:
+        config, (height, width, _) = self.config, self.env.image_shape
+        weights = sum(parameter.numel() for parameter in policy.model.parameters())
+        left = (
+            f"{config.iterations - self.done} iterations to do" if not self.complete else f"{self.done} iterations done already"
+        )
+        self.display.line(
+            f"set up in {time.perf_counter() - self._began:.1f} s: {len(self.env.task_ids)} tasks, images {width}x{height}, "
+            f"policy of {weights / 1e6:.3g} M weights on {policy.device}; {left}, "
+            f"each of {config.rollout.groups_per_iteration} groups of {config.rollout.group_size} episodes"
+        )
+
+    def allow_breaking_off(self, breakable: Callable[[], AbstractContextManager[None]]) -> None:
+        """Enter `breakable()` wherever a signal may break off what is under way, and nothing is lost; see `interruption`."""
+        self._breakable = self.rollout.breakable = breakable
+
+    # --- an iteration
+
+    @property
+    def complete(self) -> bool:
+        """Whether all iterations are done."""
+        return self.done >= self.config.iterations
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the present weights are to be evaluated."""
+        every = self.config.eval.every
+        return every > 0 and self.done > 0 and (self.done % every == 0 or self.complete) and self._score is None
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the present state is to be saved."""
+        return self.done > self._saved and (self.done % self.config.checkpoint_every == 0 or self.complete)
+
+    def collect(self) -> RolloutResult:
+        """Play the groups of the next iteration, or wait for those that are being played in the background."""
+        self._began = time.perf_counter()
+        with self.display.phase("rollout", total=self._rollout_config.groups_per_iteration, unit="groups with signal") as show:
+            self._show_rollout = lambda progress: show(progress.kept, _status(progress))
+            try:
+                if self._next is None:
+                    self._push_weights()
+                    return self._play()
+                with self._breakable():
+                    result = self._next.result()
+            finally:
+                self._show_rollout = _show_nothing
+        self._next = self._before_next = None
+        return result
+
+    def begin_next(self) -> None:
+        """Let the env groups work while the model trains: resets, or with `max_staleness` the whole next rollout."""
+        if self.done + 1 >= self.config.iterations:
+            return
+        if self._rollout_config.max_staleness > 0:
+            self._push_weights()
+            self.rollout.release()  # the update that follows ends, or nothing is saved any more
+            self._before_next = self._rollout_state()
+            self._next = self._background.submit(self._play)
+        else:
+            self.rollout.prefetch(self._own_prompts())
+
+    def update(self, groups: tuple[Group, ...]) -> UpdateMetrics:
+        """Train on the groups."""
+        rows = sum(len(trajectory) for group in groups for trajectory in group.trajectories)
+        with self.display.phase("update", total=max(1, rows * self.config.optim.epochs), unit="chunks") as show:
+            metrics = self.trainer.update(groups, iteration=self.done, on_progress=lambda done, total: show(done, ""))
+        if self._next is None:
+            self.rollout.release()
+        self.done += 1
+        self._score = None
+        return metrics
+
+    def _push_weights(self) -> None:
+        """Let the next decisions be taken by the newest weights; nobody may be sampling."""
+        if self.policy.version != self.trainer.version:
+            self.trainer.push_weights(self.policy)
+
+    def record(self, result: RolloutResult, update: UpdateMetrics) -> None:
+        """Write down and show what the iteration did."""
+        stats, ended = combine_stats(self.ranks.gather_objects(result.stats)), time.perf_counter()
+        if self._log is None:
+            return
+        speed = "played before"
+        if stats.decisions:
+            speed = f"{stats.decisions_per_s:.1f} chunks/s, overlap {stats.overlap_efficiency:.2f}"
+        values = {f"rollout/{name}": value for name, value in asdict(stats).items()}
+        values |= {"rollout/decisions_per_s": stats.decisions_per_s, "rollout/rows_per_batch": stats.rows_per_batch}
+        values |= {f"update/{name}": value for name, value in asdict(update).items()}
+        values |= {"update/chunks_per_s": update.chunks_per_s, "time/iteration_s": ended - self._began}
+        self._log.log("iteration", self.done, values)
+        self.display.line(
+            f"iteration {self.done}/{self.config.iterations}  success {stats.success_rate:.0%}  "
+            f"groups {stats.groups_kept} with signal, {stats.groups_rejected} without  "
+            f"{speed}  "
+            + (
+                f"update {update.duration_s:.1f} s  entropy {update.entropy:.2f}  KL {update.approx_kl:.1e}"
+                if update.updates
+                else "[yellow]no group with signal[/yellow]: in each, all episodes did equally well; weights unchanged"
+            )
+        )
+        if stats.worker_restarts:
+            self.display.line(
+                f"  [yellow]{stats.worker_restarts} env groups restarted, {stats.episodes_requeued} episodes replayed[/yellow]"
+            )
+        if self.checkpoint_due:
+            name = self.config.output / "timeline" / f"iteration_{self.done:06d}"
+            self.timeline.write_chrome_trace(name.with_suffix(".json.gz"), since=self._began)
+            title = f"iteration {self.done}: {speed}"
+            self.timeline.plot(name.with_suffix(".png"), since=self._began, until=ended, title=title)
+
+    def evaluate(self) -> EvaluationResult:
+        """Play the evaluation episodes greedily, with the trained weights; each rank plays its share."""
+        if self._next is not None:
+            with self._breakable():
+                self._next.result()
+        self._push_weights()
+        folder = self.config.output / "evaluations" / f"iteration_{self.done:06d}"
+        mine = self._evaluation_episodes[self.ranks.rank :: self.ranks.size]
+        self.display.line(f"evaluating: {len(self._evaluation_episodes)} greedy episodes")
+        result = evaluate_with_progress(
+            mine,
+            self.rollout,
+            self.config.eval,
+            folder=folder if self.ranks.rank == 0 else folder / f"rank_{self.ranks.rank}",
+            mirrored_images=self.env.mirrored_images,
+            display=self.display,
+        )
+        parts = self.ranks.gather_objects(result.episodes)
+        result = EvaluationResult(episodes=tuple(episode for part in parts for episode in part))
+        self._score = result.success_rate
+        self._saved = min(self._saved, self.done - 1)  # a checkpoint of these weights does not know their score
+        if self._log is not None:
+            self._log.log("eval", self.done, {**summary(result), "folder": str(folder.relative_to(self.config.output))})
+            show_evaluation(self.display, result, title=f"evaluation after iteration {self.done}; videos in {folder}/videos")
+        return result
+
+    def show_end(self) -> None:
+        """Say where everything is, and whether anything was learnt."""
+        if self.trainer.num_updates == 0:
+            self.display.line(
+                "[yellow]nothing was learnt[/yellow]: no group of any iteration had a signal, so the weights are those of the "
+                "start. A policy that sometimes succeeds (policy.checkpoint), or easier tasks, would give signals."
+            )
+        output = escape(str(self.config.output))
+        self.display.line(f"done: {output}. Look at it: python -m vla_train report {output}")
+
+    # --- what outlives the process
+
+    def save(self) -> None:
+        """Write a checkpoint of the present state.
+
+        Raises:
+            CheckpointError: It could not be written; older ones are as they were.
+        """
+        state = self._before_next or self._rollout_state()
+        path = save_checkpoint(
+            self.config.output,
+            iteration=self.done,
+            trainer=self.trainer,
+            rollout_state=state["rollout"],
+            extra={"next_group_ids": self.ranks.gather_objects(state["next_group_id"])},
+            score=self._score,
+            keep=self.config.keep_checkpoints,
+        )
+        self._saved = self.done
+        self.display.line(f"checkpoint: {escape(str(path))}")
+
+    def close(self) -> None:
+        """End env groups and trackers; a rollout under way is broken off."""
+        self.rollout.close()
+        self._background.shutdown()
+        if self._log is not None:
+            self._log.close()
+        self._unlock()
+
+    def _rollout_state(self) -> dict[str, Any]:
+        return {"rollout": self.rollout.state_dict(), "next_group_id": self._prompts.next_group_id}
+
+    def _restore(self) -> bool:
+        """Go on from the newest checkpoint; returns whether there is one."""
+        newest = latest_checkpoint(self.config.output) if self.ranks.rank == 0 else None
+        path = self.ranks.gather_objects(newest)[0]  # one reads it all to see whether it is whole, and all go on from the same
+        if path is None and (damaged := list_checkpoints(self.config.output)):
+            raise ValueError(
+                f"all checkpoints in {damaged[0].parent} are damaged: restore one, or delete them all to start again, "
+                "which deletes the run's records too"
+            )
+        if path is not None:
+            checkpoint = load_checkpoint(path, trainer=self.trainer)
+            next_group_ids = checkpoint.extra["next_group_ids"]
+            if len(next_group_ids) != self.ranks.size:
+                raise ValueError(
+                    f"{path} was written by {len(next_group_ids)} ranks: go on with as many, not {self.ranks.size}"
+                )
+            self.done = self._saved = checkpoint.iteration
+            self._score = checkpoint.score
+            self._prompts.next_group_id = next_group_ids[self.ranks.rank]
+            if self.ranks.rank == 0:
+                self.rollout.load_state_dict(checkpoint.rollout_state)
+            self.display.line(f"going on from {escape(str(path))}, iteration {self.done} of {self.config.iterations}")
+        if self.ranks.rank == 0:
+            for folder in (self.config.output / "evaluations").glob("iteration_*"):
+                number = re.fullmatch(r"iteration_(\d+)", folder.name)
+                if number and int(number[1]) > self.done:  # by weights that were lost
+                    shutil.rmtree(folder)
+        return path is not None
+
+    def _open_log(self, resumed: bool) -> RunLog:
+        return RunLog(
+            self.config.output,
+            trackers=self.config.trackers,
+            config=config_to_json(self.config),
+            resume_iteration=self.done if resumed else None,
+        )
+
+    # --- parts
+
+    def _build_sampler(self, *, use_gpu: bool) -> RolloutPolicy:
+        factory = self._policy_factory(self.config.policy)
+        if self.config.policy.worker == "ray":
+            from vla_train.distributed.ray import make_rollout_policy
+
+            return make_rollout_policy(factory, replicas=self.config.policy.replicas, use_gpu=use_gpu)
+        return factory()
+
+    def _policy_factory(self, config: PolicyConfig) -> Callable[[], SimpleVLAOFTPolicy]:
+        return partial(
+            build_policy,
+            config,
+            action_low=self.env.action_low,
+            action_high=self.env.action_high,
+            suite=self.env.suite,
+            seed=self.config.seed,
+        )
+
+    def _plan_evaluation(self) -> list[EpisodeSpec]:
+        if self.config.eval.every == 0:
+            return []
+        return evaluation_episodes(
+            self.env.task_ids,
+            self.env.num_init_states,
+            self.config.eval,
+            train_fraction=self.config.train_fraction,
+            seed=self.config.seed,
+        )
+
+    def _play(self) -> RolloutResult:
+        def keep(group: Group) -> bool:
+            return has_signal(group, self.config.rollout, self.config.algo)
+
+        return self.rollout.collect(self._own_prompts(), keep, lambda progress: self._show_rollout(progress))
+
+    def _own_prompts(self) -> Iterator[tuple[EpisodeSpec, ...]]:
+        """This rank's part of the stream: every rank draws the same prompts and plays those whose turn is its own."""
+        return (prompt for prompt in self._prompts if prompt[0].group_id % self.ranks.size == self.ranks.rank)
+
+
+def _show_nothing(progress: RolloutProgress) -> None:
+    pass
+
+
+def _status(progress: RolloutProgress) -> str:
+    played = f"{progress.episodes} episodes and {progress.consumed} groups played"
+    return f"{progress.decisions} chunks at {progress.decisions_per_s:.1f}/s, {played}"
