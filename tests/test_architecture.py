@@ -3,16 +3,19 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+from vla_train.registry import ESTIMATORS, LOSSES, POLICIES, Entry, load
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vla_envs", "vla_train")
 BUILD_SCRIPT = "vla_envs.hatch_build"
 
 RANKS = (
-    ("vla_train.types", "vla_train.config"),
+    ("vla_train.types", "vla_train.registry", "vla_train.config"),
     ("vla_train.policy", "vla_train.algo"),
     ("vla_train.envs", "vla_train.pipeline", "vla_train.trainer", "vla_train.distributed"),
     (),  # `loop` and what it moves: run, evaluation, display, report
@@ -155,6 +158,13 @@ def test_no_import_hides_in_a_string():
         if any(isinstance(argument, ast.Constant | ast.JoinedStr) for argument in node.args)
     ]
     assert hidden == []
+
+
+@pytest.mark.parametrize("table", [POLICIES, ESTIMATORS, LOSSES])
+def test_whatever_has_a_name_is_there(table: Mapping[str, Entry]):
+    """These imports are strings: they keep what the command line reads light."""
+    assert all(callable(load(name, table, option="name")) for name in table)
+    assert all(entry.function.partition(":")[0] in MODULES for entry in table.values())
 
 
 @pytest.mark.parametrize("module", ["vla_train", "vla_train.config", "vla_train.recipes", "vla_train.cli", "vla_envs"])

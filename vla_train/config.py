@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from vla_train.registry import ESTIMATORS, LOSSES, POLICIES, require_known
+
 _Config = TypeVar("_Config")
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
@@ -68,29 +70,31 @@ class EnvConfig:
     kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
     """Arguments of the env, values JSON or text, such as suite=libero_10 task_ids=[0,3]; they replace all defaults shown."""
     num_workers: int = 2
-    """Env groups that take turns with the policy: with 2 or more, one simulates while the policy decides for another."""
+    """Env workers, each with envs of its own: with 2 or more, one simulates while the policy decides for another."""
     envs_per_worker: int = 4
-    """Envs in each env group, simulated side by side."""
+    """Envs of each worker, simulated side by side."""
     worker: Literal["thread", "process", "ray"] = "thread"
-    """Where a group runs: a thread (envs that release the GIL), a process (any other), or a Ray actor (other machines)."""
+    """Where a worker runs: a thread (envs that release the GIL), a process (any other), or a Ray actor (other machines)."""
     image_key: str = "image"
-    """Key of the image in the observation; render takes the frame that the env's render() draws."""
+    """Key of the main image in the observation ("outer/inner" in a nested one); render: the frame that render() draws."""
     instruction: str | None = None
     """What the policy is told to do, for envs whose observation has no "instruction"."""
-    success: Literal["terminated", "return"] = "terminated"
-    """An episode succeeds if it ends with positive reward before the time limit, or if its return reaches a threshold."""
+    success: str = "auto"
+    """auto: info["success"] or ["is_success"]; info:KEY; terminated: ended by itself, last reward positive; return: reached."""
     success_return: float = 1.0
     """Return (sum of an episode's rewards) from which it counts as a success, with env.success return."""
     max_episode_steps: int | None = None
     """Time limit in env steps (single actions); None keeps the env's own."""
     step_timeout_s: float = 300.0
-    """Seconds after which an env group that does not answer counts as hung and is restarted."""
+    """Seconds after which a worker that does not answer counts as hung and is restarted."""
     max_restarts: int = 3
     """Restarts of each env group before the run stops with the cause."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "env.")
         _require(bool(self.id), "env.id must name an env")
+        known = self.success in ("auto", "terminated", "return") or self.success.removeprefix("info:") not in ("", self.success)
+        _require(known, f"env.success must be auto, terminated, return or info:KEY, got {self.success!r}")
         _check_at_least(self, "env.", 1, "num_workers", "envs_per_worker")
         _check_at_least(self, "env.", 0, "max_restarts")
         _check_positive(self, "env.", "step_timeout_s")
@@ -100,8 +104,12 @@ class EnvConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """Which SimpleVLA-OFT, and how it runs."""
+    """Which policy, and how it runs."""
 
+    factory: str = "simplevla_oft"
+    """What builds the policy: simplevla_oft, or MODULE:FUNCTION of your own (see docs/model.md)."""
+    kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
+    """Arguments for a factory of your own, as KEY=VALUE; simplevla_oft takes none."""
     checkpoint: str | None = None
     """Folder or Hugging Face id of a checkpoint in the published layout; None: random weights, see policy.size."""
     size: Literal["tiny", "small", "openvla-7b"] = "tiny"
@@ -133,6 +141,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self, "policy.")
+        require_known(self.factory, POLICIES, option="policy.factory")
         _check_at_least(self, "policy.", 1, "chunk_size", "replicas")
         _check_at_least(self, "policy.", 0, "lora_rank")
         _require(
@@ -148,7 +157,7 @@ class RolloutConfig:
     groups_per_iteration: int = 64
     """Groups of episodes with a learning signal to collect before each update."""
     group_size: int = 8
-    """Episodes per group (G), all of one task from one initial state; GRPO compares them with each other."""
+    """Episodes per group (G), all of one task from one initial state; most estimators compare them with each other."""
     temperature: float = 1.6
     """Softmax temperature at which actions are sampled: above 1 explores more. Evaluation is greedy."""
     max_policy_batch: int = 256
@@ -168,13 +177,9 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self, "rollout.")
-        _check_at_least(self, "rollout.", 1, "groups_per_iteration", "max_policy_batch", "max_attempts")
+        _check_at_least(self, "rollout.", 1, "groups_per_iteration", "group_size", "max_policy_batch", "max_attempts")
         _check_at_least(self, "rollout.", 0, "max_wait_s")
         _check_positive(self, "rollout.", "temperature")
-        _require(
-            self.group_size >= 2,
-            f"rollout.group_size must be at least 2, got {self.group_size}: GRPO compares the episodes of a group",
-        )
         _require(
             0 <= self.min_success_rate <= self.max_success_rate <= 1,
             "rollout.min_success_rate and max_success_rate must satisfy 0 <= min <= max <= 1, "
@@ -187,8 +192,10 @@ class RolloutConfig:
 class AlgoConfig:
     """Advantages and loss (see docs/algorithm.md)."""
 
-    advantage: Literal["grpo", "rloo", "reinforce++"] = "grpo"
-    """Estimator: grpo divides by the group's spread, rloo compares with the others' mean, reinforce++ scales over all."""
+    advantage: str = "grpo"
+    """Estimator: grpo, rloo, reinforce++, reinforce (needs no groups), or MODULE:FUNCTION (see docs/algorithm.md)."""
+    loss: str = "clipped"
+    """clipped (PPO's, with the bounds below), or MODULE:FUNCTION (see docs/algorithm.md)."""
     reward: Literal["success", "return"] = "success"
     """What is compared within a group: 0/1 success, or the episode's return (sum of its rewards)."""
     clip_low: float = 0.2
@@ -200,6 +207,8 @@ class AlgoConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self, "algo.")
+        require_known(self.advantage, ESTIMATORS, option="algo.advantage")
+        require_known(self.loss, LOSSES, option="algo.loss")
         _require(0 < self.clip_low <= 1, f"algo.clip_low must lie in (0, 1], got {self.clip_low}")
         _check_positive(self, "algo.", "clip_high")
 
@@ -291,6 +300,12 @@ class TrainConfig:
         _check_fields(self)
         _check_at_least(self, "", 1, "iterations", "checkpoint_every", "keep_checkpoints")
         _check_at_least(self, "", 0, "seed")
+        estimator = ESTIMATORS.get(self.algo.advantage)
+        _require(
+            self.rollout.group_size >= 2 or estimator is None or not estimator.needs_group,
+            f"rollout.group_size must be at least 2, got {self.rollout.group_size}: algo.advantage {self.algo.advantage} "
+            "compares the episodes of a group (reinforce does not)",
+        )
         for tracker in self.trackers:
             _require(tracker in TRACKERS, f"trackers must be among {', '.join(TRACKERS)}, got {tracker!r}")
         _check_split(self.train_fraction, self.eval, evaluates=self.eval.every > 0)

@@ -1,15 +1,36 @@
 """What travels between the stages of training.
 
-Shape letters: N slots of an env group, B rows of one policy batch, S decision steps of a trajectory, K actions in a chunk,
-A action dimensions, T = K * A action tokens per decision, R rows (decision steps) of a training batch, H x W image.
+Shape letters: N slots of a worker, B rows of one policy batch, S decisions of a trajectory, K actions in a chunk, A action
+dimensions, R rows (decisions) of a training batch, H x W image.
 
 Invariant: identity (`group_id`, `sample_id`, `task_id`, `init_state_id`) and `policy_version` travel inside the data; no
-stage infers them from a position. All arrays are NumPy on the host; images are stored once, as uint8.
+stage infers them from a position. What a policy reads and what it decides are mappings of arrays: only the policy and the
+loss know what is in them. All arrays are NumPy on the host; images are stored once, as uint8.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+"""Arrays by name, with the same first dimension."""
+
+IMAGE = "image"
+"""Key of the main image: the one that `env.image_key` names, and that videos show."""
+INSTRUCTION = "instruction"
+"""Stands for the text among the keys that a policy reads."""
+
+
+def select(arrays: Arrays, rows: np.ndarray | slice) -> dict[str, np.ndarray]:
+    """Some rows of every array."""
+    return {name: array[rows] for name, array in arrays.items()}
+
+
+def select_one(arrays: Arrays, row: int) -> dict[str, np.ndarray]:
+    """One row of every array, as views."""
+    return {name: array[row] for name, array in arrays.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,31 +50,44 @@ class EpisodeSpec:
     so that the samples of one group differ and no episode depends on which others shared its batch."""
 
 
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """Shape and type of one slot's part of an observation."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """NumPy's name of it."""
+
+    @property
+    def num_bytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnvDescription:
-    """What the rollout and the policy need to know of an env group."""
+    """What the rollout and the policy need to know of an env."""
 
-    num_slots: int
-    """N."""
-    image_shape: tuple[int, int, int]
-    """(H, W, 3)."""
-    mirrored_images: bool
-    """Images are mirrored left to right (an env says so by an attribute of this name): videos for people undo it."""
+    observations: Mapping[str, ArraySpec]
+    """Arrays that the env observes, by key; those of a nested dict are named "outer/inner"."""
     action_low: np.ndarray
     """(A,) float32."""
     action_high: np.ndarray
     """(A,) float32."""
-    task_ids: tuple[int, ...]
+    num_slots: int = 1
+    """N: envs side by side in one worker."""
+    mirrored_images: bool = False
+    """Images are mirrored left to right (an env says so by an attribute of this name): videos for people undo it."""
+    task_ids: tuple[int, ...] = (0,)
     """Tasks this env can play; (0,) for an env that has one."""
-    num_init_states: dict[int, int]
+    num_init_states: Mapping[int, int] = field(default_factory=dict)
     """Stored initial states of each task; empty if the env draws its own from a seed."""
-    instructions: dict[int, str]
-    """Instruction of each task, where the env says so before it is reset."""
-    suite: str | None
+    has_instruction: bool = True
+    """Whether episodes say what to do: the env in its observation, or `env.instruction` for all."""
+    suite: str | None = None
     """Name of the benchmark suite, where there is one."""
-    max_episode_steps: int | None
+    max_episode_steps: int | None = None
     """Time limit in env steps; None if it differs from task to task."""
-    whole_resets: bool
+    whole_resets: bool = False
     """Slots can only be reset all at once (an env without `reset_mask`): less dense, equally correct."""
 
     @property
@@ -64,7 +98,7 @@ class EnvDescription:
     def same_env(self, other: "EnvDescription") -> bool:
         """Whether episodes of one may be played on the other."""
         return (
-            self.image_shape == other.image_shape
+            self.observations == other.observations
             and self.task_ids == other.task_ids
             and self.num_init_states == other.num_init_states
             and np.array_equal(self.action_low, other.action_low)
@@ -74,15 +108,22 @@ class EnvDescription:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
-    """What the policy sees of B slots."""
+    """What the policy sees of B slots: the keys that it reads, and no others."""
 
-    images: np.ndarray
-    """(B, H, W, 3) uint8."""
+    arrays: Arrays
+    """(B, ...) each, as the env gives them; images (B, H, W, 3) uint8."""
     instructions: tuple[str, ...]
-    """B texts."""
+    """B texts; empty where the env gives none."""
 
     def __len__(self) -> int:
         return len(self.instructions)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def select(self, rows: slice) -> Self:
+        """Some rows, in their order."""
+        return type(self)(arrays=select(self.arrays, rows), instructions=self.instructions[rows])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,12 +132,10 @@ class PolicyOutput:
 
     actions: np.ndarray
     """(B, K, A) float32, in the env's own units."""
-    token_ids: np.ndarray
-    """(B, T) int32: the sampled vocabulary ids."""
-    logprobs: np.ndarray
-    """(B, T) float32: log-probability of each token at the sampling temperature, over the action bins."""
+    decision: Arrays
+    """(B, ...) each: whatever the policy and the loss need to know of the decision later (token ids, log-probs, ...)."""
     policy_version: int
-    """Of the weights that sampled: how many updates had changed them."""
+    """Of the weights that decided: how many updates had changed them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,12 +144,10 @@ class Trajectory:
 
     spec: EpisodeSpec
     instruction: str
-    images: np.ndarray
-    """(S, H, W, 3) uint8: what the policy saw before each decision."""
-    token_ids: np.ndarray
-    """(S, T) int32."""
-    logprobs: np.ndarray
-    """(S, T) float32, kept from sampling."""
+    observations: Arrays
+    """(S, ...) each: what the policy read before each decision."""
+    decisions: Arrays
+    """(S, ...) each: `PolicyOutput.decision`, kept from sampling."""
     num_steps: np.ndarray
     """(S,) int32: how many of the chunk's K actions were played; the rest came after the episode's end."""
     rewards: np.ndarray
@@ -118,7 +155,7 @@ class Trajectory:
     policy_versions: np.ndarray
     """(S,) int32."""
     success: bool
-    """The env's own verdict (see `EnvConfig.success`)."""
+    """See `EnvConfig.success`."""
     truncated: bool
     """Ended by the time limit or by a fault of the simulator, not by the task."""
 
@@ -149,26 +186,31 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainBatch:
-    """Decision steps of many trajectories, ready for the loss; rows of one trajectory need not be adjacent.
+    """Decisions of many trajectories, ready for the loss; rows of one trajectory need not be adjacent.
 
-    The loss is `sum(weights * per_token_loss)`: all normalisation sits in `weights`, so that no cut into micro-batches and
-    no order of rows changes the result.
+    All normalisation of the loss sits in `weights`, so that no cut into micro-batches and no order of rows changes the result.
     """
 
-    images: np.ndarray
-    """(R, H, W, 3) uint8."""
+    observations: Arrays
+    """(R, ...) each."""
     instructions: tuple[str, ...]
     """R texts."""
-    token_ids: np.ndarray
-    """(R, T) int32."""
-    old_logprobs: np.ndarray
-    """(R, T) float32, from sampling."""
+    decisions: Arrays
+    """(R, ...) each, from sampling."""
     advantages: np.ndarray
-    """(R, T) float32."""
+    """(R,) float32."""
     weights: np.ndarray
-    """(R, T) float32: 0 where the action was not played; the weights of a mini-batch sum to 1 (or are all 0)."""
-    policy_versions: np.ndarray
-    """(R,) int32."""
+    """(R, K) float32, of each action: 0 where it was not played; those of a mini-batch sum to 1 (or are all 0)."""
 
     def __len__(self) -> int:
         return len(self.instructions)
+
+    def select(self, rows: np.ndarray | slice) -> Self:
+        """Some rows, in the order given."""
+        return type(self)(
+            observations=select(self.observations, rows),
+            instructions=tuple(self.instructions[row] for row in np.arange(len(self))[rows]),
+            decisions=select(self.decisions, rows),
+            advantages=self.advantages[rows],
+            weights=self.weights[rows],
+        )

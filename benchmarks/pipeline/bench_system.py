@@ -4,10 +4,10 @@
     python -m vla_envs.libero compile --suite libero_spatial --tasks 0 1 --detail full --out SCENES
     python benchmarks/pipeline/bench_system.py --preset gpu --scene-dir SCENES       # LIBERO on EGL, 7B policy, two minutes
 
-Four measurements with the same env groups and the same policy, in chunks (decisions of one slot) per second:
+Four measurements with the same workers and the same policy, in chunks (decisions of one slot) per second:
 
 * policy only: one call after another, for every number of rows that the pipeline may ask for; the best of them counts;
-* serial: each env group in turn decides and steps;
+* serial: each worker in turn decides and steps;
 * pipelined: `Rollout.collect`, its timeline drawn to OUT/timeline.png and OUT/timeline.json.gz (ui.perfetto.dev);
 * env only: the same with a policy that costs nothing (random actions).
 
@@ -17,6 +17,7 @@ Each measurement is one line of JSON, the last line all of them together.
 
 import argparse
 import json
+import queue
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ import numpy as np
 from loops import MakeSpec, PipelinedLoop, play_serially, started_workers
 
 from vla_train.config import EnvConfig, PolicyConfig
+from vla_train.envs.shard import ShardResult
+from vla_train.envs.worker import EnvWorker, Event, Reset
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import Policy
 from vla_train.types import EnvDescription, EpisodeSpec, Observation, PolicyOutput
@@ -39,9 +42,11 @@ class RandomPolicy:
     """Uniform actions within the env's bounds, at no cost."""
 
     version = 0
+    observation_keys = ("image",)
 
     def __init__(self, description: EnvDescription) -> None:
         self.chunk_size, self.action_dim = CHUNK_SIZE, description.action_dim
+        self.num_uniforms = CHUNK_SIZE * description.action_dim
         self._low, self._span = description.action_low, description.action_high - description.action_low
 
     def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
@@ -49,8 +54,7 @@ class RandomPolicy:
         numbers = uniforms.reshape(len(observation), self.chunk_size, self.action_dim)
         return PolicyOutput(
             actions=self._low + self._span * numbers,
-            token_ids=np.zeros(uniforms.shape, np.int32),
-            logprobs=np.zeros(uniforms.shape, np.float32),
+            decision={},
             policy_version=0,
         )
 
@@ -63,6 +67,7 @@ class SwitchedPolicy:
     def __init__(self, current: Policy) -> None:
         self.current = current
         self.chunk_size, self.action_dim = current.chunk_size, current.action_dim
+        self.observation_keys, self.num_uniforms = current.observation_keys, current.num_uniforms
 
     def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
         return self.current.act(observation, uniforms=uniforms, temperature=temperature)
@@ -80,13 +85,26 @@ def spec_maker(description: EnvDescription) -> MakeSpec:
     return make_spec
 
 
+def instructions(worker: EnvWorker, make_spec: MakeSpec) -> list[str]:
+    """What the tasks say."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    worker.connect(events.put)
+    texts = []
+    for number in range(len(worker.description.task_ids)):
+        worker.send(Reset(slots=(0,), specs=(make_spec(number, 0, 0),), keys=()))
+        content = events.get().content
+        assert isinstance(content, ShardResult), content
+        texts.append(content.instructions[0])
+    return texts
+
+
 class PolicyAlone:
     """Calls of a policy on noise images, without an env."""
 
-    def __init__(self, policy: Policy, description: EnvDescription) -> None:
+    def __init__(self, policy: Policy, description: EnvDescription, texts: list[str]) -> None:
         self._policy = policy
-        self._shape = description.image_shape
-        self._texts = list(description.instructions.values())
+        self._shape = description.observations["image"].shape
+        self._texts = texts
         self._random = np.random.default_rng(0)
 
     def warm_up(self, rows: int) -> None:
@@ -106,15 +124,15 @@ class PolicyAlone:
 
     def _observation(self, rows: int, texts: list[str]) -> Observation:
         images = self._random.integers(0, 256, (rows, *self._shape), np.uint8)
-        return Observation(images=images, instructions=tuple(texts[row % len(texts)] for row in range(rows)))
+        return Observation(arrays={"image": images}, instructions=tuple(texts[row % len(texts)] for row in range(rows)))
 
     def _act(self, seen: Observation) -> None:
-        uniforms = self._random.random((len(seen), self._policy.chunk_size * self._policy.action_dim), np.float32)
+        uniforms = self._random.random((len(seen), self._policy.num_uniforms), np.float32)
         self._policy.act(seen, uniforms=uniforms, temperature=TEMPERATURE)
 
 
 def batch_sizes(env: EnvConfig, max_policy_batch: int) -> list[int]:
-    """Rows that a policy call may have: some env groups together."""
+    """Rows that a policy call may have: some workers together."""
     together = [count * env.envs_per_worker for count in range(1, env.num_workers + 1)]
     return [rows for rows in together if rows == env.envs_per_worker or rows <= max_policy_batch]
 
@@ -131,13 +149,12 @@ def measure(env: EnvConfig, policy_config: PolicyConfig, *, max_policy_batch: in
     with started_workers(env, chunk_size=CHUNK_SIZE) as workers:
         description = workers[0].description
         make_spec = spec_maker(description)
-        report(env_groups=env.num_workers, slots=env.num_workers * env.envs_per_worker, worker=env.worker, **env.kwargs)
+        report(workers=env.num_workers, slots=env.num_workers * env.envs_per_worker, worker=env.worker, **env.kwargs)
         from vla_train.policy.simplevla_oft.build import build_policy
 
-        low, high = description.action_low, description.action_high
-        policy = build_policy(policy_config, action_low=low, action_high=high, suite=description.suite, seed=0)
+        policy = build_policy(policy_config, description, seed=0)
         report(policy=policy_config.size, device=str(policy.device), compiled=policy_config.compile)
-        alone, rates = PolicyAlone(policy, description), {}
+        alone, rates = PolicyAlone(policy, description, instructions(workers[0], make_spec)), {}
         sizes = batch_sizes(env, max_policy_batch)
         for rows in sizes:
             alone.warm_up(rows)
@@ -177,8 +194,8 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs="+", default=[0, 1], help="task ids")
     parser.add_argument("--scene-dir", help="exported scenes, where LIBERO is not installed")
     parser.add_argument("--detail", choices=("full", "fast"), help="default: fast on the cpu preset, full on the gpu preset")
-    parser.add_argument("--worker", choices=("thread", "process"), default="thread", help="where env groups run")
-    parser.add_argument("--num-workers", type=int, help="env groups (default 2, gpu: 3)")
+    parser.add_argument("--worker", choices=("thread", "process"), default="thread", help="where they run")
+    parser.add_argument("--num-workers", type=int, help="workers (default 2, gpu: 3)")
     parser.add_argument("--envs-per-worker", type=int, help="slots of each (default 4, gpu: 16)")
     parser.add_argument("--max-policy-batch", type=int, default=64, help="rows of one policy call, at most")
     parser.add_argument("--policy-size", choices=("tiny", "small", "openvla-7b"), help="default: small, gpu: openvla-7b")

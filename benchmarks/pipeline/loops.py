@@ -17,7 +17,7 @@ import numpy as np
 from vla_train.config import EnvConfig, RolloutConfig
 from vla_train.envs.factory import make_env_shard
 from vla_train.envs.shard import EnvShard, ShardResult
-from vla_train.envs.worker import Command, EnvWorker, Event, GroupReply, Reset, Step, WorkerFault
+from vla_train.envs.worker import Command, EnvWorker, Event, Reset, Step, WorkerFault
 from vla_train.envs.workers import close_workers, make_workers
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
@@ -25,6 +25,7 @@ from vla_train.policy.base import Policy
 from vla_train.types import EpisodeSpec, Observation
 
 GROUP_SIZE = 8
+KEYS = ("image",)
 
 MakeSpec = Callable[[int, int, int], EpisodeSpec]
 """(number of the episode, group_id, sample_id) -> spec."""
@@ -45,17 +46,19 @@ class Played:
 
 
 def _decide(policy: Policy, result: ShardResult, slots: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    actions = np.zeros((len(result.images), policy.chunk_size, policy.action_dim), np.float32)
-    observation = Observation(images=result.images[slots], instructions=tuple(result.instructions[slot] for slot in slots))
-    uniforms = random.random((len(slots), policy.chunk_size * policy.action_dim), dtype=np.float32)
+    actions = np.zeros((len(result.observations["image"]), policy.chunk_size, policy.action_dim), np.float32)
+    observation = Observation(
+        arrays={"image": result.observations["image"][slots]}, instructions=tuple(result.instructions[slot] for slot in slots)
+    )
+    uniforms = random.random((len(slots), policy.num_uniforms), dtype=np.float32)
     actions[slots] = policy.act(observation, uniforms=uniforms, temperature=1.0).actions
     return actions
 
 
 @contextmanager
 def started_workers(config: EnvConfig, *, chunk_size: int) -> Iterator[list[EnvWorker]]:
-    """Env groups, closed at the end of the block."""
-    workers = make_workers(config, chunk_size=chunk_size, seed=0)
+    """Workers, closed at the end of the block."""
+    workers = make_workers(config, chunk_size=chunk_size)
     try:
         yield workers
     finally:
@@ -63,7 +66,7 @@ def started_workers(config: EnvConfig, *, chunk_size: int) -> Iterator[list[EnvW
 
 
 def play_serially(workers: Sequence[EnvWorker], policy: Policy, make_spec: MakeSpec, *, seconds: float) -> Played:
-    """The same components without any overlap: each group in turn decides and steps; finished slots are refilled.
+    """The same components without any overlap: each worker in turn decides and steps; finished slots are refilled.
 
     The first round, in which things are compiled and loaded, is not counted. Workers are idle before and afterwards.
     """
@@ -74,8 +77,8 @@ def play_serially(workers: Sequence[EnvWorker], policy: Policy, make_spec: MakeS
         content = events.get().content
         if isinstance(content, WorkerFault):
             raise content.error
-        assert isinstance(content, GroupReply)
-        return content.result
+        assert isinstance(content, ShardResult)
+        return content
 
     random = np.random.default_rng(0)
     slots = [worker.description.num_slots for worker in workers]
@@ -94,12 +97,12 @@ def play_serially(workers: Sequence[EnvWorker], policy: Policy, make_spec: MakeS
             free = tuple(int(slot) for slot in np.flatnonzero(~playing[index]))
             if free:
                 specs = tuple(make_spec(next(numbers), 0, 0) for _ in free)
-                results[index] = ask(worker, Reset(slots=free, specs=specs))
+                results[index] = ask(worker, Reset(slots=free, specs=specs, keys=KEYS))
                 playing[index][list(free)] = True
             latest = results[index]
             assert latest is not None
             actions = _decide(policy, latest, np.arange(slots[index]), random)
-            results[index] = result = ask(worker, Step(actions=actions, active=playing[index].copy()))
+            results[index] = result = ask(worker, Step(actions=actions, active=playing[index].copy(), keys=KEYS))
             decisions += slots[index]
             playing[index] &= ~(result.terminated | result.truncated)
     return Played(decisions=decisions, seconds=time.perf_counter() - start)
@@ -108,13 +111,13 @@ def play_serially(workers: Sequence[EnvWorker], policy: Policy, make_spec: MakeS
 def play_in_lockstep(config: EnvConfig, policy: Policy, make_spec: MakeSpec, *, rounds: int, longest: int) -> Played:
     """Stages in a fixed order, as RLinf's pipelined rollout: serve stage 0, 1, ..., wait for each one's envs in turn, and run
     every slot to the time limit; new episodes begin when all stages are through. Env steps do overlap with the policy."""
-    groups = [make_env_shard(config, chunk_size=policy.chunk_size, seed=index) for index in range(config.num_workers)]
+    shards = [make_env_shard(config, chunk_size=policy.chunk_size) for _ in range(config.num_workers)]
     numbers = itertools.count()
     random = np.random.default_rng(0)
     decisions = 0
     start = time.perf_counter()
     for _ in range(rounds):
-        stages = [_Stage(group, [make_spec(next(numbers), 0, 0) for _ in range(config.envs_per_worker)]) for group in groups]
+        stages = [_Stage(shard, [make_spec(next(numbers), 0, 0) for _ in range(config.envs_per_worker)]) for shard in shards]
         for _ in range(longest):
             for stage in stages:
                 stage.wait()
@@ -123,17 +126,17 @@ def play_in_lockstep(config: EnvConfig, policy: Policy, make_spec: MakeSpec, *, 
             stage.wait()
             decisions += stage.decisions
     elapsed = time.perf_counter() - start
-    for group in groups:
-        group.close()
+    for shard in shards:
+        shard.close()
     return Played(decisions=decisions, seconds=elapsed)
 
 
 class _Stage:
-    """One env group stepping in the background, its slots playing one episode each."""
+    """One shard stepping in the background, its slots playing one episode each."""
 
-    def __init__(self, group: EnvShard, specs: Sequence[EpisodeSpec]) -> None:
-        self._group = group
-        self.result = group.reset(range(len(specs)), specs)
+    def __init__(self, shard: EnvShard, specs: Sequence[EpisodeSpec]) -> None:
+        self._shard = shard
+        self.result = shard.reset(range(len(specs)), specs, KEYS)
         self.decisions = 0
         self._playing = np.ones(len(specs), bool)
         self._thread: threading.Thread | None = None
@@ -143,7 +146,7 @@ class _Stage:
         self._thread.start()
 
     def _step(self, actions: np.ndarray) -> None:
-        self.result = self._group.step(actions, self._playing)
+        self.result = self._shard.step(actions, self._playing, KEYS)
         self.decisions += int(self._playing.sum())
         self._playing = self._playing & ~(self.result.terminated | self.result.truncated)
 
@@ -157,7 +160,7 @@ class PipelinedLoop:
     """The rollout under test, as training uses it: every slot refilled, into the next iteration too.
 
     Args:
-        workers: Idle env groups; whoever made them closes them.
+        workers: Idle ones; whoever made them closes them.
         policy: Decides.
         make_spec: Episodes to play.
         groups_per_iteration: Length of an iteration; None plays about one episode per slot.

@@ -90,6 +90,7 @@ class SleepingPolicy:
     """Decides by sleeping, in proportion to the rows."""
 
     chunk_size, action_dim, version = CHUNK_SIZE, ACTION_DIM, 0
+    observation_keys, num_uniforms = ("image",), CHUNK_SIZE * ACTION_DIM
 
     def __init__(self, *, row_s: float) -> None:
         self._row_s = row_s
@@ -100,14 +101,17 @@ class SleepingPolicy:
             time.sleep(self._row_s * rows)
         return PolicyOutput(
             actions=np.zeros((rows, CHUNK_SIZE, ACTION_DIM), np.float32),
-            token_ids=np.zeros((rows, CHUNK_SIZE * ACTION_DIM), np.int32),
-            logprobs=np.zeros((rows, CHUNK_SIZE * ACTION_DIM), np.float32),
+            decision={
+                "token_ids": np.zeros((rows, CHUNK_SIZE * ACTION_DIM), np.int32),
+                "logprobs": np.zeros((rows, CHUNK_SIZE * ACTION_DIM), np.float32),
+            },
             policy_version=0,
         )
 
 
 def sleeping_config(*, num_workers: int, envs_per_worker: int, worker: Any = "thread", **kwargs: float) -> EnvConfig:
     return EnvConfig(
+        success="terminated",
         id="synthetic:Sleeping-v0",
         kwargs={name: str(value) for name, value in kwargs.items()},
         num_workers=num_workers,

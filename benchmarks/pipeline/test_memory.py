@@ -34,7 +34,7 @@ def test_a_thousand_slots_over_eight_processes_keep_memory_flat() -> None:
     config = sleeping_config(
         num_workers=8, envs_per_worker=125, worker="process", step_s=0.05, sigma=0.3, shortest=5, longest=25, image_size=64
     )
-    workers = make_workers(config, chunk_size=CHUNK_SIZE, seed=0)
+    workers = make_workers(config, chunk_size=CHUNK_SIZE)
     settings = RolloutConfig(groups_per_iteration=16, group_size=GROUP_SIZE)
     timeline = Timeline(max_spans=10_000)
     rollout = Rollout(settings, policy=SleepingPolicy(row_s=0.0), workers=workers, timeline=timeline, seed=0)

@@ -35,7 +35,7 @@ from vla_train.policy.simplevla_oft.images import ImageSettings, preprocess
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
 from vla_train.policy.simplevla_oft.small_tokenizer import small_tokenizer
-from vla_train.types import Observation
+from vla_train.types import EnvDescription, Observation
 
 PLAIN_POSITIONS = 346
 INSTRUCTION = "pick up the black bowl between the plate and the ramekin and place it on the plate"
@@ -77,7 +77,7 @@ def measure_ours(report: Report, arguments: argparse.Namespace, kind: str, ceili
     """`SimpleVLAOFTPolicy.act`, by batch, and the gap of its log-probs."""
     low, high = np.full(7, -1.0, np.float32), np.ones(7, np.float32)
     config = PolicyConfig(size=arguments.size, device=arguments.device, **_KINDS[kind])
-    policy = build_policy(config, action_low=low, action_high=high, suite=None, seed=0)
+    policy = build_policy(config, EnvDescription(observations={}, action_low=low, action_high=high), seed=0)
     prompt = PromptEncoder(small_tokenizer(), policy.model.config).ids(INSTRUCTION)
     positions = policy.model.config.num_patches + len(prompt) + ACTION_TOKENS + 1
     flops = forward_flops(policy.model.config, positions, whole=False)
@@ -113,22 +113,23 @@ def measure_gap(report: Report, policy: SimpleVLAOFTPolicy, kind: str) -> None:
     """Log-probs kept from sampling against those that training computes for the same tokens and weights."""
     observation, uniforms = _rows(np.random.default_rng(1), 32)
     pixels = preprocess(
-        torch.from_numpy(observation.images).to(policy.device), ImageSettings(image_size=policy.model.config.image_size)
+        torch.from_numpy(observation["image"]).to(policy.device), ImageSettings(image_size=policy.model.config.image_size)
     )
     ids = torch.from_numpy(np.random.default_rng(2).integers(5, 200, (len(observation), 30))).to(policy.device)
     spread = policy.model.action_logits(pixels, ids).float().std(-1).mean()
     policy.model.language_model.lm_head.weight.mul_(_LOGIT_SPREAD / spread)
     output = policy.act(observation, uniforms=uniforms, temperature=1.6)
-    tokens = torch.from_numpy(output.token_ids)
+    tokens = torch.from_numpy(output.decision["token_ids"])
     parts = []
     entropies = []
     for first in range(0, len(observation), _TRAINING_ROWS):
         rows = slice(first, first + _TRAINING_ROWS)
-        part = Observation(images=observation.images[rows], instructions=observation.instructions[rows])
-        logprobs, entropy = policy.evaluate_tokens(part, tokens[rows], temperature=1.6)
+        part = Observation(arrays={"image": observation["image"][rows]}, instructions=observation.instructions[rows])
+        evaluated = policy.evaluate(part, {"token_ids": tokens[rows]}, temperature=1.6)
+        logprobs, entropy = evaluated["logprobs"], evaluated["entropies"]
         parts.append(logprobs.cpu().numpy())
         entropies.append(float(entropy.mean()))
-    difference = output.logprobs - np.concatenate(parts)
+    difference = output.decision["logprobs"] - np.concatenate(parts)
     report.add(
         what=f"gap, {kind}",
         mean_abs=float(np.abs(difference).mean()),
@@ -174,7 +175,9 @@ def summarise(report: Report) -> None:
 
 def _rows(random: np.random.Generator, batch: int) -> tuple[Observation, np.ndarray]:
     images = random.integers(0, 256, (batch, 256, 256, 3), np.uint8)
-    return Observation(images=images, instructions=(INSTRUCTION,) * batch), random.random((batch, ACTION_TOKENS), np.float32)
+    return Observation(arrays={"image": images}, instructions=(INSTRUCTION,) * batch), random.random(
+        (batch, ACTION_TOKENS), np.float32
+    )
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
 from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
 from vla_train.trainer.trainer import Trainer
-from vla_train.types import EpisodeSpec, Group, Observation, Trajectory
+from vla_train.types import EnvDescription, EpisodeSpec, Group, Observation, Trajectory
 
 _PLAIN = "plain, LoRA"
 _DECISIONS = 8
@@ -40,7 +40,7 @@ def make_policy(arguments: argparse.Namespace, **options: object) -> SimpleVLAOF
     """With random weights, always the same."""
     low, high = np.full(7, -1.0, np.float32), np.ones(7, np.float32)
     config = PolicyConfig(size=arguments.size, device=arguments.device, **options)  # type: ignore[arg-type]
-    return build_policy(config, action_low=low, action_high=high, suite=None, seed=0)
+    return build_policy(config, EnvDescription(observations={}, action_low=low, action_high=high), seed=0)
 
 
 def make_groups(policy: SimpleVLAOFTPolicy, rows: int) -> list[Group]:
@@ -52,7 +52,7 @@ def make_groups(policy: SimpleVLAOFTPolicy, rows: int) -> list[Group]:
         for sample_id in range(_GROUP_SIZE):
             images = random.integers(0, 256, (_DECISIONS, 256, 256, 3), np.uint8)
             output = policy.act(
-                Observation(images=images, instructions=(INSTRUCTION,) * _DECISIONS),
+                Observation(arrays={"image": images}, instructions=(INSTRUCTION,) * _DECISIONS),
                 uniforms=random.random((_DECISIONS, ACTION_TOKENS), np.float32),
                 temperature=1.6,
             )
@@ -60,9 +60,8 @@ def make_groups(policy: SimpleVLAOFTPolicy, rows: int) -> list[Group]:
                 Trajectory(
                     spec=EpisodeSpec(group_id=group_id, sample_id=sample_id, task_id=0, init_state_id=0, seed=0),
                     instruction=INSTRUCTION,
-                    images=images,
-                    token_ids=output.token_ids,
-                    logprobs=output.logprobs,
+                    observations={"image": images},
+                    decisions={"token_ids": output.decision["token_ids"], "logprobs": output.decision["logprobs"]},
                     num_steps=np.full(_DECISIONS, 8, np.int32),
                     rewards=np.zeros(_DECISIONS, np.float32),
                     policy_versions=np.zeros(_DECISIONS, np.int32),

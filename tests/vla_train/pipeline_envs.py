@@ -199,6 +199,11 @@ class DrawingPolicy:
 
     chunk_size = 3
     action_dim = 2
+    observation_keys = ("image", "instruction")
+
+    @property
+    def num_uniforms(self) -> int:
+        return self.chunk_size * self.action_dim
 
     def __init__(self, *, seconds_per_call: float = 0.0) -> None:
         self.version = 0
@@ -211,18 +216,19 @@ class DrawingPolicy:
             time.sleep(self._seconds_per_call)
         if uniforms is None:
             uniforms = np.full((len(observation), self.chunk_size * self.action_dim), 0.9, np.float32)
-        mean = observation.images.reshape(len(observation), -1).mean(axis=1, dtype=np.float64, keepdims=True)
+        mean = observation["image"].reshape(len(observation), -1).mean(axis=1, dtype=np.float64, keepdims=True)
         numbers = (uniforms + mean / 255).astype(np.float32) % 1.0
         return PolicyOutput(
             actions=(2 * numbers - 1).reshape(-1, self.chunk_size, self.action_dim),
-            token_ids=(256 * numbers).astype(np.int32),
-            logprobs=np.log(0.01 + numbers),
+            decision={"token_ids": (256 * numbers).astype(np.int32), "logprobs": np.log(0.01 + numbers)},
             policy_version=self.version,
         )
 
 
 def drift_config(**changes: Any) -> EnvConfig:
-    return EnvConfig(**{"id": "pipeline_envs:Drift-v0", "num_workers": 2, "envs_per_worker": 3, **changes})
+    return EnvConfig(
+        **{"id": "pipeline_envs:Drift-v0", "success": "terminated", "num_workers": 2, "envs_per_worker": 3, **changes}
+    )
 
 
 def make_spec(group_id: int, sample_id: int = 0, **changes: Any) -> EpisodeSpec:
@@ -247,11 +253,13 @@ def play_alone(spec: EpisodeSpec, *, seed: int | None, start: int | None = None,
     while not ended:
         uniforms = None if seed is None else sampling_numbers(seed, spec, len(images), 6)[None]
         output = policy.act(
-            Observation(images=observation["image"][None], instructions=(INSTRUCTION,)), uniforms=uniforms, temperature=1.0
+            Observation(arrays={"image": observation["image"][None]}, instructions=(INSTRUCTION,)),
+            uniforms=uniforms,
+            temperature=1.0,
         )
         images.append(observation["image"])
-        tokens.append(output.token_ids[0])
-        logprobs.append(output.logprobs[0])
+        tokens.append(output.decision["token_ids"][0])
+        logprobs.append(output.decision["logprobs"][0])
         num_steps.append(0)
         rewards.append(0.0)
         for action in output.actions[0]:
@@ -275,5 +283,15 @@ def play_alone(spec: EpisodeSpec, *, seed: int | None, start: int | None = None,
 def assert_played_as_alone(trajectory: Any, *, seed: int | None, start: int | None = None, time_limit: int = 20) -> None:
     expected = play_alone(trajectory.spec, seed=seed, start=start, time_limit=time_limit)
     assert trajectory.instruction == INSTRUCTION
+    played = fields_of(trajectory)
     for name, value in expected.items():
-        np.testing.assert_array_equal(getattr(trajectory, name), value, err_msg=f"{name} of {trajectory.spec}")
+        np.testing.assert_array_equal(played[name], value, err_msg=f"{name} of {trajectory.spec}")
+
+
+def fields_of(trajectory: Any) -> dict[str, Any]:
+    """What a trajectory says, under the names of `play_alone`."""
+    return {
+        "images": trajectory.observations["image"],
+        **trajectory.decisions,
+        **{name: getattr(trajectory, name) for name in ("instruction", "num_steps", "rewards", "success", "truncated")},
+    }

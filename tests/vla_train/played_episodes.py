@@ -26,9 +26,8 @@ def make_trajectory(spec: EpisodeSpec, *, success: bool, height: int = 64, width
     return Trajectory(
         spec=spec,
         instruction=INSTRUCTIONS[spec.task_id % len(INSTRUCTIONS)],
-        images=images,
-        token_ids=np.zeros((DECISIONS, TOKENS), np.int32),
-        logprobs=np.zeros((DECISIONS, TOKENS), np.float32),
+        observations={"image": images},
+        decisions={"token_ids": np.zeros((DECISIONS, TOKENS), np.int32), "logprobs": np.zeros((DECISIONS, TOKENS), np.float32)},
         num_steps=np.full(DECISIONS, CHUNK_SIZE, np.int32),
         rewards=np.array([0.0] * (DECISIONS - 1) + [float(success)], np.float32),
         policy_versions=np.zeros(DECISIONS, np.int32),

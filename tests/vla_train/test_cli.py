@@ -12,7 +12,7 @@ from vla_train.cli import main, parse_evaluate, parse_train
 from vla_train.config import EvaluateConfig, TrainConfig, config_to_json
 from vla_train.recipes import RECIPES
 
-SMALL_ENV = ("--env.id", "reach_env:Reach-v0", "--env.envs-per-worker", "1")
+SMALL_ENV = ("--env.id", "reach_env:Reach-v0", "--env.envs-per-worker", "1", "--env.success", "terminated")
 
 
 @pytest.fixture
@@ -183,12 +183,24 @@ def test_bad_options_are_refused_by_name(arguments: list[str], named: str, refus
         (["--env.id", "Nope-v0"], "Nope"),
         (["--env.id", "no_such_module:Nope-v0"], "no_such_module"),
         (["--env.id", "reach_env:Reach-v0", "--env.kwargs", "speed=3"], "'speed'"),
-        (["--env.id", "reach_env:Reach-v0", "--env.image-key", "camera"], "no image 'camera' in the observation"),
-        (["--env.id", "reach_env:ReachPixels-v0", "--env.image-key", "camera"], "set env.instruction"),
+        (
+            ["--env.id", "reach_env:Reach-v0", "--env.success", "terminated", "--env.image-key", "camera"],
+            "the policy reads 'image', the env observes",
+        ),
+        (
+            ["--env.id", "reach_env:ReachPixels-v0", "--env.success", "terminated", "--env.image-key", "camera"],
+            "set env.instruction",
+        ),
         (["--env.id", "CartPole-v1", "--env.image-key", "render", "--env.instruction", "balance"], "continuous"),
-        (["--env.id", "reach_env:Reach-v0", "--policy.checkpoint", "no/such/folder"], "no/such/folder"),
-        (["--env.id", "reach_env:Reach-v0", "--eval.episodes-per-task", "0"], "eval.episodes_per_task"),
-        (["--env.id", "reach_env:Reach-v0", "--trackers", "trackio"], "pip install trackio"),
+        (
+            ["--env.id", "reach_env:Reach-v0", "--env.success", "terminated", "--policy.checkpoint", "no/such/folder"],
+            "no/such/folder",
+        ),
+        (
+            ["--env.id", "reach_env:Reach-v0", "--env.success", "terminated", "--eval.episodes-per-task", "0"],
+            "eval.episodes_per_task",
+        ),
+        (["--env.id", "reach_env:Reach-v0", "--env.success", "terminated", "--trackers", "trackio"], "pip install trackio"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

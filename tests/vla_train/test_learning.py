@@ -12,7 +12,7 @@ import torch
 from corners_env import CornersVectorEnv
 from torch import Tensor
 
-from vla_train.algo.advantages import ESTIMATORS
+from vla_train.algo import advantages
 from vla_train.algo.filters import has_signal
 from vla_train.config import AlgoConfig, EnvConfig, OptimConfig, PolicyConfig, RolloutConfig
 from vla_train.envs.workers import make_workers
@@ -27,10 +27,10 @@ from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.prompts import TOKENIZER_FILE
 from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
 from vla_train.trainer.trainer import Trainer
-from vla_train.types import EpisodeSpec, Observation
+from vla_train.types import EnvDescription, EpisodeSpec, Observation
 
 CHUNK_SIZE, ACTION_DIM, NUM_BINS = 2, 2, 5
-ENV = EnvConfig(id="corners_env:Corners-v0", num_workers=2, envs_per_worker=64)
+ENV = EnvConfig(id="corners_env:Corners-v0", num_workers=2, envs_per_worker=64, success="terminated")
 ROLLOUT = RolloutConfig(groups_per_iteration=16, group_size=8, temperature=1.6, max_attempts=1.5, deterministic=True)
 OPTIM = OptimConfig(learning_rate=1.5e-3, minibatch_trajectories=32, microbatch_rows=256)
 ITERATIONS = 20
@@ -72,7 +72,7 @@ def save_untrained(folder: Path, *, seed: int) -> None:
 def load(folder: Path) -> SimpleVLAOFTPolicy:
     bound = np.ones(ACTION_DIM, np.float32)
     config = PolicyConfig(checkpoint=str(folder), chunk_size=CHUNK_SIZE, device="cpu")
-    return build_policy(config, action_low=-bound, action_high=bound, suite=None, seed=0)
+    return build_policy(config, EnvDescription(observations={}, action_low=-bound, action_high=bound), seed=0)
 
 
 def imitate(policy: SimpleVLAOFTPolicy, *, steps: int) -> None:
@@ -83,8 +83,9 @@ def imitate(policy: SimpleVLAOFTPolicy, *, steps: int) -> None:
     for step in range(steps):
         seen, _ = env.reset(seed=range(64 * step, 64 * (step + 1)))
         actions = np.repeat(env.corners[:, None], CHUNK_SIZE, axis=1)
-        observation = Observation(images=seen["image"], instructions=seen["instruction"])
-        logprobs, _ = policy.evaluate_tokens(observation, torch.from_numpy(policy.codec.encode(actions)), temperature=1.0)
+        observation = Observation(arrays={"image": seen["image"]}, instructions=seen["instruction"])
+        tokens = torch.from_numpy(policy.codec.encode(actions))
+        logprobs = policy.evaluate(observation, {"token_ids": tokens}, temperature=1.0)["logprobs"]
         optimizer.zero_grad()
         (-logprobs.mean()).backward()
         optimizer.step()
@@ -109,7 +110,7 @@ def poor_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pat
 
 def success_rates(checkpoint: Path, *, seed: int) -> tuple[list[float], list[float]]:
     """Train; returns the success of every iteration's episodes, and of greedy episodes on other starts before and after."""
-    workers = make_workers(ENV, chunk_size=CHUNK_SIZE, seed=seed)
+    workers = make_workers(ENV, chunk_size=CHUNK_SIZE)
     policy, algo = load(checkpoint), AlgoConfig()
     rollout = Rollout(ROLLOUT, policy=policy, workers=workers, timeline=Timeline(), seed=seed)
     trainer = Trainer(OPTIM, algo, policy=policy, temperature=ROLLOUT.temperature, seed=seed)
@@ -124,7 +125,7 @@ def success_rates(checkpoint: Path, *, seed: int) -> tuple[list[float], list[flo
             result = rollout.collect(prompts, lambda group: has_signal(group, ROLLOUT, algo))
             sampled.append(result.stats.success_rate)
             metrics = trainer.update(result.groups, iteration=iteration)
-            assert metrics.sampling_gap < 1e-4, "training and sampling disagree about the same weights"
+            assert metrics.loss_metrics["sampling_gap"] < 1e-4, "training and sampling disagree about the same weights"
             trainer.push_weights(policy)
         held_out.append(greedy())
     finally:
@@ -142,7 +143,7 @@ def test_success_rises_from_rewards_alone_and_not_with_the_sign_of_the_advantage
     seed: int, sign: int, poor_policy: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if sign < 0:
-        monkeypatch.setitem(ESTIMATORS, "grpo", negated(ESTIMATORS["grpo"]))
+        monkeypatch.setattr(advantages, "grpo", negated(advantages.grpo))
     sampled, held_out = success_rates(poor_policy(seed), seed=seed)
     start, end = sampled[0], float(np.mean(sampled[-3:]))
     assert 0.05 < start < 0.4

@@ -64,7 +64,7 @@ def test_the_display_says_what_is_done_how_fast_and_where_results_are(
     train(config)
     shown = capsys.readouterr().out
     assert "starting 2 workers of 2 reach_env:Reach-v0 envs" in shown
-    assert "1 tasks, images 28x28, policy of 0.125 M weights on cpu" in shown
+    assert "1 tasks, policy of 0.125 M weights on cpu, reads image 28x28x3" in shown
     assert "iteration 1/1" in shown
     assert "chunks/s" in shown
     assert "go to the right" in shown
@@ -156,7 +156,16 @@ def test_an_env_with_gymnasiums_render_wrapper_and_a_constant_instruction_is_tra
     small_checkpoint: Path, tmp_path: Path
 ) -> None:
     options = [
-        *("--env.id", "reach_env:ReachPixels-v0", "--env.image-key", "camera", "--env.instruction", "go to the right"),
+        *(
+            "--env.id",
+            "reach_env:ReachPixels-v0",
+            "--env.image-key",
+            "camera",
+            "--env.success",
+            "terminated",
+            "--env.instruction",
+            "go to the right",
+        ),
         *("--policy.checkpoint", str(small_checkpoint), "--output", str(tmp_path / "run"), *SMALL_NUMBERS),
     ]
     main(["train", *options, "--iterations", "1"])

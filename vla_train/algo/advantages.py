@@ -12,6 +12,9 @@ from torch import Tensor
 
 from vla_train.types import Trajectory
 
+Estimator = Callable[[Tensor, Tensor], Tensor]
+"""(N,) float64 rewards and (N,) int64 group indices, 0 .. P - 1, to (N,) advantages."""
+
 _EPSILON = 1e-6
 
 
@@ -60,34 +63,43 @@ def reinforce_plus_plus(rewards: Tensor, group_index: Tensor) -> Tensor:
     return deviation / (deviation.std() + _EPSILON)
 
 
-ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "grpo": grpo,
-    "rloo": rloo,
-    "reinforce++": reinforce_plus_plus,
-}
+def reinforce(rewards: Tensor, group_index: Tensor) -> Tensor:
+    """REINFORCE with the iteration's mean as baseline, over the iteration's deviation; groups do not matter, nor their size.
+
+    Args:
+        rewards: (N,) one per trajectory.
+        group_index: (N,) not looked at.
+    """
+    if len(rewards) < 2:
+        return torch.zeros_like(rewards)
+    deviation = rewards - rewards.mean()
+    return deviation / (deviation.std() + _EPSILON)
 
 
 def trajectory_reward(trajectory: Trajectory, reward: Literal["success", "return"]) -> float:
-    """What is compared within a group."""
+    """What an episode is worth."""
     return float(trajectory.success) if reward == "success" else trajectory.episode_return
 
 
-def advantages(rewards: Sequence[float], group_ids: Sequence[int], *, estimator: str) -> Tensor:
+def advantages(rewards: Sequence[float], group_ids: Sequence[int], *, estimator: Estimator) -> Tensor:
     """Advantages (N,) float32 of N trajectories, computed in float64.
 
     Args:
         rewards: N rewards of whole trajectories.
         group_ids: N group ids (any integers); trajectories of one group need not be adjacent.
-        estimator: A key of `ESTIMATORS`.
+        estimator: `grpo` or another of this file, or one of the user's.
 
     Raises:
-        ValueError: A reward is not finite.
+        ValueError: A reward is not finite, or the estimator returns something else than N finite numbers.
     """
     values = torch.tensor(rewards, dtype=torch.float64)
     if not values.isfinite().all():
         raise ValueError(f"rewards must be finite, got {sorted(set(values[~values.isfinite()].tolist()), key=str)}")
     _, group_index = torch.tensor(group_ids, dtype=torch.int64).unique(return_inverse=True)
-    return ESTIMATORS[estimator](values, group_index).float()
+    result = estimator(values, group_index).float()
+    if result.shape != values.shape or not result.isfinite().all():
+        raise ValueError(f"the estimator must return {len(values)} finite advantages, got {tuple(result.shape)}: {result}")
+    return result
 
 
 def group_means(values: Tensor, group_index: Tensor) -> tuple[Tensor, Tensor]:

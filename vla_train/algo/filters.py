@@ -10,8 +10,11 @@ def has_signal(group: Group, rollout: RolloutConfig, algo: AlgoConfig) -> bool:
     """Whether a group is worth an update.
 
     With `algo.reward` success: its success rate lies between `rollout.min_success_rate` and `max_success_rate`, inclusive.
-    With returns, where there may be no success: its returns differ.
+    With returns, where there may be no success: its returns differ. A group of one is always kept: its signal is in how it
+    compares with other groups.
     """
+    if len(group.trajectories) == 1:
+        return True
     if algo.reward == "return":
         return len({trajectory.episode_return for trajectory in group.trajectories}) > 1
     return rollout.min_success_rate - _ROUNDING <= group.success_rate <= rollout.max_success_rate + _ROUNDING

@@ -1,91 +1,145 @@
-"""The clipped policy-gradient loss of one micro-batch (PPO's, arXiv 1707.06347; clip-higher from DAPO, arXiv 2503.14476).
+"""The loss of one micro-batch: a function of what the policy evaluated and of the batch.
 
-Invariant: loss and statistics are sums over tokens, so those of a mini-batch are the sums over its micro-batches, however it
-is cut. A token of weight 0 contributes exactly 0 to everything, whatever its numbers are. R rows, T tokens.
+Invariant: loss and statistics are sums, so those of a mini-batch are the sums over its micro-batches, however it is cut. What
+has weight 0 contributes exactly 0 to everything, whatever its numbers are.
+
+R rows (decisions), K actions per decision, T numbers per decision: a multiple of K, those of one action side by side.
 """
 
-from dataclasses import dataclass, fields
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+
+from vla_train.config import AlgoConfig
 
 _MAX_LOG_RATIO = 20.0
 """exp(20) = 5e8: far beyond any clip, and finite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenSums:
-    """Statistics of the tokens that count, as scalars on the loss's device, without gradients."""
+class LossInputs:
+    """The batch, as the loss needs it, on the policy's device."""
 
-    tokens: Tensor
-    """How many."""
+    decision: Mapping[str, Tensor]
+    """(R, ...) each: what the policy gave along when it decided."""
+    advantages: Tensor
+    """(R,) float32."""
+    weights: Tensor
+    """(R, K) float32: how much each action counts; 0 where it was not played."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossOutput:
+    """A loss, and statistics to report."""
+
     loss: Tensor
-    """Weighted sum: over a mini-batch, the loss."""
-    ratio: Tensor
-    """Sum of the probability ratios, new to old."""
-    ratio_max: Tensor
-    """The largest."""
-    clipped_low: Tensor
-    """How many had their gradient cut by the lower bound."""
-    clipped_high: Tensor
-    """How many had their gradient cut by the upper bound."""
-    kl: Tensor
-    """Sum of ratio - 1 - log ratio: an unbiased, non-negative estimate of KL(old || new)."""
-    log_ratio_abs: Tensor
-    """Sum of |log ratio|: before the first update, how far training and sampling disagree about the same weights."""
-    entropy: Tensor
-    """Sum of the entropies in nats."""
+    """Scalar with gradients: a weighted sum, not a mean."""
+    count: Tensor
+    """Scalar: how many numbers count; reported sums are divided by it."""
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    """Scalars, reported as means over what counts."""
+    first_sums: Mapping[str, Tensor] = field(default_factory=dict)
+    """The same, of the first mini-batch alone: what holds before the weights have moved."""
+    maxima: Mapping[str, Tensor] = field(default_factory=dict)
+    """Scalars, of which the largest is reported."""
 
     def __add__(self, other: Self) -> Self:
+        def add(name: str) -> dict[str, Tensor]:
+            mine, others = getattr(self, name), getattr(other, name)
+            return {key: mine[key] + others[key] for key in mine}
+
         return type(self)(
-            **{
-                field.name: torch.maximum(getattr(self, field.name), getattr(other, field.name))
-                if field.name == "ratio_max"
-                else getattr(self, field.name) + getattr(other, field.name)
-                for field in fields(self)
-            }
+            loss=self.loss + other.loss,
+            count=self.count + other.count,
+            sums=add("sums"),
+            first_sums=add("first_sums"),
+            maxima={key: torch.maximum(value, other.maxima[key]) for key, value in self.maxima.items()},
+        )
+
+    def detach(self) -> Self:
+        """Without gradients."""
+
+        def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {key: value.detach() for key, value in tensors.items()}
+
+        return type(self)(
+            loss=self.loss.detach(),
+            count=self.count.detach(),
+            sums=plain(self.sums),
+            first_sums=plain(self.first_sums),
+            maxima=plain(self.maxima),
         )
 
 
-def clipped_policy_loss(
-    logprobs: Tensor,
-    *,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    entropies: Tensor,
-    clip_low: float,
-    clip_high: float,
-) -> tuple[Tensor, TokenSums]:
-    """sum of weight * -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage).
+class Loss(Protocol):
+    """What `algo.loss` names."""
 
-    Args:
-        logprobs: (R, T) under the weights in training, with gradients.
-        old_logprobs: (R, T) kept from sampling.
-        advantages: (R, T).
-        weights: (R, T), from `algo.weights`.
-        entropies: (R, T) in nats; for the statistics only, there is no entropy bonus.
+    def __call__(self, evaluated: Mapping[str, Tensor], inputs: LossInputs, config: AlgoConfig) -> LossOutput:
+        """The loss of R >= 1 rows.
 
-    Returns:
-        The scalar loss, and statistics.
+        Args:
+            evaluated: What `TrainablePolicy.evaluate` returned.
+            inputs: The batch.
+            config: Clipping, and whatever else the algorithm is told.
+        """
+        ...
+
+
+def spread_weights(weights: Tensor, like: Tensor) -> Tensor:
+    """The actions' weights (R, K) in the shape of `like`: shared out among the numbers of each action, (R, T), or summed, (R,).
+
+    Raises:
+        ValueError: `like` has another number of rows, or T is no multiple of K.
     """
-    counted = weights != 0
-    log_ratio = (logprobs - old_logprobs).where(counted, 0.0).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-    advantages = advantages.where(counted, 0.0)
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    loss = (weights * -torch.minimum(ratio * advantages, clipped * advantages)).sum()
-    with torch.no_grad():
-        sums = TokenSums(
-            tokens=counted.sum().float(),
-            loss=loss.detach(),
-            ratio=ratio.where(counted, 0.0).sum(),
-            ratio_max=ratio.where(counted, 0.0).max(),
-            clipped_low=(counted & (advantages < 0) & (ratio < 1 - clip_low)).sum().float(),
-            clipped_high=(counted & (advantages > 0) & (ratio > 1 + clip_high)).sum().float(),
-            kl=(ratio - 1 - log_ratio).sum(),
-            log_ratio_abs=log_ratio.abs().sum(),
-            entropy=entropies.detach().where(counted, 0.0).sum(),
+    num_rows, chunk_size = weights.shape
+    if like.shape == (num_rows,):
+        return weights.sum(1)
+    if like.ndim != 2 or like.shape[0] != num_rows or like.shape[1] % chunk_size:
+        raise ValueError(
+            f"expected log-probs of shape ({num_rows},) or ({num_rows}, n * {chunk_size}), got {tuple(like.shape)}"
         )
-    return loss, sums
+    each = like.shape[1] // chunk_size
+    return weights.repeat_interleave(each, dim=1) / each
+
+
+def clipped(evaluated: Mapping[str, Tensor], inputs: LossInputs, config: AlgoConfig) -> LossOutput:
+    """PPO's clipped policy gradient (arXiv 1707.06347); with clip_high > clip_low, DAPO's clip-higher (arXiv 2503.14476).
+
+        sum of weight * -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
+
+    It reads `logprobs` of what was evaluated and of the decision, both (R, T) or (R,). There is no entropy bonus. It reports:
+
+    * `ratio_mean`, `ratio_max`: probability ratio, new weights to sampling weights;
+    * `clip_fraction_low`, `clip_fraction_high`: of numbers whose gradient a bound cut off;
+    * `approx_kl`: ratio - 1 - log ratio, an unbiased, non-negative estimate of KL(old || new) in nats;
+    * `entropy`: in nats, where the policy evaluates `entropies`;
+    * `sampling_gap`: |log-prob in training - log-prob kept from sampling| before the first update: 0 but for rounding where the
+      weights are those that sampled.
+    """
+    logprobs, old_logprobs = evaluated["logprobs"], inputs.decision["logprobs"]
+    weights = spread_weights(inputs.weights, logprobs)
+    counted = weights != 0
+    advantages = inputs.advantages.view(-1, *[1] * (logprobs.ndim - 1)).expand_as(logprobs).where(counted, 0.0)
+    log_ratio = (logprobs - old_logprobs).where(counted, 0.0).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    loss = (weights * -torch.minimum(ratio * advantages, bounded * advantages)).sum()
+    with torch.no_grad():
+        sums = {
+            "ratio_mean": ratio.where(counted, 0.0).sum(),
+            "clip_fraction_low": (counted & (advantages < 0) & (ratio < 1 - config.clip_low)).sum().float(),
+            "clip_fraction_high": (counted & (advantages > 0) & (ratio > 1 + config.clip_high)).sum().float(),
+            "approx_kl": (ratio - 1 - log_ratio).sum(),
+        }
+        if "entropies" in evaluated:
+            sums["entropy"] = evaluated["entropies"].where(counted, 0.0).sum()
+        return LossOutput(
+            loss=loss,
+            count=counted.sum().float(),
+            sums=sums,
+            first_sums={"sampling_gap": log_ratio.abs().sum()},
+            maxima={"ratio_max": ratio.where(counted, 0.0).max()},
+        )

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,13 +29,12 @@ import numpy as np
 from vla_train.config import EnvConfig
 from vla_train.distributed.weights import PackedWeight, pack_weights, unpack_weights
 from vla_train.envs.factory import make_env_shard
-from vla_train.envs.shard import EnvShard
+from vla_train.envs.shard import EnvShard, ShardResult
 from vla_train.envs.worker import (
     CLOSE_TIMEOUT_S,
     START_TIMEOUT_S,
     Command,
     EnvWorker,
-    GroupReply,
     Started,
     WorkerError,
     WorkerFault,
@@ -88,11 +88,11 @@ class _EnvActor:
         sys.path += [entry for entry in import_path if entry not in sys.path]
         self._group: EnvShard | None = None
 
-    def start(self, config: EnvConfig, chunk_size: int, seed: int) -> tuple[EnvDescription, str]:
-        self._group = make_env_shard(config, chunk_size=chunk_size, seed=seed)
+    def start(self, config: EnvConfig, chunk_size: int) -> tuple[EnvDescription, str]:
+        self._group = make_env_shard(config, chunk_size=chunk_size)
         return self._group.description, ray.get_runtime_context().get_node_id()
 
-    def execute(self, command: Command) -> GroupReply:
+    def execute(self, command: Command) -> ShardResult:
         assert self._group is not None
         return execute(self._group, command)
 
@@ -118,7 +118,7 @@ class RayWorker(EnvWorker):
         if self._placement is None:
             self._placement = _placement(SIM_RESOURCE, self.config.num_workers)
         self._actor = ray.remote(_EnvActor).options(max_restarts=0, **self._placement).remote(sys.path)
-        started = self._actor.start.remote(self.config, self.chunk_size, self.seed)
+        started = self._actor.start.remote(self.config, self.chunk_size)
         self._await(started)
 
     def send(self, command: Command) -> None:
@@ -138,20 +138,20 @@ class RayWorker(EnvWorker):
         except BaseException as error:
             self._emit(incarnation, WorkerFault(error=RuntimeError(f"the actor of env group {self.index} died: {error}")))
         else:
-            if isinstance(answer, GroupReply):
+            if isinstance(answer, ShardResult):
                 self._emit(incarnation, self._on_our_clock(answer))
             elif incarnation == self.incarnation:
                 description, self.node_id = answer
                 self._up = True
                 self._emit(incarnation, Started(description=description))
 
-    def _on_our_clock(self, reply: GroupReply) -> GroupReply:
+    def _on_our_clock(self, result: ShardResult) -> ShardResult:
         """Another machine's clock has another origin: place its work just before its answer arrived."""
         if self.node_id == ray.get_runtime_context().get_node_id():
-            return reply
-        shift = time.perf_counter() - reply.end
-        render = None if reply.render is None else (reply.render[0] + shift, reply.render[1] + shift)
-        return GroupReply(result=reply.result, start=reply.start + shift, end=reply.end + shift, render=render)
+            return result
+        shift = time.perf_counter() - result.ended
+        drew = None if result.drew is None else (result.drew[0] + shift, result.drew[1] + shift)
+        return replace(result, began=result.began + shift, ended=result.ended + shift, drew=drew)
 
     def kill(self) -> None:
         self.incarnation += 1
@@ -169,16 +169,21 @@ class RayWorker(EnvWorker):
         self.kill()
 
 
+_SAID = ("chunk_size", "action_dim", "observation_keys", "num_uniforms", "version")
+"""What a replica says of its policy."""
+
+
 class _PolicyActor:
     """Runs where the policy's GPU is."""
 
     def __init__(self, import_path: Sequence[str]) -> None:
         sys.path += [entry for entry in import_path if entry not in sys.path]
 
-    def build(self, factory: Callable[[], RolloutPolicy]) -> tuple[int, int, int, str]:
+    def build(self, factory: Callable[[], RolloutPolicy]) -> tuple[dict[str, Any], str]:
+        """What the policy says of itself, and the node it is on."""
         self._policy = factory()
-        node_id = ray.get_runtime_context().get_node_id()
-        return self._policy.chunk_size, self._policy.action_dim, self._policy.version, node_id
+        said = {name: getattr(self._policy, name) for name in _SAID}
+        return said, ray.get_runtime_context().get_node_id()
 
     def act(self, observation: Observation, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
         return self._policy.act(observation, uniforms=uniforms, temperature=temperature)
@@ -232,8 +237,13 @@ class RayPolicy:
         except ray.exceptions.RayError as error:
             self.close()
             raise WorkerError(f"the policy's replicas did not start within {START_TIMEOUT_S:g} s, or died: {error}") from error
-        self.chunk_size, self.action_dim, self.version, _ = built[0]
-        self.node_ids = [node_id for _, _, _, node_id in built]
+        said = built[0][0]
+        self.chunk_size: int = said["chunk_size"]
+        self.action_dim: int = said["action_dim"]
+        self.observation_keys: tuple[str, ...] = said["observation_keys"]
+        self.num_uniforms: int = said["num_uniforms"]
+        self.version: int = said["version"]
+        self.node_ids = [node_id for _, node_id in built]
         """Ray's id of the node that each replica was started on."""
 
     def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
@@ -242,13 +252,11 @@ class RayPolicy:
         parts = [part for part in np.array_split(np.arange(len(observation)), len(self._actors)) if len(part)]
         for index, part in enumerate(parts):
             rows = slice(int(part[0]), int(part[-1]) + 1)
-            share = Observation(images=observation.images[rows], instructions=observation.instructions[rows])
-            calls.append((index, "act", (share, None if uniforms is None else uniforms[rows], temperature)))
+            calls.append((index, "act", (observation.select(rows), None if uniforms is None else uniforms[rows], temperature)))
         outputs: list[PolicyOutput] = self._ask(calls, timeout_s=self._timeout_s)
         return PolicyOutput(
             actions=np.concatenate([output.actions for output in outputs]),
-            token_ids=np.concatenate([output.token_ids for output in outputs]),
-            logprobs=np.concatenate([output.logprobs for output in outputs]),
+            decision={name: np.concatenate([output.decision[name] for output in outputs]) for name in outputs[0].decision},
             policy_version=min(output.policy_version for output in outputs),
         )
 

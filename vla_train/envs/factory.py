@@ -14,21 +14,22 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from vla_train.config import EnvConfig
+from vla_train.envs.observations import RENDER
 from vla_train.envs.shard import EnvShard
 from vla_train.envs.single import SingleEnvsShard
 from vla_train.envs.vector import VectorShard
 
 
-def make_env_shard(config: EnvConfig, *, chunk_size: int, seed: int) -> EnvShard:
-    """Build one env group as the config says.
+def make_env_shard(config: EnvConfig, *, chunk_size: int) -> EnvShard:
+    """Build one shard as the config says.
 
     Raises:
-        ValueError: The env is unknown, or cannot be used (its actions are not continuous, it has no image or instruction, no
-            time limit, ...); the message says what to change.
+        ValueError: The env is unknown, or cannot be used (its actions are not continuous, it has no
+            time limit, it does not say what a success is, ...); the message says what to change.
         ImportError: The env needs a package that is not installed.
     """
     try:
-        return _make_env_group(config, chunk_size=chunk_size, seed=seed)
+        return _make(config, chunk_size=chunk_size)
     except ModuleNotFoundError as error:
         raise ImportError(f"{config.id}: {error}") from error
     except gym.error.DependencyNotInstalled as error:
@@ -41,16 +42,16 @@ def make_env_shard(config: EnvConfig, *, chunk_size: int, seed: int) -> EnvShard
         raise ValueError(f"{config.id} does not take all of env.kwargs: {error}") from error
 
 
-def _make_env_group(config: EnvConfig, *, chunk_size: int, seed: int) -> EnvShard:
+def _make(config: EnvConfig, *, chunk_size: int) -> EnvShard:
     kwargs = parse_kwargs(config.kwargs)
     module, _, name = config.id.rpartition(":")
     if module:
         importlib.import_module(module)  # registers its envs, as gym.make does; gym.spec does not
     spec = gym.spec(name)
     mode = kwargs.pop("vectorization_mode", None)
-    if mode is None and (spec.vector_entry_point is None or config.image_key == "render"):
+    if mode is None and (spec.vector_entry_point is None or config.image_key == RENDER):
         return SingleEnvsShard(config, kwargs=kwargs, chunk_size=chunk_size)
-    if config.image_key == "render":
+    if config.image_key == RENDER:
         raise ValueError("env.image_key=render makes one env per slot: leave vectorization_mode out of env.kwargs")
     if mode in (None, "vector_entry_point"):
         accepted = vector_arguments(spec)
@@ -68,7 +69,7 @@ def _make_env_group(config: EnvConfig, *, chunk_size: int, seed: int) -> EnvShar
         env = gym.make_vec(
             config.id, num_envs=config.envs_per_worker, vectorization_mode=mode, vector_kwargs=vector_kwargs, **kwargs
         )
-    return VectorShard(env, config=config, chunk_size=chunk_size, seed=seed)
+    return VectorShard(env, config=config, chunk_size=chunk_size)
 
 
 def parse_kwargs(kwargs: Mapping[str, str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An env group in a process of its own: for envs that hold the GIL, crash or hang.
+"""A shard in a process of its own: for envs that hold the GIL, crash or hang.
 
 Commands and replies are a few numbers through a pipe; observations and actions lie in shared memory. The child ignores
 Ctrl-C (its parent decides) and ends when the pipe closes, however its parent ended. It may have children of its own.
@@ -21,24 +21,23 @@ from vla_train.config import EnvConfig
 from vla_train.envs.factory import make_env_shard
 from vla_train.envs.shard import ShardResult
 from vla_train.envs.shared_arrays import ArrayLayout, SharedFile, attach_arrays, create_arrays, make_shared_file
-from vla_train.envs.worker import CLOSE_TIMEOUT_S, Command, EnvWorker, GroupReply, Reset, Started, Step, WorkerFault, execute
+from vla_train.envs.worker import CLOSE_TIMEOUT_S, Command, EnvWorker, Reset, Started, Step, WorkerFault, execute
 from vla_train.types import EnvDescription
 
-_RESULT_FIELDS = ("rewards", "final_rewards", "num_steps", "terminated", "truncated")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Ready:
-    description: EnvDescription
+_RESULT_FIELDS = ("rewards", "num_steps", "terminated", "truncated", "succeeded")
+_OBSERVATION = "observation/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Done:
-    start: float
-    end: float
-    render: tuple[float, float] | None
+    """A command was carried out; the arrays of the result lie in shared memory."""
+
+    keys: tuple[str, ...]
     instructions: tuple[str, ...] | None
     """None where they are what they were."""
+    began: float
+    ended: float
+    drew: tuple[float, float] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +58,11 @@ class _Failed:
 class _StepSent:
     """Actions lie in shared memory."""
 
+    keys: tuple[str, ...]
+
 
 class ProcessWorker(EnvWorker):
-    """An env group in a spawned process."""
+    """A shard in a spawned process."""
 
     _process: BaseProcess | None = None
     _up = False
@@ -74,12 +75,12 @@ class ProcessWorker(EnvWorker):
         self._up = False
         context = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = context.Pipe()
-        # The image size is not known yet; where the file lies only has to suit a usual one.
+        # What is observed is not known yet; where the file lies only has to suit two usual images.
         file = make_shared_file(2 * self.config.envs_per_worker * 512 * 512 * 3)
         try:
             process = context.Process(
                 target=_serve,
-                args=(child_pipe, file, self.config, self.chunk_size, self.seed),
+                args=(child_pipe, file, self.config, self.chunk_size),
                 name=f"env {self.index}",
                 daemon=False,  # daemonic processes may have no children
             )
@@ -104,18 +105,23 @@ class ProcessWorker(EnvWorker):
         try:
             while True:
                 message = pipe.recv()
-                if isinstance(message, _Ready):
+                if isinstance(message, Started):
                     arrays = attach_arrays(file, _layout(message.description, self.chunk_size))
                     if incarnation == self.incarnation:
                         self._arrays, self._up = arrays, True
-                    self._emit(incarnation, Started(description=message.description))
+                    self._emit(incarnation, message)
                 elif isinstance(message, _Done):
                     if message.instructions is not None:
                         instructions = message.instructions
-                    fields = {name: arrays[name] for name in _RESULT_FIELDS}
-                    result = ShardResult(images=arrays["images"], instructions=instructions, **fields)
-                    reply = GroupReply(result=result, start=message.start, end=message.end, render=message.render)
-                    self._emit(incarnation, reply)
+                    result = ShardResult(
+                        observations={key: arrays[_OBSERVATION + key] for key in message.keys},
+                        instructions=instructions,
+                        **{name: arrays[name] for name in _RESULT_FIELDS},
+                        began=message.began,
+                        ended=message.ended,
+                        drew=message.drew,
+                    )
+                    self._emit(incarnation, result)
                 else:
                     self._emit(incarnation, WorkerFault(error=message.cause()))
                     return
@@ -123,7 +129,7 @@ class ProcessWorker(EnvWorker):
             process.join(CLOSE_TIMEOUT_S)
             code = process.exitcode
             how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
-            self._emit(incarnation, WorkerFault(error=RuntimeError(f"the process of env group {self.index} {how}")))
+            self._emit(incarnation, WorkerFault(error=RuntimeError(f"the process of env worker {self.index} {how}")))
         except Exception as error:  # the fault boundary of this thread
             self._emit(incarnation, WorkerFault(error=error))
         finally:
@@ -134,7 +140,7 @@ class ProcessWorker(EnvWorker):
             if isinstance(command, Step):
                 self._arrays["actions"][:] = command.actions
                 self._arrays["active"][:] = command.active
-                self._pipe.send(_StepSent())
+                self._pipe.send(_StepSent(keys=command.keys))
             else:
                 self._pipe.send(command)
         except OSError:
@@ -164,48 +170,50 @@ class ProcessWorker(EnvWorker):
 def _layout(description: EnvDescription, chunk_size: int) -> dict[str, ArrayLayout]:
     slots = description.num_slots
     return {
-        "images": ArrayLayout((slots, *description.image_shape), "uint8"),
+        **{_OBSERVATION + key: ArrayLayout((slots, *spec.shape), spec.dtype) for key, spec in description.observations.items()},
         "actions": ArrayLayout((slots, chunk_size, description.action_dim), "float32"),
         "active": ArrayLayout((slots,), "bool"),
         "rewards": ArrayLayout((slots,), "float32"),
-        "final_rewards": ArrayLayout((slots,), "float32"),
         "num_steps": ArrayLayout((slots,), "int32"),
         "terminated": ArrayLayout((slots,), "bool"),
         "truncated": ArrayLayout((slots,), "bool"),
+        "succeeded": ArrayLayout((slots,), "bool"),
     }
 
 
-def _serve(pipe: Connection, file: SharedFile, config: EnvConfig, chunk_size: int, seed: int) -> None:
+def _serve(pipe: Connection, file: SharedFile, config: EnvConfig, chunk_size: int) -> None:
     """The child: carry out commands until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    group = None
+    shard = None
     try:
-        group = make_env_shard(config, chunk_size=chunk_size, seed=seed)
-        arrays = create_arrays(file, _layout(group.description, chunk_size))
-        pipe.send(_Ready(description=group.description))
+        shard = make_env_shard(config, chunk_size=chunk_size)
+        arrays = create_arrays(file, _layout(shard.description, chunk_size))
+        pipe.send(Started(description=shard.description))
         instructions: tuple[str, ...] = ()
         while (message := pipe.recv()) is not None:
             if isinstance(message, Reset):
                 command: Command = message
                 changed = np.array(message.slots)
             else:
-                command = Step(actions=arrays["actions"].copy(), active=arrays["active"].copy())
+                command = Step(actions=arrays["actions"].copy(), active=arrays["active"].copy(), keys=message.keys)
                 changed = np.flatnonzero(command.active)
-            reply = execute(group, command)
+            result = execute(shard, command)
             for name in _RESULT_FIELDS:
-                arrays[name][:] = getattr(reply.result, name)
-            arrays["images"][changed] = reply.result.images[changed]
-            news = None if reply.result.instructions == instructions else reply.result.instructions
-            instructions = reply.result.instructions
-            pipe.send(_Done(start=reply.start, end=reply.end, render=reply.render, instructions=news))
+                arrays[name][:] = getattr(result, name)
+            for key, array in result.observations.items():
+                arrays[_OBSERVATION + key][changed] = array[changed]
+            news = None if result.instructions == instructions else result.instructions
+            instructions = result.instructions
+            done = _Done(keys=command.keys, instructions=news, began=result.began, ended=result.ended, drew=result.drew)
+            pipe.send(done)
     except (EOFError, BrokenPipeError):
         pass  # the parent is gone
     except BaseException as error:  # the fault boundary of this process
         with contextlib.suppress(OSError):
             pipe.send(_failed(error))
     finally:
-        if group is not None:
-            group.close()
+        if shard is not None:
+            shard.close()
 
 
 def _failed(error: BaseException) -> _Failed:

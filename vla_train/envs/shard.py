@@ -1,25 +1,20 @@
 """What a worker runs: several slots of one env, reset slot by slot to given episodes and stepped a chunk at a time.
 
-Any Gymnasium env becomes one:
-
-* a vector env of its own (`vector_entry_point`, or `vectorization_mode=` in the arguments): `VectorShard`;
-* any other env: one instance per slot, `SingleEnvsShard`.
-
-Invariant: after `reset` or `step`, `images` and `instructions` hold the current observation of every slot that is playing;
-they stay valid until the next call. Whatever an env returns is checked here, before it can reach a trajectory.
+Invariant: after `reset` or `step`, `observations` and `instructions` hold the current observation of every slot that is
+playing; they stay valid until the next call. Whatever an env returns is checked here, before it can reach a trajectory.
 
 N slots, K actions in a chunk, A action dimensions.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from vla_train.types import EnvDescription, EpisodeSpec
+from vla_train.types import Arrays, ArraySpec, EnvDescription, EpisodeSpec
 
 
 class EnvFaultError(RuntimeError):
@@ -30,20 +25,39 @@ class EnvFaultError(RuntimeError):
 class ShardResult:
     """State of all N slots after a command; entries of slots that are not playing mean nothing."""
 
-    images: np.ndarray
-    """(N, H, W, 3) uint8, valid until the next command."""
+    observations: Arrays
+    """(N, ...) each: the keys that were asked for; valid until the next command."""
     instructions: tuple[str, ...]
-    """N texts."""
+    """N texts; empty where there are none."""
     rewards: np.ndarray
     """(N,) float32: summed over the actions played; 0 after a reset."""
-    final_rewards: np.ndarray
-    """(N,) float32: of the last action played (of the whole chunk where the env does not tell)."""
     num_steps: np.ndarray
     """(N,) int32: actions played."""
     terminated: np.ndarray
     """(N,) bool."""
     truncated: np.ndarray
     """(N,) bool."""
+    succeeded: np.ndarray
+    """(N,) bool: the env counts it as a success, now or earlier in this chunk (see `success`)."""
+    began: float = 0.0
+    """`time.perf_counter()` of this machine when the work began."""
+    ended: float = 0.0
+    drew: tuple[float, float] | None = None
+    """When cameras drew in between, where the env tells."""
+
+    @classmethod
+    def of_reset(cls, observations: Arrays, instructions: Sequence[str]) -> "ShardResult":
+        """Nothing was played yet."""
+        count = len(instructions)
+        return cls(
+            observations=observations,
+            instructions=tuple(instructions),
+            rewards=np.zeros(count, np.float32),
+            num_steps=np.zeros(count, np.int32),
+            terminated=np.zeros(count, bool),
+            truncated=np.zeros(count, bool),
+            succeeded=np.zeros(count, bool),
+        )
 
 
 class EnvShard(ABC):
@@ -57,19 +71,23 @@ class EnvShard(ABC):
         return None
 
     @abstractmethod
-    def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> ShardResult:
+    def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec], keys: Sequence[str]) -> ShardResult:
         """Start the given episodes in the given slots; the others are left as they are.
 
         With `description.whole_resets`, slots not named are reset too, and mean nothing.
+
+        Args:
+            keys: Of `description.observations`: what the result must hold.
         """
 
     @abstractmethod
-    def step(self, actions: np.ndarray, active: np.ndarray) -> ShardResult:
+    def step(self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str]) -> ShardResult:
         """Play one chunk.
 
         Args:
             actions: (N, K, A) float32.
             active: (N,) bool: slots that are playing; the others need not move.
+            keys: As for `reset`.
         """
 
     @abstractmethod
@@ -91,7 +109,7 @@ def action_bounds(space: gym.Space[Any], env_id: str) -> tuple[np.ndarray, np.nd
 
 
 def check_instructions(instructions: Sequence[str], slots: Sequence[int]) -> None:
-    """Refuse an episode that begins without saying what to do.
+    """Refuse an episode that begins without saying what to do, where the env says it.
 
     Raises:
         EnvFaultError: The instruction of one of `slots` is blank.
@@ -104,17 +122,32 @@ def check_instructions(instructions: Sequence[str], slots: Sequence[int]) -> Non
             )
 
 
-def check_result(result: ShardResult, active: np.ndarray, *, image_shape: tuple[int, int, int], chunk_size: int) -> None:
-    """Refuse what an env must not return for the slots that are playing.
+def check_observations(
+    observations: Arrays, specs: Mapping[str, ArraySpec], *, num_slots: int, slots: Sequence[int] | np.ndarray
+) -> None:
+    """Refuse observations that are not as the env described them.
+
+    Args:
+        slots: Those that are playing.
 
     Raises:
-        EnvFaultError: Wrong shape or type of an image, a reward that is not a number, a chunk in which nothing was played.
+        EnvFaultError: An array has another shape or type, or holds NaN or infinity for a slot that is playing.
     """
-    if result.images.shape != (len(active), *image_shape) or result.images.dtype != np.uint8:
-        raise EnvFaultError(
-            f"images must be uint8 of shape {(len(active), *image_shape)}, got {result.images.dtype} {result.images.shape}"
-        )
-    for name in ("rewards", "final_rewards", "num_steps", "terminated", "truncated"):
+    for key, array in observations.items():
+        expected = (num_slots, *specs[key].shape)
+        if array.shape != expected or array.dtype != specs[key].dtype:
+            raise EnvFaultError(f"{key} must be {specs[key].dtype} of shape {expected}, got {array.dtype} {array.shape}")
+        if array.dtype.kind == "f" and not np.isfinite(array[slots]).all():
+            raise EnvFaultError(f"{key} holds NaN or infinity")
+
+
+def check_played(result: ShardResult, active: np.ndarray, *, chunk_size: int) -> None:
+    """Refuse what an env must not say of a chunk that it played.
+
+    Raises:
+        EnvFaultError: A wrong shape, a reward that is not a number, or a chunk in which nothing was played.
+    """
+    for name in ("rewards", "num_steps", "terminated", "truncated"):
         if getattr(result, name).shape != active.shape:
             raise EnvFaultError(f"{name} must have shape {active.shape}, got {getattr(result, name).shape}")
     if len(result.instructions) != len(active):

@@ -1,4 +1,4 @@
-"""Any `gymnasium.vector.VectorEnv` as an env group.
+"""Any `gymnasium.vector.VectorEnv` as a shard.
 
 What an env can do decides how densely its slots are used, never what an episode is:
 
@@ -17,35 +17,45 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from vla_train.config import EnvConfig
-from vla_train.envs.shard import EnvFaultError, EnvShard, ShardResult, action_bounds, check_instructions, check_result
+from vla_train.envs.observations import array_specs, has_instruction, read_array, read_instruction
+from vla_train.envs.shard import (
+    EnvFaultError,
+    EnvShard,
+    ShardResult,
+    action_bounds,
+    check_instructions,
+    check_observations,
+    check_played,
+)
+from vla_train.envs.success import find_info_key, info_key, say_success
 from vla_train.types import EnvDescription, EpisodeSpec
 
 
 class VectorShard(EnvShard):
     """A vector env.
 
+    An env that says of its steps whether they succeeded (`info["success"]`) may declare `metadata["reports_success"] = True`;
+    of others one step is tried.
+
     Args:
-        env: The vector env; this group closes it.
-        config: Image key, instruction and time limit.
+        env: The vector env; this shard closes it.
+        config: Image key, instruction, success and time limit.
         chunk_size: K.
-        seed: Seed of resets that belong to no episode.
     """
 
-    def __init__(self, env: VectorEnv, *, config: EnvConfig, chunk_size: int, seed: int) -> None:
+    def __init__(self, env: VectorEnv, *, config: EnvConfig, chunk_size: int) -> None:
         self._env = env
         self._config = config
         self._chunk_size = chunk_size
-        self._seed = seed
         self._slots = env.num_envs
+        self._steps_played = np.zeros(self._slots, np.int64)
+        self._started = False
         try:
             self.description = self._describe()
+            self._success_key = self._find_success_key()
         except BaseException:
             self.close()
             raise
-        self._steps_played = np.zeros(self._slots, np.int64)
-        self._started = False
-        self._images = np.zeros((self._slots, *self.description.image_shape), np.uint8)
-        self._instructions: tuple[str, ...] = ("",) * self._slots
 
     def _describe(self) -> EnvDescription:
         env, unwrapped, name = self._env, self._env.unwrapped, self._config.id
@@ -75,44 +85,36 @@ class VectorShard(EnvShard):
             self._limit = limit
         elif limit is None and own_limit is None and not hasattr(unwrapped, "num_init_states"):
             raise ValueError(f"{name} has no time limit: set env.max_episode_steps")
-        instructions = getattr(unwrapped, "instructions", {})
-        task_ids = tuple(getattr(unwrapped, "task_ids", (0,)))
-        if not isinstance(instructions, dict):
-            instructions = dict(zip(task_ids, instructions, strict=True))
         return EnvDescription(
             num_slots=self._slots,
-            image_shape=self._image_shape(),
+            observations=array_specs(env.single_observation_space, image_key=self._config.image_key),
             mirrored_images=bool(getattr(unwrapped, "mirrored_images", False)),
             action_low=low,
             action_high=high,
-            task_ids=task_ids,
+            task_ids=tuple(getattr(unwrapped, "task_ids", (0,))),
             num_init_states=dict(getattr(unwrapped, "num_init_states", {})),
-            instructions=instructions,
+            has_instruction=self._config.instruction is not None or has_instruction(env.single_observation_space),
             suite=getattr(unwrapped, "suite", None),
             max_episode_steps=limit if limit is not None else own_limit,
             whole_resets=self._whole_resets,
         )
 
-    def _image_shape(self) -> tuple[int, int, int]:
-        key, name, space = self._config.image_key, self._config.id, self._env.single_observation_space
-        if isinstance(space, gym.spaces.Dict):
-            if key not in space.spaces:
-                raise ValueError(f"{name}: no image {key!r} in the observation ({', '.join(space.spaces)}): set env.image_key")
-            if "instruction" not in space.spaces and self._config.instruction is None:
-                raise ValueError(f"{name}: the observation has no instruction: set env.instruction")
-            space = space.spaces[key]
-        elif self._config.instruction is None:
-            raise ValueError(f"{name}: the observation has no instruction: set env.instruction")
-        if space.shape is None or len(space.shape) != 3 or space.shape[2] != 3 or space.dtype != np.uint8:
-            raise ValueError(f"{name}: the image must be uint8 (H, W, 3), got {space}")
-        height, width, channels = space.shape
-        return height, width, channels
+    def _find_success_key(self) -> str | None:
+        if self._config.success != "auto":
+            return info_key(self._config)
+        if self._env.metadata.get("reports_success"):
+            return "success"
+        action = np.clip(0.0, self.description.action_low, self.description.action_high)
+        shape = (self._slots, self._chunk_size, len(action)) if self._chunked else (self._slots, len(action))
+        self._env.reset(seed=0)
+        *_, info = self._env.step(np.broadcast_to(action, shape).astype(np.float32))
+        return find_info_key(info, self._config)
 
     @property
     def render_span(self) -> tuple[float, float] | None:
         return getattr(self._env.unwrapped, "render_span", None)
 
-    def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> ShardResult:
+    def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec], keys: Sequence[str]) -> ShardResult:
         # Slots that were never reset start as copies of the first episode: most envs want a full reset first.
         given = dict(zip(slots, specs, strict=True))
         everything = self._whole_resets or not self._started
@@ -126,9 +128,10 @@ class VectorShard(EnvShard):
         observation, _ = self._reset_env(seeds, options)
         self._started = True
         self._steps_played[mask] = 0
-        self._observe(observation)
-        check_instructions(self._instructions, slots)
-        return self._result()
+        result = ShardResult.of_reset(*self._observe(observation, keys, slots))
+        if self.description.has_instruction:
+            check_instructions(result.instructions, slots)
+        return result
 
     def _reset_env(self, seeds: list[int | None], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if self.description.num_init_states:
@@ -140,91 +143,83 @@ class VectorShard(EnvShard):
                 f"{self._config.id} cannot be reset with one seed per slot ({error}): add vectorization_mode=sync to env.kwargs"
             ) from error
 
-    def step(self, actions: np.ndarray, active: np.ndarray) -> ShardResult:
+    def step(self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str]) -> ShardResult:
         if not self._started:
             raise EnvFaultError("step before the first reset")
-        result = self._step_chunk(actions, active) if self._chunked else self._step_singly(actions, active)
-        check_result(result, active, image_shape=self.description.image_shape, chunk_size=self._chunk_size)
+        result = self._step_chunk(actions, active, keys) if self._chunked else self._step_singly(actions, active, keys)
+        check_played(result, active, chunk_size=self._chunk_size)
         return result
 
-    def _step_chunk(self, actions: np.ndarray, active: np.ndarray) -> ShardResult:
+    def _step_chunk(self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str]) -> ShardResult:
         observation, rewards, terminated, truncated, info = self._env.step(actions)
-        self._observe(observation)
         if "num_steps" not in info:
             raise EnvFaultError(f"{self._config.id} plays chunks but does not say how many actions it played (num_steps)")
+        observations, instructions = self._observe(observation, keys, np.flatnonzero(active))
         rewards = np.asarray(rewards, np.float32)
+        terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
         return ShardResult(
-            images=self._images,
-            instructions=self._instructions,
+            observations=observations,
+            instructions=instructions,
             rewards=rewards,
-            final_rewards=rewards,
             num_steps=np.asarray(info["num_steps"], np.int32),
-            terminated=np.asarray(terminated, bool),
-            truncated=np.asarray(truncated, bool),
+            terminated=terminated,
+            truncated=truncated,
+            succeeded=self._succeeded(info, rewards, terminated, active & (terminated | truncated)),
         )
 
-    def _step_singly(self, actions: np.ndarray, active: np.ndarray) -> ShardResult:
-        result = self._result()
+    def _step_singly(self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str]) -> ShardResult:
+        rewards, num_steps = np.zeros(self._slots, np.float32), np.zeros(self._slots, np.int32)
+        terminated, truncated = np.zeros(self._slots, bool), np.zeros(self._slots, bool)
+        succeeded, ended = np.zeros(self._slots, bool), np.zeros(self._slots, bool)
         playing = active.copy()
-        ended = np.zeros(self._slots, bool)
         observation = None
         for index in range(self._chunk_size):
             if not playing.any():
                 break
             if index > 0 and ended.any() and not self._whole_resets:
                 self._env.reset(options={"reset_mask": ended})  # nobody's episode: see the module's docstring
-            observation, rewards, terminated, truncated, _ = self._env.step(actions[:, index])
+            observation, step_rewards, step_terminated, step_truncated, info = self._env.step(actions[:, index])
             self._steps_played += 1
-            rewards = np.asarray(rewards, np.float32)
-            terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
-            ended = terminated | truncated
+            step_rewards = np.asarray(step_rewards, np.float32)
+            step_terminated, step_truncated = np.array(step_terminated, bool), np.array(step_truncated, bool)
+            ended = step_terminated | step_truncated
+            succeeded |= playing & self._succeeded(info, step_rewards, step_terminated, playing & ended)
             if self._limit is not None:
-                truncated |= ~terminated & (self._steps_played >= self._limit)
-            result.rewards[playing] += rewards[playing]
-            result.final_rewards[playing] = rewards[playing]
-            result.num_steps[playing] += 1
-            result.terminated[playing] = terminated[playing]
-            result.truncated[playing] = truncated[playing]
+                step_truncated |= ~step_terminated & (self._steps_played >= self._limit)
+            rewards[playing] += step_rewards[playing]
+            num_steps[playing] += 1
+            terminated[playing] = step_terminated[playing]
+            truncated[playing] = step_truncated[playing]
             playing &= ~(terminated | truncated)
         if ended.any() and not self._whole_resets:
             # An env must not be stepped past an end; slots that stay free would otherwise be.
             observation, _ = self._env.reset(options={"reset_mask": ended})
-        self._observe(observation)
+        observations, instructions = self._observe(observation, keys, np.flatnonzero(playing))
         return ShardResult(
-            images=self._images,
-            instructions=self._instructions,
-            rewards=result.rewards,
-            final_rewards=result.final_rewards,
-            num_steps=result.num_steps,
-            terminated=result.terminated,
-            truncated=result.truncated,
+            observations=observations,
+            instructions=instructions,
+            rewards=rewards,
+            num_steps=num_steps,
+            terminated=terminated,
+            truncated=truncated,
+            succeeded=succeeded,
         )
 
-    def _observe(self, observation: Any) -> None:
-        if isinstance(observation, dict):
-            self._images = np.asarray(observation[self._config.image_key])
-            texts = observation.get("instruction")
-        else:
-            self._images, texts = np.asarray(observation), None
-        if texts is not None:
-            self._instructions = tuple(str(text) for text in texts)
-        else:
-            assert self._config.instruction is not None
-            self._instructions = (self._config.instruction,) * self._slots
-        expected = (self._slots, *self.description.image_shape)
-        if self._images.shape != expected or self._images.dtype != np.uint8:
-            raise EnvFaultError(f"images must be uint8 of shape {expected}, got {self._images.dtype} {self._images.shape}")
+    def _succeeded(self, info: dict[str, Any], rewards: np.ndarray, terminated: np.ndarray, ended: np.ndarray) -> np.ndarray:
+        """(N,) bool of the last step or chunk; `rewards` are its own."""
+        if self._success_key is not None:
+            return say_success(info, self._success_key, ended=ended)
+        return terminated & (rewards > 0) & (self._config.success == "terminated")
 
-    def _result(self) -> ShardResult:
-        return ShardResult(
-            images=self._images,
-            instructions=self._instructions,
-            rewards=np.zeros(self._slots, np.float32),
-            final_rewards=np.zeros(self._slots, np.float32),
-            num_steps=np.zeros(self._slots, np.int32),
-            terminated=np.zeros(self._slots, bool),
-            truncated=np.zeros(self._slots, bool),
-        )
+    def _observe(
+        self, observation: Any, keys: Sequence[str], playing: Sequence[int] | np.ndarray
+    ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        arrays = {key: read_array(observation, key, image_key=self._config.image_key) for key in keys}
+        check_observations(arrays, self.description.observations, num_slots=self._slots, slots=playing)
+        texts = read_instruction(observation, self._config.instruction)
+        if texts is None or isinstance(texts, str):
+            return arrays, (texts or "",) * self._slots
+        return arrays, tuple(str(text) for text in texts)
 
     def close(self) -> None:
         self._env.close()

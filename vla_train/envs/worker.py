@@ -1,8 +1,8 @@
-"""Env groups at work elsewhere: one interface for threads, processes and Ray actors.
+"""Shards at work: one interface for threads, processes and Ray actors.
 
     rollout                     worker
     send(Reset | Step) -------> plays it, on its own thread / process / node
-    sink(Event) <-------------- Started | GroupReply | WorkerFault, from any thread
+    sink(Event) <-------------- Started | ShardResult | WorkerFault, from any thread
 
 Each worker has at most one command under way. A worker that fails says so once, with a `WorkerFault`, and is then dead until
 `start` is called again; `incarnation` counts the starts, so that what a dead one still sends is recognised and ignored.
@@ -15,7 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class Reset:
 
     slots: tuple[int, ...]
     specs: tuple[EpisodeSpec, ...]
+    keys: tuple[str, ...]
+    """Of the observation: what the result must hold."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +50,8 @@ class Step:
     """(N, K, A) float32."""
     active: np.ndarray
     """(N,) bool."""
+    keys: tuple[str, ...]
+    """As in `Reset`."""
 
 
 Command = Reset | Step
@@ -55,21 +59,9 @@ Command = Reset | Step
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Started:
-    """The env group is there."""
+    """The worker is there."""
 
     description: EnvDescription
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GroupReply:
-    """A command was carried out."""
-
-    result: ShardResult
-    start: float
-    """`time.perf_counter()` of this machine when the work began."""
-    end: float
-    render: tuple[float, float] | None = None
-    """When cameras drew in between, where the env tells."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +77,7 @@ class Event:
 
     worker: int
     incarnation: int
-    content: Started | GroupReply | WorkerFault
+    content: Started | ShardResult | WorkerFault
 
 
 Sink = Callable[[Event], None]
@@ -96,23 +88,21 @@ class WorkerError(RuntimeError):
 
 
 class EnvWorker(ABC):
-    """An env group at work somewhere.
+    """A shard at work somewhere.
 
     Args:
         config: The env.
         index: Number of this worker among its siblings.
         chunk_size: K.
-        seed: Seed of resets that belong to no episode.
     """
 
     description: EnvDescription
     """Known once the worker has started."""
 
-    def __init__(self, config: EnvConfig, *, index: int, chunk_size: int, seed: int) -> None:
+    def __init__(self, config: EnvConfig, *, index: int, chunk_size: int) -> None:
         self.config = config
         self.index = index
         self.chunk_size = chunk_size
-        self.seed = seed
         self.incarnation = 0
         self._sink: Sink = lambda event: None
 
@@ -126,7 +116,7 @@ class EnvWorker(ABC):
 
     @abstractmethod
     def send(self, command: Command) -> None:
-        """Begin a command, without waiting; `GroupReply` or `WorkerFault` follows."""
+        """Begin a command, without waiting; `ShardResult` or `WorkerFault` follows."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -136,26 +126,26 @@ class EnvWorker(ABC):
     def close(self) -> None:
         """Free everything, in an orderly way where the worker still answers."""
 
-    def _emit(self, incarnation: int, content: Started | GroupReply | WorkerFault) -> None:
+    def _emit(self, incarnation: int, content: Started | ShardResult | WorkerFault) -> None:
         if incarnation == self.incarnation:
             if isinstance(content, Started):
                 self.description = content.description
             self._sink(Event(worker=self.index, incarnation=incarnation, content=content))
 
 
-def execute(group: EnvShard, command: Command) -> GroupReply:
+def execute(shard: EnvShard, command: Command) -> ShardResult:
     """Carry out a command, and time it."""
-    start = time.perf_counter()
+    began = time.perf_counter()
     if isinstance(command, Reset):
-        result = group.reset(command.slots, command.specs)
+        result = shard.reset(command.slots, command.specs, command.keys)
     else:
-        result = group.step(command.actions, command.active)
-    end, render = time.perf_counter(), group.render_span
-    return GroupReply(result=result, start=start, end=end, render=render if render and render[0] >= start else None)
+        result = shard.step(command.actions, command.active, command.keys)
+    drew = shard.render_span
+    return replace(result, began=began, ended=time.perf_counter(), drew=drew if drew and drew[0] >= began else None)
 
 
 class ThreadWorker(EnvWorker):
-    """An env group in a thread of this process: for envs whose work releases the GIL. Nothing is copied.
+    """A shard in a thread of this process: for envs whose work releases the GIL. Nothing is copied.
 
     Python cannot kill a thread. A hung one is abandoned: it is told to end, its answers are ignored, and its memory is freed
     if it ever comes back. Use processes for envs that hang.
@@ -173,20 +163,20 @@ class ThreadWorker(EnvWorker):
         self._thread.start()
 
     def _run(self, incarnation: int, inbox: "queue.SimpleQueue[Command | None]") -> None:
-        group = None
+        shard = None
         try:
-            group = make_env_shard(self.config, chunk_size=self.chunk_size, seed=self.seed)
-            self._emit(incarnation, Started(description=group.description))
+            shard = make_env_shard(self.config, chunk_size=self.chunk_size)
+            self._emit(incarnation, Started(description=shard.description))
             while (command := inbox.get()) is not None:
-                self._emit(incarnation, execute(group, command))
+                self._emit(incarnation, execute(shard, command))
         except BaseException as error:  # the fault boundary of this thread
             self._emit(incarnation, WorkerFault(error=error))
         finally:
-            if group is not None:
+            if shard is not None:
                 try:
-                    group.close()
+                    shard.close()
                 except Exception:
-                    _logger.warning("closing env group %d failed", self.index, exc_info=True)
+                    _logger.warning("closing env worker %d failed", self.index, exc_info=True)
 
     def send(self, command: Command) -> None:
         self._inbox.put(command)
@@ -203,4 +193,4 @@ class ThreadWorker(EnvWorker):
         self.kill()
         thread.join(timeout=CLOSE_TIMEOUT_S)
         if thread.is_alive():
-            _logger.warning("env group %d did not end within %g s and is left behind", self.index, CLOSE_TIMEOUT_S)
+            _logger.warning("env worker %d did not end within %g s and is left behind", self.index, CLOSE_TIMEOUT_S)

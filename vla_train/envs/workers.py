@@ -11,7 +11,7 @@ from vla_train.envs.worker import START_TIMEOUT_S, EnvWorker, Event, ThreadWorke
 from vla_train.types import EnvDescription
 
 
-def make_workers(config: EnvConfig, *, chunk_size: int, seed: int) -> list[EnvWorker]:
+def make_workers(config: EnvConfig, *, chunk_size: int) -> list[EnvWorker]:
     """Start `config.num_workers` workers, in parallel, and wait until all are there.
 
     Raises:
@@ -19,10 +19,7 @@ def make_workers(config: EnvConfig, *, chunk_size: int, seed: int) -> list[EnvWo
         ImportError: Ray is asked for and not installed.
         WorkerError: A worker died or did not start in time.
     """
-    workers = [
-        _worker_type(config.worker)(config, index=index, chunk_size=chunk_size, seed=seed + index)
-        for index in range(config.num_workers)
-    ]
+    workers = [_worker_type(config.worker)(config, index=index, chunk_size=chunk_size) for index in range(config.num_workers)]
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     try:
         for worker in workers:
@@ -33,7 +30,7 @@ def make_workers(config: EnvConfig, *, chunk_size: int, seed: int) -> list[EnvWo
             try:
                 event = events.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise WorkerError(f"{config.id}: an env group did not start within {START_TIMEOUT_S:.0f} s") from None
+                raise WorkerError(f"{config.id}: an env worker did not start within {START_TIMEOUT_S:.0f} s") from None
             if isinstance(event.content, WorkerFault):
                 raise event.content.error
         require_same_env([worker.description for worker in workers])
@@ -54,7 +51,7 @@ def require_same_env(descriptions: Sequence[EnvDescription]) -> None:
     """Raise `WorkerError` unless any episode may be played on any of these."""
     for index, description in enumerate(descriptions):
         if not descriptions[0].same_env(description):
-            raise WorkerError(f"env group {index} differs from env group 0: {description} against {descriptions[0]}")
+            raise WorkerError(f"env worker {index} differs from env worker 0: {description} against {descriptions[0]}")
 
 
 def _worker_type(kind: str) -> type[EnvWorker]:

@@ -14,7 +14,7 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 
-from vla_train.types import EpisodeSpec, Trajectory
+from vla_train.types import IMAGE, EpisodeSpec, Trajectory
 
 _VIDEO_FPS = 5
 
@@ -144,10 +144,11 @@ def evaluate(
     with journal.open("a", encoding="utf-8") as lines:
         for trajectory in play(remaining):
             video = None
-            if kept[trajectory.success] < videos:
+            images = trajectory.observations.get(IMAGE)
+            if images is not None and kept[trajectory.success] < videos:
                 kept[trajectory.success] += 1
                 video = _video_name(trajectory)
-                write_video(folder / "videos" / video, trajectory.images[:, :, ::-1] if mirrored_images else trajectory.images)
+                write_video(folder / "videos" / video, images[:, :, ::-1] if mirrored_images else images)
             spec = trajectory.spec
             result = EpisodeResult(
                 task_id=spec.task_id,

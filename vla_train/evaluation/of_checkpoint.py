@@ -23,8 +23,9 @@ from vla_train.interruption import Interruption
 from vla_train.pipeline.episodes import evaluation_episodes
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
+from vla_train.policy.base import PolicyFactory
 from vla_train.policy.checkpoint_name import require_checkpoint
-from vla_train.policy.simplevla_oft.build import build_policy
+from vla_train.registry import POLICIES, load
 from vla_train.trainer.checkpoint_folder import latest_checkpoint
 from vla_train.trainer.manifest import CheckpointError, verify_checkpoint
 
@@ -50,7 +51,7 @@ class CheckpointEvaluation:
         _require_same(self.output, identity)
         with ExitStack() as undo:
             self._display.line(f"{self.checkpoint}: starting {config.env.id}")
-            workers = make_workers(config.env, chunk_size=config.policy.chunk_size, seed=config.seed)
+            workers = make_workers(config.env, chunk_size=config.policy.chunk_size)
             for worker in workers:
                 undo.callback(worker.close)
             env = workers[0].description
@@ -58,13 +59,8 @@ class CheckpointEvaluation:
             self.episodes = evaluation_episodes(
                 env.task_ids, env.num_init_states, config.eval, train_fraction=config.train_fraction, seed=config.seed
             )
-            policy = build_policy(
-                replace(config.policy, checkpoint=self.checkpoint, lora_rank=0),
-                action_low=env.action_low,
-                action_high=env.action_high,
-                suite=env.suite,
-                seed=config.seed,
-            )
+            build: PolicyFactory = load(config.policy.factory, POLICIES, option="policy.factory")
+            policy = build(replace(config.policy, checkpoint=self.checkpoint, lora_rank=0), env, seed=config.seed)
             self._rollout = Rollout(RolloutConfig(), policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
             _claim(self.output, identity)
             self._undo = undo.pop_all()

@@ -2,7 +2,7 @@
 
     caller's thread                      conductor's thread                           workers
     +------------------+  PolicyBatch    +------------------------------------+  Reset, Step   +-----------------+
-    | gather images    | <-------------- | loop: feed episodes, fill slots,   | -------------> | simulate,       |
+    | gather the rows  | <-------------- | loop: feed episodes, fill slots,   | -------------> | simulate,       |
     | policy.act       |    (outbox)     |       offer the ready rows,        |                | render          |
     |                  | --------------> |       wait for the next event      | <------------- |                 |
     +------------------+  Decided        +------------------------------------+  Event         +-----------------+
@@ -33,7 +33,6 @@ from vla_train.envs.worker import (
     Command,
     EnvWorker,
     Event,
-    GroupReply,
     Reset,
     Started,
     Step,
@@ -47,6 +46,7 @@ from vla_train.pipeline.objectives import Objective
 from vla_train.pipeline.policy_cost import PolicyCost
 from vla_train.pipeline.scheduler import Assignment, Scheduler, WorkerState
 from vla_train.pipeline.timeline import SpanKind, Timeline
+from vla_train.types import select_one
 
 _logger = logging.getLogger(__name__)
 
@@ -71,12 +71,21 @@ class Conductor:
 
     Args:
         workers: Started env groups; the conductor restarts them, their maker closes them.
+        keys: Of the observation: what workers bring along and trajectories keep, where `run` does not say otherwise.
         max_batch: Most rows of one policy batch.
         max_wait_s: How long ready rows wait for more, while more are on their way; if they do, all share the call.
         timeline: Takes the spans of the env groups.
     """
 
-    def __init__(self, workers: Sequence[EnvWorker], *, max_batch: int, max_wait_s: float, timeline: Timeline) -> None:
+    def __init__(
+        self,
+        workers: Sequence[EnvWorker],
+        *,
+        keys: tuple[str, ...],
+        max_batch: int,
+        max_wait_s: float,
+        timeline: Timeline,
+    ) -> None:
         self._workers = list(workers)
         self._config = workers[0].config
         self._max_batch = max_batch
@@ -95,6 +104,7 @@ class Conductor:
         self._deadlines: dict[int, float] = {}  # of commands and starts under way, by worker
         self._restarts = [0] * len(workers)
         self._outstanding: PolicyBatch | None = None
+        self._keys = self._usual_keys = keys
         self._ready_since = 0.0
         self._policy_cost = PolicyCost()
         self._failure: BaseException | None = None
@@ -103,8 +113,13 @@ class Conductor:
 
     # --- the loop
 
-    def run(self, objective: Objective, outbox: Outbox) -> None:
-        """Play until the objective is complete, `Stop` is asked for, or a fault cannot be mended. Never raises."""
+    def run(self, objective: Objective, outbox: Outbox, *, also: tuple[str, ...] = ()) -> None:
+        """Play until the objective is complete, `Stop` is asked for, or a fault cannot be mended. Never raises.
+
+        Args:
+            also: Keys of the observation to keep besides the usual ones, in this run.
+        """
+        self._keys = tuple(dict.fromkeys((*self._usual_keys, *also)))
         try:
             if self._failure is not None:
                 raise self._failure
@@ -136,7 +151,7 @@ class Conductor:
             for assignment in assignments:
                 self._recorders[assignment.lease] = EpisodeRecorder(spec=assignment.spec, instruction="")
             slots, specs = tuple(a.slot for a in assignments), tuple(a.spec for a in assignments)
-            self._send(worker, Reset(slots=slots, specs=specs))
+            self._send(worker, Reset(slots=slots, specs=specs, keys=self._keys))
 
     def _send(self, worker: int, command: Command) -> None:
         self._deadlines[worker] = time.monotonic() + self._config.step_timeout_s
@@ -223,8 +238,6 @@ class Conductor:
         for index, row in enumerate(batch.rows):
             rows_of[row.worker].append(index)
         for worker, indices in rows_of.items():
-            current = {assignment.lease for assignment in self.scheduler.playing(worker)}
-            indices = [index for index in indices if batch.rows[index].lease in current]
             if not self.scheduler.decided(worker):
                 continue
             num_slots = self._workers[worker].description.num_slots
@@ -234,19 +247,19 @@ class Conductor:
             for index in indices:
                 row, (output, line) = batch.rows[index], decisions[index]
                 self._recorders[row.lease].decide(
-                    decided.images[index], output.token_ids[line], output.logprobs[line], output.policy_version
+                    select_one(decided.observations, index), select_one(output.decision, line), output.policy_version
                 )
                 actions[row.slot], active[row.slot] = output.actions[line], True
-            self._send(worker, Step(actions=actions, active=active))
+            self._send(worker, Step(actions=actions, active=active, keys=self._keys))
 
-    def _record(self, worker: int, reply: GroupReply, objective: Objective) -> None:
-        result = self._results[worker] = reply.result
+    def _record(self, worker: int, result: ShardResult, objective: Objective) -> None:
+        self._results[worker] = result
         state = self.scheduler.state(worker)
         playing = self.scheduler.playing(worker)
         kind: SpanKind = "reset" if state is WorkerState.RESETTING else "simulate"
-        self._timeline.add(f"env {worker}", kind, reply.start, reply.end, rows=len(playing))
-        if reply.render is not None:
-            self._timeline.add(f"env {worker}", "render", *reply.render, rows=len(playing))
+        self._timeline.add(f"env {worker}", kind, result.began, result.ended, rows=len(playing))
+        if result.drew is not None:
+            self._timeline.add(f"env {worker}", "render", *result.drew, rows=len(playing))
         if not self.scheduler.ready_rows:
             self._ready_since = time.monotonic()
         if state is WorkerState.RESETTING:
@@ -259,7 +272,9 @@ class Conductor:
         ended = []
         for assignment in playing:
             slot = assignment.slot
-            self._recorders[assignment.lease].play(int(result.num_steps[slot]), float(result.rewards[slot]))
+            self._recorders[assignment.lease].play(
+                int(result.num_steps[slot]), float(result.rewards[slot]), succeeded=bool(result.succeeded[slot])
+            )
             self.counts.decisions += 1
             self.counts.env_steps += int(result.num_steps[slot])
             if result.terminated[slot] or result.truncated[slot]:
@@ -273,7 +288,6 @@ class Conductor:
         trajectory = self._recorders.pop(assignment.lease).finish(
             terminated=bool(result.terminated[slot]),
             truncated=bool(result.truncated[slot]),
-            final_reward=float(result.final_rewards[slot]),
             config=self._config,
         )
         self.counts.episodes += 1

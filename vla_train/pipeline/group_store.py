@@ -7,7 +7,8 @@ import numpy as np
 from vla_train.pipeline.dynamic_sampling import OpenGroup
 from vla_train.types import EpisodeSpec, Trajectory
 
-_STEP_FIELDS = ("images", "token_ids", "logprobs", "num_steps", "rewards", "policy_versions")
+_STEP_FIELDS = ("num_steps", "rewards", "policy_versions")
+_MAPPINGS = ("observations", "decisions")
 _KEEP_CODES = {None: -1, False: 0, True: 1}
 
 
@@ -16,7 +17,8 @@ def pack_groups(groups: Iterable[OpenGroup]) -> dict[str, np.ndarray]:
 
     `specs` (E, 6) int64: group, sample, task, initial state, seed, and whether the episode was played (1) or not (0);
     `keep` (E,) int8: its group's verdict (-1: none yet); and of the played ones, in this order: `length` (M,) decisions,
-    `instruction`, `success`, `truncated` (M,), and each per-decision field of `Trajectory`, concatenated.
+    `instruction`, `success`, `truncated` (M,), and each per-decision array of `Trajectory`, concatenated; those of its mappings
+    are named "observations/image", say.
     """
     groups = list(groups)
     specs = [spec for group in groups for spec in group.specs]
@@ -39,6 +41,10 @@ def pack_groups(groups: Iterable[OpenGroup]) -> dict[str, np.ndarray]:
     if trajectories:
         for name in _STEP_FIELDS:
             state[name] = np.concatenate([getattr(trajectory, name) for trajectory in trajectories])
+        for mapping in _MAPPINGS:
+            for name in getattr(trajectories[0], mapping):
+                arrays = [getattr(trajectory, mapping)[name] for trajectory in trajectories]
+                state[f"{mapping}/{name}"] = np.concatenate(arrays)
     return state
 
 
@@ -59,7 +65,15 @@ def unpack_groups(state: Mapping[str, np.ndarray]) -> list[OpenGroup]:
                 instruction=str(state["instruction"][index]),
                 success=bool(state["success"][index]),
                 truncated=bool(state["truncated"][index]),
-                **{name: np.array(state[name][steps]) for name in _STEP_FIELDS},
+                observations=_unpack(state, "observations/", steps),
+                decisions=_unpack(state, "decisions/", steps),
+                num_steps=np.array(state["num_steps"][steps]),
+                rewards=np.array(state["rewards"][steps]),
+                policy_versions=np.array(state["policy_versions"][steps]),
             )
             index += 1
     return list(groups.values())
+
+
+def _unpack(state: Mapping[str, np.ndarray], prefix: str, steps: slice) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): np.array(state[name][steps]) for name in state if name.startswith(prefix)}

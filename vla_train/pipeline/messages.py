@@ -3,10 +3,8 @@
 import queue
 from dataclasses import dataclass
 
-import numpy as np
-
 from vla_train.envs.shard import ShardResult
-from vla_train.types import EpisodeSpec, PolicyOutput
+from vla_train.types import Arrays, EpisodeSpec, PolicyOutput
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,12 +22,12 @@ class BatchRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyBatch:
-    """Rows for one policy call; the images stay where they are until the decision is back."""
+    """Rows for one policy call; observations stay where they are until the decision is back."""
 
     rows: tuple[BatchRow, ...]
     workers: tuple[int, ...]
     results: dict[int, ShardResult]
-    """Of each worker in the batch, whose images the rows show."""
+    """Of each worker in the batch: what its rows observe."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +35,8 @@ class Decided:
     """The policy's answer to a batch."""
 
     batch: PolicyBatch
-    images: np.ndarray
-    """(B, H, W, 3) uint8: what the policy saw; trajectories keep views of it."""
+    observations: Arrays
+    """(B, ...) each: what the policy saw, and what is recorded besides; trajectories keep views of it."""
     outputs: tuple[PolicyOutput, ...]
     """Of the calls that it took (more than one for more rows than a call may have), B rows together."""
     seconds: float

@@ -23,20 +23,21 @@ from vla_train.pipeline.dynamic_sampling import DynamicSampling
 from vla_train.pipeline.group_store import pack_groups, unpack_groups
 from vla_train.pipeline.messages import Complete, Decided, Failed, Outbox, PolicyBatch, Stop
 from vla_train.pipeline.objectives import CollectGroups, Objective, PlayEpisodes
+from vla_train.pipeline.policy_contract import check_output, require_fit
 from vla_train.pipeline.rollout_result import RolloutProgress, RolloutResult, RolloutStats
 from vla_train.pipeline.sampling_numbers import sampling_numbers
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import Policy
-from vla_train.types import EpisodeSpec, Group, Observation, PolicyOutput, Trajectory
+from vla_train.types import IMAGE, INSTRUCTION, EpisodeSpec, Group, Observation, Trajectory
 
 
 class Rollout:
-    """Env groups and a policy, kept busy together.
+    """Workers and a policy, kept busy together.
 
     Args:
         config: How many groups, how batches are made.
         policy: Decides.
-        workers: Started env groups (`make_workers`); `close` closes them.
+        workers: Started ones (`make_workers`); `close` closes them.
         timeline: Takes the spans of env groups and policy.
         seed: Seed of the sampling numbers.
     """
@@ -46,14 +47,20 @@ class Rollout:
     ) -> None:
         if not workers:
             raise ValueError("a rollout needs at least one env group")
-        if policy.action_dim != workers[0].description.action_dim:
-            raise ValueError(f"the policy has {policy.action_dim} actions, the env {workers[0].description.action_dim}")
+        require_fit(policy, workers[0].description)
         self._config = config
         self._policy = policy
+        self._read_keys = tuple(key for key in policy.observation_keys if key != INSTRUCTION)
         self._workers = list(workers)
         self._timeline = timeline
         self._seed = seed
-        self._conductor = Conductor(workers, max_batch=config.max_policy_batch, max_wait_s=config.max_wait_s, timeline=timeline)
+        self._conductor = Conductor(
+            workers,
+            keys=self._read_keys,
+            max_batch=config.max_policy_batch,
+            max_wait_s=config.max_wait_s,
+            timeline=timeline,
+        )
         slots = sum(worker.description.num_slots for worker in workers)
         # Groups that wait for an older one to finish hold no slot: beyond one iteration, allow as many as the slots can play.
         lookahead = 0 if config.deterministic else config.groups_per_iteration + math.ceil(slots / config.group_size)
@@ -140,7 +147,7 @@ class Rollout:
     # --- evaluation
 
     def play(self, specs: Iterable[EpisodeSpec]) -> Iterator[Trajectory]:
-        """Play single episodes greedily and yield each as it ends, in any order.
+        """Play single episodes greedily and yield each as it ends, in any order; the main image is recorded where there is one.
 
         Specs are read as slots become free. Training episodes that were begun are played from their start again afterwards.
         """
@@ -157,7 +164,10 @@ class Rollout:
 
     def _play(self, objective: Objective, *, greedy: bool, finished: list[Trajectory] | None = None) -> Iterator[Trajectory]:
         outbox: Outbox = queue.SimpleQueue()
-        thread = threading.Thread(target=self._conductor.run, args=(objective, outbox), name="rollout", daemon=True)
+        also = (IMAGE,) if greedy and IMAGE in self._workers[0].description.observations else ()
+        thread = threading.Thread(
+            target=self._conductor.run, args=(objective, outbox), kwargs={"also": also}, name="rollout", daemon=True
+        )
         try:
             thread.start()
             self._conducting = thread
@@ -180,46 +190,36 @@ class Rollout:
             self._conductor.withdraw()
 
     def _decide(self, batch: PolicyBatch, *, greedy: bool) -> Decided:
-        """Gather what the rows see and let the policy decide."""
+        """Gather what the rows observe and let the policy decide."""
         gathered = time.perf_counter()
-        height, width, channels = self._workers[0].description.image_shape
-        images = np.empty((len(batch.rows), height, width, channels), np.uint8)
-        for index, row in enumerate(batch.rows):
-            images[index] = batch.results[row.worker].images[row.slot]
-        num_tokens = self._policy.chunk_size * self._policy.action_dim
+        specs = self._workers[0].description.observations
+        observations = {}
+        for key in batch.results[batch.workers[0]].observations:
+            array = observations[key] = np.empty((len(batch.rows), *specs[key].shape), specs[key].dtype)
+            for index, row in enumerate(batch.rows):
+                array[index] = batch.results[row.worker].observations[key][row.slot]
         uniforms = None
         if not greedy:
-            uniforms = np.stack([sampling_numbers(self._seed, row.spec, row.decision, num_tokens) for row in batch.rows])
-        instructions = tuple(row.instruction for row in batch.rows)
+            count = self._policy.num_uniforms
+            uniforms = np.stack([sampling_numbers(self._seed, row.spec, row.decision, count) for row in batch.rows])
+        observation = Observation(
+            arrays={key: observations[key] for key in self._read_keys},
+            instructions=tuple(row.instruction for row in batch.rows),
+        )
         began = time.perf_counter()
         self._timeline.add("policy", "preprocess", gathered, began, rows=len(batch.rows))
         outputs = []
         for first in range(0, len(batch.rows), self._config.max_policy_batch):
             rows = slice(first, first + self._config.max_policy_batch)
+            part = observation.select(rows)
             output = self._policy.act(
-                Observation(images=images[rows], instructions=instructions[rows]),
-                uniforms=None if uniforms is None else uniforms[rows],
-                temperature=self._config.temperature,
+                part, uniforms=None if uniforms is None else uniforms[rows], temperature=self._config.temperature
             )
-            outputs.append(self._check(output, len(images[rows])))
+            check_output(output, len(part), self._policy)
+            outputs.append(output)
         ended = time.perf_counter()
         self._timeline.add("policy", "policy", began, ended, rows=len(batch.rows))
-        return Decided(batch=batch, images=images, outputs=tuple(outputs), seconds=ended - began)
-
-    def _check(self, output: PolicyOutput, rows: int) -> PolicyOutput:
-        num_tokens = self._policy.chunk_size * self._policy.action_dim
-        expected = {
-            "actions": (rows, self._policy.chunk_size, self._policy.action_dim),
-            "token_ids": (rows, num_tokens),
-            "logprobs": (rows, num_tokens),
-        }
-        for name, shape in expected.items():
-            value = getattr(output, name)
-            if value.shape != shape:
-                raise ValueError(f"the policy's {name} must have shape {shape}, got {value.shape}")
-            if not np.isfinite(value).all():
-                raise ValueError(f"the policy's {name} contain NaN or infinity")
-        return output
+        return Decided(batch=batch, observations=observations, outputs=tuple(outputs), seconds=ended - began)
 
     # --- checkpoints
 
@@ -233,10 +233,10 @@ class Rollout:
 
     @property
     def max_state_bytes(self) -> int:
-        """Bytes that `state_dict` may take between two iterations, nearly all of them pictures; 0 without a time limit."""
+        """Bytes that `state_dict` may take between two iterations, nearly all of them observations; 0 without a time limit."""
         env = self._workers[0].description
         decisions = math.ceil((env.max_episode_steps or 0) / self._policy.chunk_size)
-        return self._max_carried * decisions * math.prod(env.image_shape)
+        return self._max_carried * decisions * sum(env.observations[key].num_bytes for key in self._read_keys)
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on with the groups of a `state_dict`; what this rollout holds is dropped."""

@@ -1,11 +1,16 @@
-"""What the rollout asks of a policy, and what the trainer asks besides. The pipeline knows these protocols only."""
+"""What the rollout asks of a policy, and what the trainer asks besides. Nothing else in the trainer knows more of a policy.
+
+A policy reads some keys of the observation and decides a chunk of actions. Whatever else there is to a decision (token ids and
+log-probs, the noise of a flow, ...) it gives along in `PolicyOutput.decision`, and gets back from the trainer in `evaluate`.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from vla_train.types import Observation, PolicyOutput
+from vla_train.config import PolicyConfig
+from vla_train.types import EnvDescription, Observation, PolicyOutput
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +29,19 @@ class Policy(Protocol):
         """A."""
         ...
 
+    @property
+    def observation_keys(self) -> tuple[str, ...]:
+        """Keys of the observation that it reads, such as image, wrist_image or state; no others are copied.
+
+        "instruction" among them means that it needs one.
+        """
+        ...
+
+    @property
+    def num_uniforms(self) -> int:
+        """Random numbers that it takes to draw one decision."""
+        ...
+
     version: int
     """Of the weights that decide: how many updates have changed them."""
 
@@ -31,10 +49,10 @@ class Policy(Protocol):
         """Decide for B rows.
 
         Args:
-            observation: B rows, from any mixture of env groups.
-            uniforms: (B, T) float32 in [0, 1), one per token: the token is drawn by inverting the cumulative distribution,
-                so that a row's sample depends on its own numbers only. None takes the likeliest token.
-            temperature: Softmax temperature of the sampling distribution and of the log-probs returned.
+            observation: B rows, from any mixture of workers.
+            uniforms: (B, num_uniforms) float32 in [0, 1): all randomness there is, so that a row's sample depends on its own
+                numbers only. None decides greedily: the likeliest action.
+            temperature: Of the sampling distribution: above 1 explores more.
         """
         ...
 
@@ -54,12 +72,40 @@ class TrainablePolicy(RolloutPolicy, Protocol):
         """The module whose parameters the optimizer sees (the adapters' parents under LoRA)."""
         ...
 
-    def evaluate_tokens(
-        self, observation: Observation, token_ids: "torch.Tensor", *, temperature: float
-    ) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Log-probs and entropies (R, T) float32 of given tokens, with gradients; equal to `act`'s for the same weights."""
+    def evaluate(
+        self, observation: Observation, decision: Mapping[str, "torch.Tensor"], *, temperature: float
+    ) -> Mapping[str, "torch.Tensor"]:
+        """What the loss needs to know of given decisions, with gradients.
+
+        Args:
+            observation: R rows.
+            decision: (R, ...) each: what `act` gave, on the module's device.
+            temperature: The one of `act`.
+
+        Returns:
+            Tensors of R rows. The built-in losses want `logprobs`, and `entropies` where there are any: float32 (R, T), T a
+            multiple of K with the numbers of one action side by side, or (R,) for the whole chunk.
+        """
         ...
 
     def save_pretrained(self, folder: str) -> None:
-        """Write a checkpoint in the published layout, adapters merged."""
+        """Write a checkpoint that the same factory reads as `policy.checkpoint`. With sharded weights all ranks call this."""
+        ...
+
+
+class PolicyFactory(Protocol):
+    """What `policy.factory` names: builds the policy of a run."""
+
+    def __call__(self, config: PolicyConfig, env: EnvDescription, *, seed: int) -> TrainablePolicy:
+        """Build it.
+
+        Args:
+            config: The run's; `config.checkpoint` is a folder that `save_pretrained` wrote (or one of the factory's own
+                kinds) or None, and `config.kwargs` holds what the user gave besides.
+            env: The env it will play.
+            seed: Of random weights.
+
+        Raises:
+            ValueError: It cannot be built so, or does not fit the env; the message says what to change.
+        """
         ...

@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import torch
 from rich.markup import escape
 
 from vla_train.algo.filters import has_signal
@@ -30,10 +31,9 @@ from vla_train.pipeline.episodes import PromptStream, evaluation_episodes
 from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
 from vla_train.pipeline.rollout_result import combine_stats
 from vla_train.pipeline.timeline import Timeline
-from vla_train.policy.base import RolloutPolicy
+from vla_train.policy.base import PolicyFactory, RolloutPolicy, TrainablePolicy
 from vla_train.policy.checkpoint_name import require_checkpoint
-from vla_train.policy.simplevla_oft.build import build_policy
-from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
+from vla_train.registry import POLICIES, load
 from vla_train.run.identity import require_same_run
 from vla_train.run.lock import lock_run
 from vla_train.run.tracking import RunLog
@@ -98,14 +98,14 @@ class Run:
             f"[bold]{escape(str(config.output))}[/bold]: "
             f"starting {env.num_workers} workers of {env.envs_per_worker} {env.id} envs"
         )
-        workers = make_workers(env, chunk_size=config.policy.chunk_size, seed=config.seed + 1000 * ranks.rank)
+        workers = make_workers(env, chunk_size=config.policy.chunk_size)
         for worker in workers:
             undo.callback(worker.close)
         self.env = workers[0].description
         # Nobody may sample from weights that change, or that are spread over ranks or machines.
         apart = self._rollout_config.max_staleness > 0 or ranks.size > 1 or config.policy.worker == "ray"
         policy = self._policy_factory(replace(config.policy, fp8=False) if apart else config.policy)()
-        self.policy = self._build_sampler(use_gpu=policy.device.type == "cuda") if apart else policy
+        self.policy = self._build_sampler(use_gpu=_device(policy).type == "cuda") if apart else policy
         self.rollout = Rollout(
             self._rollout_config, policy=self.policy, workers=workers, timeline=self.timeline, seed=config.seed
         )
@@ -134,15 +134,17 @@ class Run:
         self._log = self._open_log(resumed) if ranks.rank == 0 else None
         self._show_set_up(policy)
 
-    def _show_set_up(self, policy: SimpleVLAOFTPolicy) -> None:
-        config, (height, width, _) = self.config, self.env.image_shape
-        weights = sum(parameter.numel() for parameter in policy.model.parameters())
+    def _show_set_up(self, policy: TrainablePolicy) -> None:
+        config = self.config
+        weights = sum(parameter.numel() for parameter in policy.trainable_module().parameters())
+        keys = [key for key in policy.observation_keys if key in self.env.observations]
+        reads = ", ".join(f"{key} {'x'.join(map(str, self.env.observations[key].shape))}" for key in keys)
         left = (
             f"{config.iterations - self.done} iterations to do" if not self.complete else f"{self.done} iterations done already"
         )
         self.display.line(
-            f"set up in {time.perf_counter() - self._began:.1f} s: {len(self.env.task_ids)} tasks, images {width}x{height}, "
-            f"policy of {weights / 1e6:.3g} M weights on {policy.device}; {left}, "
+            f"set up in {time.perf_counter() - self._began:.1f} s: {len(self.env.task_ids)} tasks, "
+            f"policy of {weights / 1e6:.3g} M weights on {_device(policy)}, reads {reads}; {left}, "
             f"each of {config.rollout.groups_per_iteration} groups of {config.rollout.group_size} episodes"
         )
 
@@ -222,7 +224,8 @@ class Run:
             speed = f"{stats.decisions_per_s:.1f} chunks/s, overlap {stats.overlap_efficiency:.2f}"
         values = {f"rollout/{name}": value for name, value in asdict(stats).items()}
         values |= {"rollout/decisions_per_s": stats.decisions_per_s, "rollout/rows_per_batch": stats.rows_per_batch}
-        values |= {f"update/{name}": value for name, value in asdict(update).items()}
+        values |= {f"update/{name}": value for name, value in asdict(update).items() if name != "loss_metrics"}
+        values |= {f"update/{name}": value for name, value in update.loss_metrics.items()}
         values |= {"update/chunks_per_s": update.chunks_per_s, "time/iteration_s": ended - self._began}
         self._log.log("iteration", self.done, values)
         self.display.line(
@@ -230,7 +233,7 @@ class Run:
             f"groups {stats.groups_kept} with signal, {stats.groups_rejected} without  "
             f"{speed}  "
             + (
-                f"update {update.duration_s:.1f} s  entropy {update.entropy:.2f}  KL {update.approx_kl:.1e}"
+                f"update {update.duration_s:.1f} s{_loss_text(update)}"
                 if update.updates
                 else "[yellow]no group with signal[/yellow]: in each, all episodes did equally well; weights unchanged"
             )
@@ -360,15 +363,9 @@ class Run:
             return make_rollout_policy(factory, replicas=self.config.policy.replicas, use_gpu=use_gpu)
         return factory()
 
-    def _policy_factory(self, config: PolicyConfig) -> Callable[[], SimpleVLAOFTPolicy]:
-        return partial(
-            build_policy,
-            config,
-            action_low=self.env.action_low,
-            action_high=self.env.action_high,
-            suite=self.env.suite,
-            seed=self.config.seed,
-        )
+    def _policy_factory(self, config: PolicyConfig) -> Callable[[], TrainablePolicy]:
+        build: PolicyFactory = load(config.factory, POLICIES, option="policy.factory")
+        return partial(build, config, self.env, seed=self.config.seed)
 
     def _plan_evaluation(self) -> list[EpisodeSpec]:
         if self.config.eval.every == 0:
@@ -394,6 +391,18 @@ class Run:
 
 def _show_nothing(progress: RolloutProgress) -> None:
     pass
+
+
+def _device(policy: TrainablePolicy) -> torch.device:
+    return next(policy.trainable_module().parameters()).device
+
+
+def _loss_text(update: UpdateMetrics) -> str:
+    """The two numbers that tell most, where the loss reports them."""
+    shown = {"entropy": ".2f", "approx_kl": ".1e"}
+    return "".join(
+        f"  {name} {update.loss_metrics[name]:{form}}" for name, form in shown.items() if name in update.loss_metrics
+    )
 
 
 def _status(progress: RolloutProgress) -> str:

@@ -4,8 +4,8 @@ Invariant: the mini-batches of an iteration are a function of its trajectories, 
 in which groups arrive, nor of how many ranks share them.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from vla_train.algo.advantages import trajectory_reward
-from vla_train.algo.weights import played_tokens
-from vla_train.types import Group, TrainBatch, Trajectory
+from vla_train.algo.weights import played_actions
+from vla_train.types import Arrays, ArraySpec, Group, TrainBatch, Trajectory
 
 _SHUFFLE_STREAM = 3
 """Keeps the shuffle's random numbers apart from others that are drawn from the run's seed."""
@@ -22,7 +22,7 @@ _SHUFFLE_STREAM = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrajectorySummary:
-    """What the plan of an iteration needs to know of a trajectory; its images stay where they are."""
+    """What the plan of an iteration needs to know of a trajectory; its arrays stay where they are."""
 
     group_id: int
     sample_id: int
@@ -34,8 +34,9 @@ class TrajectorySummary:
     reward: float
     versions: tuple[int, int]
     """Oldest and newest policy version that played it."""
-    image_shape: tuple[int, ...]
-    """(H, W, 3)."""
+    observation_specs: Mapping[str, ArraySpec]
+    """Of one decision."""
+    decision_specs: Mapping[str, ArraySpec]
     owner: int
     """The rank that holds it."""
 
@@ -51,12 +52,32 @@ def summarise(groups: Iterable[Group], *, reward: Literal["success", "return"], 
             num_actions=trajectory.length,
             reward=trajectory_reward(trajectory, reward),
             versions=(int(trajectory.policy_versions.min()), int(trajectory.policy_versions.max())),
-            image_shape=trajectory.images.shape[1:],
+            observation_specs=_specs(trajectory.observations),
+            decision_specs=_specs(trajectory.decisions),
             owner=owner,
         )
         for group in groups
         for trajectory in group.trajectories
     ]
+
+
+def _specs(arrays: Arrays) -> dict[str, ArraySpec]:
+    return {name: ArraySpec(array.shape[1:], array.dtype.name) for name, array in arrays.items()}
+
+
+def no_rows(summary: TrajectorySummary, *, chunk_size: int) -> TrainBatch:
+    """A batch without rows, its arrays like those of the trajectory."""
+
+    def empty(specs: Mapping[str, ArraySpec]) -> dict[str, np.ndarray]:
+        return {name: np.empty((0, *spec.shape), spec.dtype) for name, spec in specs.items()}
+
+    return TrainBatch(
+        observations=empty(summary.observation_specs),
+        instructions=(),
+        decisions=empty(summary.decision_specs),
+        advantages=np.empty(0, np.float32),
+        weights=np.empty((0, chunk_size), np.float32),
+    )
 
 
 def plan_minibatches(num_trajectories: int, *, minibatch_trajectories: int, key: Sequence[int]) -> list[np.ndarray]:
@@ -76,56 +97,47 @@ def plan_minibatches(num_trajectories: int, *, minibatch_trajectories: int, key:
     return np.array_split(order, -(-num_trajectories // minibatch_trajectories))
 
 
-def make_rows(
-    trajectories: Sequence[Trajectory], advantages: Tensor, weights: Tensor, *, chunk_size: int, action_dim: int
-) -> TrainBatch:
+def make_rows(trajectories: Sequence[Trajectory], advantages: Tensor, weights: Tensor, *, chunk_size: int) -> TrainBatch:
     """The decisions of M >= 1 trajectories, one after another.
 
     Args:
-        trajectories: M of them, with images of one size.
+        trajectories: M of them, with arrays of the same names and shapes.
         advantages: (M,) one per trajectory.
-        weights: (M,) of each played token of a trajectory.
+        weights: (M,) of each played action of a trajectory.
         chunk_size: K.
-        action_dim: A.
 
     Raises:
-        ValueError: A trajectory's tokens do not fit K and A, its images differ in size from others, or its log-probs are
-            not finite.
+        ValueError: A trajectory's arrays differ in shape from others, do not belong to its decisions, or are not finite.
     """
-    num_tokens = chunk_size * action_dim
     for trajectory in trajectories:
-        if trajectory.token_ids.shape != (len(trajectory), num_tokens):
-            raise ValueError(
-                f"{trajectory.spec}: {trajectory.token_ids.shape} tokens do not fit {len(trajectory)} decisions of "
-                f"{chunk_size} actions in {action_dim} dimensions"
-            )
-        if trajectory.images.shape[1:] != trajectories[0].images.shape[1:]:
-            expected = trajectories[0].images.shape[1:]
-            raise ValueError(f"{trajectory.spec}: images of {trajectory.images.shape[1:]} beside images of {expected}")
-        if not np.isfinite(trajectory.logprobs).all():
-            raise ValueError(f"{trajectory.spec}: the log-probs kept from sampling are not finite")
+        _check(trajectory, like=trajectories[0], chunk_size=chunk_size)
     lengths = torch.tensor([len(trajectory) for trajectory in trajectories])
     num_steps = torch.from_numpy(np.concatenate([trajectory.num_steps for trajectory in trajectories]))
-    played = played_tokens(num_steps, chunk_size=chunk_size, action_dim=action_dim)
-    token_weights = weights.repeat_interleave(lengths)[:, None] * played
-    token_advantages = advantages.repeat_interleave(lengths)[:, None].expand(-1, num_tokens)
+    played = played_actions(num_steps, chunk_size=chunk_size)
     return TrainBatch(
-        images=np.concatenate([trajectory.images for trajectory in trajectories]),
+        observations=_concatenate([trajectory.observations for trajectory in trajectories]),
         instructions=tuple(trajectory.instruction for trajectory in trajectories for _ in range(len(trajectory))),
-        token_ids=np.concatenate([trajectory.token_ids for trajectory in trajectories]),
-        old_logprobs=np.concatenate([trajectory.logprobs for trajectory in trajectories]),
-        advantages=token_advantages.float().numpy(),
-        weights=token_weights.float().numpy(),
-        policy_versions=np.concatenate([trajectory.policy_versions for trajectory in trajectories]),
+        decisions=_concatenate([trajectory.decisions for trajectory in trajectories]),
+        advantages=advantages.repeat_interleave(lengths).float().numpy(),
+        weights=(weights.repeat_interleave(lengths)[:, None] * played).float().numpy(),
     )
 
 
-def select_rows(batch: TrainBatch, rows: np.ndarray | slice) -> TrainBatch:
-    """Some rows of a batch, in the order given."""
-    chosen = np.arange(len(batch))[rows]
-    arrays = ("images", "token_ids", "old_logprobs", "advantages", "weights", "policy_versions")
-    return replace(
-        batch,
-        instructions=tuple(batch.instructions[row] for row in chosen),
-        **{name: getattr(batch, name)[rows] for name in arrays},
-    )
+def _check(trajectory: Trajectory, *, like: Trajectory, chunk_size: int) -> None:
+    if (trajectory.num_steps > chunk_size).any():
+        raise ValueError(f"{trajectory.spec}: chunks of {trajectory.num_steps.max()} actions do not fit chunks of {chunk_size}")
+    for mapping in ("observations", "decisions"):
+        mine, others = getattr(trajectory, mapping), getattr(like, mapping)
+        if mine.keys() != others.keys():
+            raise ValueError(f"{trajectory.spec}: {mapping} {', '.join(mine)} beside {', '.join(others)}")
+        for name, array in mine.items():
+            if len(array) != len(trajectory):
+                raise ValueError(f"{trajectory.spec}: {len(array)} rows of {name} do not fit {len(trajectory)} decisions")
+            if array.shape[1:] != others[name].shape[1:]:
+                raise ValueError(f"{trajectory.spec}: {name} of shape {array.shape[1:]} beside {others[name].shape[1:]}")
+            if mapping == "decisions" and array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"{trajectory.spec}: the {name} kept from sampling are not finite")
+
+
+def _concatenate(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from vla_train.trainer.batching import TrainBatch, select_rows
 from vla_train.trainer.parallel import Ranks
-
-_SENT = ("images", "token_ids", "old_logprobs", "advantages", "weights", "policy_versions")
+from vla_train.types import Arrays, TrainBatch
 
 
 def share_rows(own: TrainBatch, *, owners: np.ndarray, instructions: list[str], ranks: Ranks) -> TrainBatch:
@@ -36,12 +34,23 @@ def share_rows(own: TrainBatch, *, owners: np.ndarray, instructions: list[str], 
     wanted = wanted_by(ranks.rank)
     received = [np.flatnonzero(owners[wanted] == rank) for rank in range(ranks.size)]
     order = np.concatenate(received).argsort()
-    outgoing = select_rows(own, np.concatenate(sent))
-    arrays = {}
-    for name in _SENT:
-        source = torch.from_numpy(np.ascontiguousarray(getattr(outgoing, name)))
+    outgoing = own.select(np.concatenate(sent))
+
+    def exchange(array: np.ndarray) -> np.ndarray:
+        source = torch.from_numpy(np.ascontiguousarray(array))
         target = torch.empty((share, *source.shape[1:]), dtype=source.dtype)
         dist.all_to_all_single(target, source, [len(rows) for rows in received], [len(rows) for rows in sent])
-        arrays[name] = target.numpy()[order]
-    arrays["weights"][np.arange(ranks.rank * share, (ranks.rank + 1) * share) >= len(owners)] = 0
-    return TrainBatch(instructions=tuple(instructions[row] for row in wanted), **arrays)
+        return target.numpy()[order]
+
+    def exchange_all(arrays: Arrays) -> dict[str, np.ndarray]:
+        return {name: exchange(arrays[name]) for name in sorted(arrays)}  # one order for all ranks
+
+    weights = exchange(outgoing.weights)
+    weights[np.arange(ranks.rank * share, (ranks.rank + 1) * share) >= len(owners)] = 0
+    return TrainBatch(
+        observations=exchange_all(outgoing.observations),
+        instructions=tuple(instructions[row] for row in wanted),
+        decisions=exchange_all(outgoing.decisions),
+        advantages=exchange(outgoing.advantages),
+        weights=weights,
+    )

@@ -1,17 +1,17 @@
 """The update: groups in, better weights out.
 
     groups -> advantages -> for each epoch, for each mini-batch:
-                                for each micro-batch: log-probs, clipped loss, backward
+                                for each micro-batch: policy.evaluate, loss, backward
                                 clip gradients, AdamW
     push_weights -> rollout policies
 
 Invariant: what an update does depends on the groups, the seed and the iteration alone: not on the order of groups, the cut
-into micro-batches or the number of ranks (up to rounding). The trainer knows no simulator and no model, only the policy
-protocol.
+into micro-batches or the number of ranks (up to rounding). The trainer knows no simulator, no model and no loss, only
+their protocols.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_train.algo.advantages import advantages
-from vla_train.algo.losses import TokenSums, clipped_policy_loss
-from vla_train.algo.weights import token_weights
+from vla_train.algo.advantages import Estimator, advantages
+from vla_train.algo.losses import Loss, LossInputs, LossOutput
+from vla_train.algo.weights import action_weights
 from vla_train.config import AlgoConfig, OptimConfig
 from vla_train.policy.base import RolloutPolicy, TrainablePolicy
-from vla_train.trainer.batching import TrajectorySummary, make_rows, plan_minibatches, select_rows, summarise
+from vla_train.registry import ESTIMATORS, LOSSES, load
+from vla_train.trainer.batching import TrajectorySummary, make_rows, no_rows, plan_minibatches, summarise
 from vla_train.trainer.exchange import share_rows
 from vla_train.trainer.optimizer import MasterAdamW
 from vla_train.trainer.parallel import ONE_RANK, Ranks, distribute, full_tensor, is_sharded, local_part
@@ -38,24 +39,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateMetrics:
-    """What one `update` did, over all ranks. Token statistics are means over played tokens of all its mini-batches."""
+    """What one `update` did, over all ranks."""
 
     loss: float
     """Mean over mini-batches; 0 where nothing was updated, as are all others."""
-    ratio_mean: float
-    """Probability ratio, new weights to sampling weights."""
-    ratio_max: float
-    clip_fraction_low: float
-    """Fraction of tokens whose gradient the lower bound cut off."""
-    clip_fraction_high: float
-    """Fraction of tokens whose gradient the upper bound cut off."""
-    approx_kl: float
-    """KL divergence of the new policy from the sampling policy, per token, in nats."""
-    sampling_gap: float
-    """|log-prob in training - log-prob kept from sampling|, per token, before the first update: 0 but for rounding where
-    the weights are those that sampled."""
-    entropy: float
-    """Per token, in nats, at the sampling temperature."""
+    loss_metrics: Mapping[str, float]
+    """What the loss reports (see `algo.losses`), over all mini-batches; empty where nothing was updated."""
     grad_norm: float
     """Before clipping; mean over mini-batches."""
     grad_norm_max: float
@@ -72,7 +61,7 @@ class UpdateMetrics:
     rows: int
     """Decisions trained on, times epochs."""
     tokens: int
-    """Played tokens trained on, times epochs."""
+    """Numbers that counted in the loss (of played actions: tokens, say), times epochs."""
     duration_s: float
 
     @property
@@ -86,7 +75,7 @@ class Trainer:
 
     Args:
         optim: AdamW, and the cut of an iteration into mini-batches.
-        algo: Advantages and loss.
+        algo: Names the estimator and the loss, and says what they are told.
         policy: Its trainable weights are updated in place.
         temperature: The one that sampling uses.
         timeline: Takes the spans of training and pushing.
@@ -112,6 +101,8 @@ class Trainer:
         """Of the weights: one more after each update that changed them, so that no two sets of weights share a number."""
         self._optim = optim
         self._algo = algo
+        self._estimator: Estimator = load(algo.advantage, ESTIMATORS, option="algo.advantage")
+        self._loss: Loss = load(algo.loss, LOSSES, option="algo.loss")
         self._policy = policy
         self._temperature = temperature
         self._timeline = timeline
@@ -144,7 +135,7 @@ class Trainer:
             RuntimeError: The loss or its gradient is not finite; the weights are as before that mini-batch.
         """
         started = time.perf_counter()
-        plan = _plan(groups, self._algo, self.ranks)
+        plan = _plan(groups, self._algo, self._estimator, self.ranks)
         minibatches = [
             indices
             for epoch in range(self._optim.epochs)
@@ -176,7 +167,7 @@ class Trainer:
         began = time.perf_counter()
         batch = self._make_batch(plan, indices)
         self.optimizer.discard_gradients()  # those of an update that was broken off
-        sums: list[TokenSums] = []
+        sums: list[LossOutput] = []
         for microbatch in _microbatches(batch, self._optim.microbatch_rows):
             sums.append(self._forward_backward(microbatch))
             trained(len(microbatch))
@@ -186,22 +177,21 @@ class Trainer:
         self.num_updates += 1
         if self._timeline is not None:
             self._timeline.add("trainer", "train", began, time.perf_counter(), rows=len(batch))
-        return _Step(sums=whole, grad_norm=grad_norm, learning_rate=learning_rate)
+        return _Step(output=whole, grad_norm=grad_norm, learning_rate=learning_rate)
 
     def _make_batch(self, plan: "_Plan", indices: np.ndarray) -> TrainBatch:
         """This rank's rows of a mini-batch; rows of one instruction are neighbours, so that few need padding."""
         indices = np.array(sorted(indices, key=lambda index: (plan.summaries[index].instruction, index)))
         summaries = [plan.summaries[index] for index in indices]
         advantage = plan.advantages[torch.from_numpy(indices)]
-        num_tokens = torch.tensor([summary.num_actions * self._policy.action_dim for summary in summaries])
-        weights = token_weights(num_tokens, aggregation=self._algo.aggregation)
+        num_actions = torch.tensor([summary.num_actions for summary in summaries])
+        weights = action_weights(num_actions, aggregation=self._algo.aggregation)
         own = [place for place, summary in enumerate(summaries) if summary.owner == self.ranks.rank]
         trajectories = [plan.trajectories[summaries[place].group_id, summaries[place].sample_id] for place in own]
-        shape = {"chunk_size": self._policy.chunk_size, "action_dim": self._policy.action_dim}
         if trajectories:
-            rows = make_rows(trajectories, advantage[own], weights[own], **shape)
+            rows = make_rows(trajectories, advantage[own], weights[own], chunk_size=self._policy.chunk_size)
         else:
-            rows = _no_rows(summaries[0].image_shape, self._policy.chunk_size * self._policy.action_dim)
+            rows = no_rows(summaries[0], chunk_size=self._policy.chunk_size)
         if self.ranks.size == 1:
             return rows
         return share_rows(
@@ -211,26 +201,19 @@ class Trainer:
             ranks=self.ranks,
         )
 
-    def _forward_backward(self, batch: TrainBatch) -> TokenSums:
+    def _forward_backward(self, batch: TrainBatch) -> LossOutput:
         def device(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
-        logprobs, entropies = self._policy.evaluate_tokens(
-            Observation(images=batch.images, instructions=batch.instructions),
-            device(batch.token_ids),
-            temperature=self._temperature,
+        decision = {name: device(array) for name, array in batch.decisions.items()}
+        observation = Observation(arrays=batch.observations, instructions=batch.instructions)
+        output = self._loss(
+            self._policy.evaluate(observation, decision, temperature=self._temperature),
+            LossInputs(decision=decision, advantages=device(batch.advantages), weights=device(batch.weights)),
+            self._algo,
         )
-        loss, sums = clipped_policy_loss(
-            logprobs,
-            old_logprobs=device(batch.old_logprobs),
-            advantages=device(batch.advantages),
-            weights=device(batch.weights),
-            entropies=entropies,
-            clip_low=self._algo.clip_low,
-            clip_high=self._algo.clip_high,
-        )
-        (loss * self._loss_scale).backward()
-        return sums
+        (output.loss * self._loss_scale).backward()
+        return output.detach()
 
     def _learning_rate(self) -> float:
         warm = self._optim.warmup_steps
@@ -299,14 +282,14 @@ class _Plan:
 class _Step:
     """What one mini-batch gave."""
 
-    sums: TokenSums
+    output: LossOutput
     """Over all ranks."""
     grad_norm: float
     """Before clipping."""
     learning_rate: float
 
 
-def _plan(groups: Sequence[Group], algo: AlgoConfig, ranks: Ranks) -> _Plan:
+def _plan(groups: Sequence[Group], algo: AlgoConfig, estimator: Estimator, ranks: Ranks) -> _Plan:
     summaries = summarise(groups, reward=algo.reward, owner=ranks.rank)
     everyone = [summary for part in ranks.gather_objects(summaries) for summary in part]
     everyone.sort(key=lambda summary: (summary.group_id, summary.sample_id))
@@ -318,7 +301,7 @@ def _plan(groups: Sequence[Group], algo: AlgoConfig, ranks: Ranks) -> _Plan:
         advantages=advantages(
             [summary.reward for summary in everyone],
             [summary.group_id for summary in everyone],
-            estimator=algo.advantage,
+            estimator=estimator,
         ),
         trajectories={(t.spec.group_id, t.spec.sample_id): t for group in groups for t in group.trajectories},
     )
@@ -326,25 +309,10 @@ def _plan(groups: Sequence[Group], algo: AlgoConfig, ranks: Ranks) -> _Plan:
 
 def _microbatches(batch: TrainBatch, rows: int) -> Iterator[TrainBatch]:
     for first in range(0, len(batch), rows):
-        yield select_rows(batch, slice(first, first + rows))
+        yield batch.select(slice(first, first + rows))
 
 
-def _no_rows(image_shape: tuple[int, ...], num_tokens: int) -> TrainBatch:
-    def empty(dtype: type) -> np.ndarray:
-        return np.empty((0, num_tokens), dtype)
-
-    return TrainBatch(
-        images=np.empty((0, *image_shape), np.uint8),
-        instructions=(),
-        token_ids=empty(np.int32),
-        old_logprobs=empty(np.float32),
-        advantages=empty(np.float32),
-        weights=empty(np.float32),
-        policy_versions=np.empty(0, np.int32),
-    )
-
-
-def _reduce(parts: Sequence[TokenSums], ranks: Ranks) -> TokenSums:
+def _reduce(parts: Sequence[LossOutput], ranks: Ranks) -> LossOutput:
     """Sums over micro-batches and ranks.
 
     Raises:
@@ -354,13 +322,19 @@ def _reduce(parts: Sequence[TokenSums], ranks: Ranks) -> TokenSums:
     for part in parts[1:]:
         whole = whole + part
     if ranks.size > 1:
-        largest = ranks.max_(whole.ratio_max.clone())
-        names = [name for name in TokenSums.__slots__ if name != "ratio_max"]
-        values = ranks.sum_(torch.stack([getattr(whole, name) for name in names]))
-        whole = TokenSums(ratio_max=largest, **dict(zip(names, values, strict=True)))
+        summed = [whole.loss, whole.count, *whole.sums.values(), *whole.first_sums.values()]
+        loss, count, *rest = ranks.sum_(torch.stack([value.float() for value in summed])).unbind()
+        values = iter(rest)
+        whole = LossOutput(
+            loss=loss,
+            count=count,
+            sums={name: next(values) for name in whole.sums},
+            first_sums={name: next(values) for name in whole.first_sums},
+            maxima={name: ranks.max_(value.clone()) for name, value in whole.maxima.items()},
+        )
     if not whole.loss.isfinite():
         raise RuntimeError(
-            f"the loss is {float(whole.loss)}: the policy's log-probs are not finite; "
+            f"the loss is {float(whole.loss)}: what the policy evaluates is not finite; "
             "the weights are as they were before this mini-batch"
         )
     return whole
@@ -368,19 +342,17 @@ def _reduce(parts: Sequence[TokenSums], ranks: Ranks) -> TokenSums:
 
 def _metrics(plan: _Plan, steps: Sequence[_Step], *, version: int, epochs: int, duration_s: float) -> UpdateMetrics:
     """`version`: of the weights before the first step."""
-    first, whole = steps[0].sums, steps[0].sums
+    first, whole = steps[0].output, steps[0].output
     for step in steps[1:]:
-        whole = whole + step.sums
+        whole = whole + step.output
     norms = [step.grad_norm for step in steps]
     return UpdateMetrics(
         loss=float(whole.loss) / len(steps),
-        ratio_mean=_mean(whole.ratio, whole.tokens),
-        ratio_max=float(whole.ratio_max),
-        clip_fraction_low=_mean(whole.clipped_low, whole.tokens),
-        clip_fraction_high=_mean(whole.clipped_high, whole.tokens),
-        approx_kl=_mean(whole.kl, whole.tokens),
-        sampling_gap=_mean(first.log_ratio_abs, first.tokens),
-        entropy=_mean(whole.entropy, whole.tokens),
+        loss_metrics={
+            **{name: _mean(value, whole.count) for name, value in whole.sums.items()},
+            **{name: _mean(value, first.count) for name, value in first.first_sums.items()},
+            **{name: float(value) for name, value in whole.maxima.items()},
+        },
         grad_norm=float(np.mean(norms)),
         grad_norm_max=max(norms),
         learning_rate=steps[-1].learning_rate,
@@ -389,7 +361,7 @@ def _metrics(plan: _Plan, steps: Sequence[_Step], *, version: int, epochs: int, 
         updates=len(steps),
         trajectories=len(plan.summaries),
         rows=epochs * sum(summary.num_rows for summary in plan.summaries),
-        tokens=int(whole.tokens),
+        tokens=int(whole.count),
         duration_s=duration_s,
     )
 
@@ -404,4 +376,4 @@ def _nothing(duration_s: float) -> UpdateMetrics:
         for name, annotation in UpdateMetrics.__annotations__.items()
         if annotation in (int, float) and name != "duration_s"
     }
-    return UpdateMetrics(**zeros, duration_s=duration_s)
+    return UpdateMetrics(**zeros, loss_metrics={}, duration_s=duration_s)

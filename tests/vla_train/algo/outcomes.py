@@ -13,9 +13,8 @@ def make_trajectory(*, success: bool, rewards: Sequence[float] = (0.0,)) -> Traj
     return Trajectory(
         spec=EpisodeSpec(group_id=0, sample_id=0, task_id=0, init_state_id=-1, seed=0),
         instruction="reach",
-        images=np.zeros((length, 2, 2, 3), np.uint8),
-        token_ids=np.zeros((length, 1), np.int32),
-        logprobs=np.zeros((length, 1), np.float32),
+        observations={"image": np.zeros((length, 2, 2, 3), np.uint8)},
+        decisions={"token_ids": np.zeros((length, 1), np.int32), "logprobs": np.zeros((length, 1), np.float32)},
         num_steps=np.ones(length, np.int32),
         rewards=np.array(rewards, np.float32),
         policy_versions=np.zeros(length, np.int32),

@@ -2,6 +2,7 @@
 
 import random
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from outcomes import make_trajectory
 
-from vla_train.algo.advantages import ESTIMATORS, advantages, trajectory_reward
+from vla_train.algo import advantages as module
+from vla_train.algo.advantages import trajectory_reward
+from vla_train.registry import ESTIMATORS, load
+
+COMPARING = sorted(name for name, entry in ESTIMATORS.items() if entry.needs_group)
+"""Estimators that compare the members of a group with each other."""
 
 groups_of_rewards = st.lists(
     st.lists(st.floats(-100, 100).map(lambda reward: round(reward, 3)), min_size=1, max_size=9), min_size=1, max_size=6
@@ -27,6 +33,10 @@ def slow_advantages(groups: list[list[float]], estimator: str) -> list[list[floa
             return [[(r - mean) / (std + 1e-6) for r in group] for group, mean, std in zip(groups, means, spreads, strict=True)]
         case "rloo":
             return [[r - (sum(group) - r) / (len(group) - 1) if len(group) > 1 else 0.0 for r in group] for group in groups]
+        case "reinforce":
+            everything = [r for group in groups for r in group]
+            mean, spread = statistics.fmean(everything), statistics.stdev(everything) if len(everything) > 1 else 0.0
+            return [[(r - mean) / (spread + 1e-6) if len(everything) > 1 else 0.0 for r in group] for group in groups]
         case "reinforce++":
             centred = [[r - mean for r in group] for group, mean in zip(groups, means, strict=True)]
             everything = [deviation for group in centred for deviation in group]
@@ -35,11 +45,15 @@ def slow_advantages(groups: list[list[float]], estimator: str) -> list[list[floa
     raise AssertionError(estimator)
 
 
+def advantages(rewards: Sequence[float], group_ids: Sequence[int], *, estimator: str) -> torch.Tensor:
+    return module.advantages(rewards, group_ids, estimator=load(estimator, ESTIMATORS, option="algo.advantage"))
+
+
 def flat(groups: list[list[float]]) -> tuple[list[float], list[int]]:
     return [r for group in groups for r in group], [index for index, group in enumerate(groups) for _ in group]
 
 
-@pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce++"])
+@pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
 @given(groups=groups_of_rewards)
 def test_advantages_equal_a_loop_over_groups_of_any_size(estimator: str, groups: list[list[float]]) -> None:
     expected, _ = flat(slow_advantages(groups, estimator))
@@ -76,7 +90,7 @@ def test_grpo_whitens_within_the_group_and_never_over_the_batch() -> None:
     assert torch.equal(beside_others[:4], alone)
 
 
-@pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
+@pytest.mark.parametrize("estimator", COMPARING)
 def test_a_group_of_one_and_a_group_that_agrees_get_no_advantage(estimator: str) -> None:
     result = advantages([1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 2, 2], estimator=estimator)
     assert result[:4].tolist() == [0, 0, 0, 0]
@@ -99,7 +113,19 @@ def test_neither_the_order_of_trajectories_nor_the_numbers_of_groups_matter(
     torch.testing.assert_close(result, expected[order], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
+def test_reinforce_compares_groups_of_one_with_each_other() -> None:
+    # Mean 1/4, deviations 3/4 and -1/4, spread 1/2: as GRPO within one group of four.
+    result = advantages([1, 0, 0, 0], [0, 1, 2, 3], estimator="reinforce")
+    assert result.tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [lambda rewards, groups: rewards[:-1], lambda rewards, groups: rewards * torch.nan])
+def test_an_estimator_that_returns_something_else_than_finite_numbers_is_refused(wrong) -> None:
+    with pytest.raises(ValueError, match="2 finite advantages"):
+        module.advantages([1, 0], [0, 0], estimator=wrong)
+
+
+@pytest.mark.parametrize("estimator", COMPARING)
 @given(groups=successes)
 def test_advantages_of_a_group_sum_to_zero(estimator: str, groups: list[list[float]]) -> None:
     rewards, group_ids = flat(groups)

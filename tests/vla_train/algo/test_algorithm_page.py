@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from vla_train.config import TrainConfig
+from vla_train.algo.losses import LossInputs, clipped
+from vla_train.config import AlgoConfig, TrainConfig
 from vla_train.trainer.trainer import UpdateMetrics
 
 ROOT = Path(__file__).parents[3]
@@ -36,4 +38,8 @@ def test_an_option_that_is_named_exists(name: str) -> None:
 
 @pytest.mark.parametrize("name", names(r"update/\w+"))
 def test_a_metric_that_is_named_exists(name: str) -> None:
-    assert name.removeprefix("update/") in UpdateMetrics.__dataclass_fields__
+    ones = torch.ones(1, 1)
+    inputs = LossInputs(decision={"logprobs": ones}, advantages=ones[0], weights=ones)
+    output = clipped({"logprobs": ones, "entropies": ones}, inputs, AlgoConfig())
+    known = {*UpdateMetrics.__dataclass_fields__, *output.sums, *output.first_sums, *output.maxima}
+    assert name.removeprefix("update/") in known

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from outcomes import make_group, make_group_of_returns
 
-from vla_train.algo.advantages import advantages
+from vla_train.algo.advantages import advantages, grpo
 from vla_train.algo.filters import has_signal
 from vla_train.config import AlgoConfig, RolloutConfig
 
@@ -46,7 +46,7 @@ def test_the_widest_bounds_keep_everything_and_equal_ones_one_rate() -> None:
 @given(size=st.integers(2, 12), successes=st.integers(0, 12))
 def test_what_is_dropped_of_up_to_ten_samples_has_no_advantage_anyway(size: int, successes: int) -> None:
     successes = min(successes, size)
-    result = advantages([1.0] * successes + [0.0] * (size - successes), [0] * size, estimator="grpo")
+    result = advantages([1.0] * successes + [0.0] * (size - successes), [0] * size, estimator=grpo)
     if size <= 10:
         assert has_signal(make_group(successes=successes, size=size), PUBLISHED, SUCCESS) == bool(result.any())
 

@@ -62,7 +62,7 @@ def observation(rows: int) -> tuple[Observation, np.ndarray]:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (rows, 4, 5, 3), np.uint8)
     uniforms = random.random((rows, DrawingPolicy.chunk_size * DrawingPolicy.action_dim), np.float32)
-    return Observation(images=images, instructions=("go",) * rows), uniforms
+    return Observation(arrays={"image": images}, instructions=("go",) * rows), uniforms
 
 
 def make_policy(*, replicas: int = 1, timeout_s: float = 60.0, max_restarts: int = 1, **arguments: Any) -> Any:
@@ -104,7 +104,7 @@ def test_env_groups_and_policy_on_nodes_of_their_own_play_the_same_episodes(faul
     policy.load_weights({"weight": torch.zeros(3)}, version=5)
     env = drift_config(worker="ray" if not fault else "thread")
     config = RolloutConfig(groups_per_iteration=2, group_size=4, max_attempts=5.0, deterministic=True)
-    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size, seed=0)
+    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size)
     rollout = Rollout(config, policy=policy, workers=workers, timeline=Timeline(), seed=11)
     try:
         groups = rollout.collect(prompts(), mixed).groups

@@ -30,13 +30,13 @@ CAUSES = {
     "raise": "ZeroDivisionError: the simulator broke",
     "hang": "no answer for 2 s",
     "nan": "reward of slot . is nan",
-    "shape": r"must be uint8 \(4, 5, 3\)",
+    "shape": r"must be uint8 of shape \(1, 4, 5, 3\)",
     "die": r"actor of env group \d died",
 }
 
 
 def make_rollout(env: EnvConfig) -> Rollout:
-    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size, seed=0)
+    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size)
     config = RolloutConfig(groups_per_iteration=2, group_size=4, max_attempts=5.0, deterministic=True)
     return Rollout(config, policy=DrawingPolicy(), workers=workers, timeline=Timeline(), seed=11)
 
@@ -81,7 +81,7 @@ def test_a_fault_that_never_ends_stops_the_run_with_its_cause(fault: str) -> Non
 def test_env_groups_run_on_nodes_that_offer_to_simulate(ray_nodes: RayNodes) -> None:
     from vla_train.distributed.ray import RayWorker
 
-    workers = make_workers(drift_config(worker="ray"), chunk_size=3, seed=0)
+    workers = make_workers(drift_config(worker="ray"), chunk_size=3)
     try:
         assert [worker.node_id for worker in workers if isinstance(worker, RayWorker)] == [ray_nodes.sim_node] * 2
         assert ray_nodes.sim_node != ray_nodes.driver_node
@@ -92,12 +92,12 @@ def test_env_groups_run_on_nodes_that_offer_to_simulate(ray_nodes: RayNodes) -> 
 
 def test_an_env_that_cannot_be_made_in_an_actor_is_the_users_error() -> None:
     with pytest.raises(ValueError, match="Nonsense"):
-        make_workers(drift_config(worker="ray", id="Nonsense-v0"), chunk_size=3, seed=0)
+        make_workers(drift_config(worker="ray", id="Nonsense-v0"), chunk_size=3)
 
 
 def test_more_env_groups_than_the_cluster_has_room_for_are_refused() -> None:
     with pytest.raises(ValueError, match="'sim'"):
-        make_workers(drift_config(worker="ray", num_workers=3), chunk_size=3, seed=0)
+        make_workers(drift_config(worker="ray", num_workers=3), chunk_size=3)
 
 
 def test_a_restarted_env_group_waits_for_the_node_it_was_meant_for(

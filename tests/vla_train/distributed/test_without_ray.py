@@ -12,7 +12,7 @@ sys.modules["ray"] = None  # as if it were not installed
 from vla_train.config import EnvConfig
 from vla_train.envs.workers import make_workers
 try:
-    make_workers(EnvConfig(id="Pendulum-v1", worker="ray"), chunk_size=1, seed=0)
+    make_workers(EnvConfig(id="Pendulum-v1", worker="ray"), chunk_size=1)
 except ImportError as error:
     print(error)
 """

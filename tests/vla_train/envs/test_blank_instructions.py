@@ -20,29 +20,29 @@ class SilentEnv(DriftEnv):
 gym.register("SilentDrift-v0", entry_point=SilentEnv, max_episode_steps=20, disable_env_checker=True)
 
 
-def shared_memory_group() -> EnvShard:
+def shared_memory_shard() -> EnvShard:
     envs = AsyncVectorEnv([DriftEnv] * 2, shared_memory=True, autoreset_mode=AutoresetMode.DISABLED)
     config = drift_config(max_episode_steps=20, envs_per_worker=2)
-    return VectorShard(envs, config=config, chunk_size=4, seed=0)
+    return VectorShard(envs, config=config, chunk_size=4)
 
 
-def silent_group() -> EnvShard:
+def silent_shard() -> EnvShard:
     config = drift_config(id="test_blank_instructions:SilentDrift-v0", envs_per_worker=2)
-    return make_env_shard(config, chunk_size=4, seed=0)
+    return make_env_shard(config, chunk_size=4)
 
 
-@pytest.mark.parametrize("make_group", [shared_memory_group, silent_group])
-def test_an_episode_with_a_blank_instruction_is_refused(make_group):
-    group = make_group()
+@pytest.mark.parametrize("make_shard", [shared_memory_shard, silent_shard])
+def test_an_episode_with_a_blank_instruction_is_refused(make_shard):
+    shard = make_shard()
     with pytest.raises(EnvFaultError, match=r"instruction of slot 0 is blank .*shared_memory=False"):
-        group.reset([0, 1], [make_spec(0, 0), make_spec(0, 1)])
-    group.close()
+        shard.reset([0, 1], [make_spec(0, 0), make_spec(0, 1)], ["image"])
+    shard.close()
 
 
 def test_gymnasiums_async_vector_env_without_shared_memory_is_taken():
     config = drift_config(kwargs={"vectorization_mode": "async"}, envs_per_worker=2)
-    group = make_env_shard(config, chunk_size=4, seed=0)
-    result = group.reset([0, 1], [make_spec(0, 0), make_spec(0, 1)])
+    shard = make_env_shard(config, chunk_size=4)
+    result = shard.reset([0, 1], [make_spec(0, 0), make_spec(0, 1)], ["image"])
     assert all(instruction.strip() for instruction in result.instructions)
-    assert np.isfinite(result.images).all()
-    group.close()
+    assert np.isfinite(result.observations["image"]).all()
+    shard.close()

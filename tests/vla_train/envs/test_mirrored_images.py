@@ -29,6 +29,6 @@ gym.register("MirroredDrift-v0", entry_point=MirroredEnv, max_episode_steps=20, 
     ],
 )
 def test_a_group_tells_whether_its_env_mirrors_images(env_id: str, mirrored: bool) -> None:
-    group = make_env_shard(drift_config(id=env_id), chunk_size=4, seed=0)
+    group = make_env_shard(drift_config(id=env_id), chunk_size=4)
     assert group.description.mirrored_images == mirrored
     group.close()

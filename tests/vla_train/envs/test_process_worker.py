@@ -19,7 +19,7 @@ from vla_train.types import EpisodeSpec
 
 
 def make_rollout(env: EnvConfig) -> Rollout:
-    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size, seed=0)
+    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size)
     config = RolloutConfig(groups_per_iteration=1, group_size=4, max_attempts=1.0, deterministic=True)
     return Rollout(config, policy=DrawingPolicy(), workers=workers, timeline=Timeline(), seed=11)
 

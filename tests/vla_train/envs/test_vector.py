@@ -15,7 +15,7 @@ def test_images_of_another_type_are_refused_at_a_reset_too(monkeypatch: pytest.M
         observation = batch(env)
         return {**observation, "image": observation["image"].astype(np.float32) / 255}
 
-    group = make_env_shard(drift_config(id="pipeline_envs:ChunkedDrift-v0"), chunk_size=3, seed=0)
+    shard = make_env_shard(drift_config(id="pipeline_envs:ChunkedDrift-v0"), chunk_size=3)
     monkeypatch.setattr(ChunkedDriftEnv, "_batch", scaled)
     with pytest.raises(EnvFaultError, match=r"uint8 of shape .* got float32"):
-        group.reset(range(3), [make_spec(group_id, init_state_id=0) for group_id in range(3)])
+        shard.reset(range(3), [make_spec(group_id, init_state_id=0) for group_id in range(3)], ["image"])

@@ -36,7 +36,7 @@ def evaluation(small_checkpoint: Path, tmp_path: Path) -> Callable[..., Evaluate
 
     def make(**changes: Any) -> EvaluateConfig:
         sections: dict[str, Any] = {
-            "env": EnvConfig(id="reach_env:Reach-v0", num_workers=1, envs_per_worker=2),
+            "env": EnvConfig(id="reach_env:Reach-v0", num_workers=1, envs_per_worker=2, success="terminated"),
             "policy": PolicyConfig(chunk_size=2, device="cpu"),
             "eval": EvalConfig(episodes_per_task=4, videos=1),
         }

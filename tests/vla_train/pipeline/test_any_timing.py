@@ -104,7 +104,7 @@ def test_timing_decides_nothing_but_the_time(
                 deterministic=deterministic,
             ),
             policy=policy,
-            workers=make_workers(config, chunk_size=DrawingPolicy.chunk_size, seed=0),
+            workers=make_workers(config, chunk_size=DrawingPolicy.chunk_size),
             timeline=Timeline(),
             seed=SEED,
         )

@@ -18,9 +18,11 @@ def make_trajectory(spec: EpisodeSpec, *, success: bool = True, length: int = 2)
     return Trajectory(
         spec=spec,
         instruction=f"task of {spec.group_id}",
-        images=np.full((length, 2, 3, 3), spec.sample_id, np.uint8),
-        token_ids=np.full((length, 4), spec.group_id, np.int32),
-        logprobs=np.full((length, 4), -0.5, np.float32),
+        observations={"image": np.full((length, 2, 3, 3), spec.sample_id, np.uint8)},
+        decisions={
+            "token_ids": np.full((length, 4), spec.group_id, np.int32),
+            "logprobs": np.full((length, 4), -0.5, np.float32),
+        },
         num_steps=np.full(length, 3, np.int32),
         rewards=np.zeros(length, np.float32),
         policy_versions=np.arange(length, dtype=np.int32),

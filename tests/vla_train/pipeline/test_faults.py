@@ -36,13 +36,13 @@ CAUSES = {
     "raise": "ZeroDivisionError: the simulator broke",
     "hang": "no answer for 1.5 s",
     "nan": "reward of slot . is nan",
-    "shape": r"must be uint8 \(4, 5, 3\)",
+    "shape": r"must be uint8 of shape \(1, 4, 5, 3\)",
     "die": "killed by signal 9",
 }
 
 
 def make_rollout(env: EnvConfig) -> Rollout:
-    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size, seed=0)
+    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size)
     config = RolloutConfig(groups_per_iteration=3, group_size=4, max_attempts=5.0, deterministic=True)
     return Rollout(config, policy=DrawingPolicy(), workers=workers, timeline=Timeline(), seed=11)
 
@@ -161,7 +161,7 @@ def test_an_env_that_cannot_be_made_is_an_error_before_anything_starts() -> None
             ({"kwargs": {"colour": "red"}}, "colour"),
         ):
             with pytest.raises((ValueError, TypeError), match=message):
-                make_workers(drift_config(worker=worker, **changes), chunk_size=3, seed=0)
+                make_workers(drift_config(worker=worker, **changes), chunk_size=3)
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)

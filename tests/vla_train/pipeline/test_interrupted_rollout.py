@@ -24,7 +24,7 @@ EVERY = 11
 
 
 def make_rollout(**changes: Any) -> Rollout:
-    workers = make_workers(drift_config(num_workers=1, envs_per_worker=2, **changes), chunk_size=3, seed=0)
+    workers = make_workers(drift_config(num_workers=1, envs_per_worker=2, **changes), chunk_size=3)
     config = RolloutConfig(groups_per_iteration=1, group_size=2, max_attempts=1, deterministic=True)
     return Rollout(config, policy=DrawingPolicy(), workers=workers, timeline=Timeline(), seed=0)
 

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
-from pipeline_envs import DrawingPolicy, make_spec
+from pipeline_envs import DrawingPolicy, fields_of, make_spec
 
 from vla_train.config import EnvConfig, RolloutConfig
 from vla_train.envs.workers import make_workers
@@ -48,12 +48,20 @@ class PlainLoop:
         decisions: list[tuple[Any, ...]] = []
         ended = False
         while not ended:
-            seen = Observation(images=observation["image"], instructions=observation["instruction"])
+            seen = Observation(arrays={"image": observation["image"]}, instructions=observation["instruction"])
             uniforms = sampling_numbers(SEED, spec, len(decisions), 56)[None]
             output = self.policy.act(seen, uniforms=uniforms, temperature=1.0)
             observation, reward, terminated, truncated, info = self.envs.step(output.actions)
             steps = int(info["num_steps"][0])
-            decisions.append((seen.images[0], output.token_ids[0], output.logprobs[0], steps, float(reward[0])))
+            decisions.append(
+                (
+                    seen["image"][0],
+                    output.decision["token_ids"][0],
+                    output.decision["logprobs"][0],
+                    steps,
+                    float(reward[0]),
+                )
+            )
             ended = bool(terminated[0] or truncated[0])
         images, token_ids, logprobs, num_steps, rewards = (np.array(column) for column in zip(*decisions, strict=True))
         return {
@@ -84,7 +92,7 @@ def test_pipelined_libero_is_a_plain_loop_over_libero(worker: Any, plain_loop: P
     rollout = Rollout(
         RolloutConfig(groups_per_iteration=4, group_size=GROUP_SIZE, deterministic=True),
         policy=ArmPolicy(),
-        workers=make_workers(env, chunk_size=8, seed=0),
+        workers=make_workers(env, chunk_size=8),
         timeline=timeline,
         seed=SEED,
     )
@@ -99,4 +107,4 @@ def test_pipelined_libero_is_a_plain_loop_over_libero(worker: Any, plain_loop: P
     assert {tuple(trajectory.num_steps.tolist()) for trajectory in trajectories} == {(8, 8, 4)}
     for trajectory in trajectories:
         for name, expected in plain_loop.play(trajectory.spec).items():
-            np.testing.assert_array_equal(getattr(trajectory, name), expected, err_msg=f"{name} of {trajectory.spec}")
+            np.testing.assert_array_equal(fields_of(trajectory)[name], expected, err_msg=f"{name} of {trajectory.spec}")

@@ -20,7 +20,7 @@ GROUP_SIZE = 4
 
 
 def make_rollout(env: EnvConfig, policy: DrawingPolicy | None = None, **config: object) -> Rollout:
-    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size, seed=0)
+    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size)
     settings = {"groups_per_iteration": 3, "group_size": GROUP_SIZE, "max_attempts": 5.0, **config}
     return Rollout(RolloutConfig(**settings), policy=policy or DrawingPolicy(), workers=workers, timeline=Timeline(), seed=11)
 
@@ -250,7 +250,7 @@ def test_prefetched_resets_change_nothing_but_the_time() -> None:
             assert [group.group_id for group in result.groups] == [group.group_id for group in expected.groups]
             for got, want in zip(result.groups, expected.groups, strict=True):
                 for one, other in zip(got.trajectories, want.trajectories, strict=True):
-                    np.testing.assert_array_equal(one.token_ids, other.token_ids)
+                    np.testing.assert_array_equal(one.decisions["token_ids"], other.decisions["token_ids"])
     finally:
         plain.close()
         prefetching.close()
@@ -339,7 +339,7 @@ class _Broken(DrawingPolicy):
     def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
         output = super().act(observation, uniforms=uniforms, temperature=temperature)
         if self.how == "nan":
-            output.logprobs[0, 0] = np.nan
+            output.decision["logprobs"][0, 0] = np.nan
         elif self.how == "raise":
             raise FloatingPointError("the policy broke")
         elif self.how == "interrupt":
@@ -390,7 +390,7 @@ def test_what_is_carried_over_takes_no_more_room_than_was_announced() -> None:
             for start in range(0, 300, 100):
                 rollout.collect(prompts(start), mixed)
                 rollout.release()
-                held = sum(array.nbytes for name, array in rollout.state_dict().items() if "images" in name)
+                held = sum(array.nbytes for name, array in rollout.state_dict().items() if "observations" in name)
                 assert held <= rollout.max_state_bytes
             assert (rollout.max_state_bytes == 0) == deterministic
         finally:

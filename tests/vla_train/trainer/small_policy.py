@@ -39,6 +39,7 @@ class SmallPolicy:
     """Implements `TrainablePolicy` with `SmallModule`."""
 
     chunk_size, action_dim = CHUNK_SIZE, ACTION_DIM
+    observation_keys, num_uniforms = ("image",), NUM_TOKENS
 
     def __init__(self, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         torch.manual_seed(seed)
@@ -50,7 +51,7 @@ class SmallPolicy:
         return self.module
 
     def _logprobs(self, observation: Observation, temperature: float) -> Tensor:
-        pixels = torch.from_numpy(observation.images).flatten(1).to(self.dtype) / 255
+        pixels = torch.from_numpy(observation["image"]).flatten(1).to(self.dtype) / 255
         return (self.module(pixels).float() / temperature).log_softmax(-1)
 
     @torch.no_grad()
@@ -64,15 +65,16 @@ class SmallPolicy:
         actions = (token_ids / (NUM_BINS - 1) * 2 - 1).reshape(-1, CHUNK_SIZE, ACTION_DIM)
         return PolicyOutput(
             actions=actions.numpy(),
-            token_ids=token_ids.numpy().astype(np.int32),
-            logprobs=chosen.numpy(),
+            decision={"token_ids": token_ids.numpy().astype(np.int32), "logprobs": chosen.numpy()},
             policy_version=self.version,
         )
 
-    def evaluate_tokens(self, observation: Observation, token_ids: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    def evaluate(self, observation: Observation, decision: Mapping[str, Tensor], *, temperature: float) -> dict[str, Tensor]:
         logprobs = self._logprobs(observation, temperature)
-        entropies = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(-1, token_ids.long()[..., None])[..., 0], entropies
+        return {
+            "logprobs": logprobs.gather(-1, decision["token_ids"].long()[..., None])[..., 0],
+            "entropies": -(logprobs.exp() * logprobs).sum(-1),
+        }
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor], *, version: int) -> None:
@@ -103,7 +105,7 @@ def make_trajectory(
     images = random.integers(0, 256, (length, *image_shape), np.uint8)
     instruction = f"instruction {'x' * (group_id % 3)}"
     output = policy.act(
-        Observation(images=images, instructions=(instruction,) * length),
+        Observation(arrays={"image": images}, instructions=(instruction,) * length),
         uniforms=random.random((length, policy.chunk_size * policy.action_dim), np.float32),
         temperature=TEMPERATURE,
     )
@@ -114,9 +116,8 @@ def make_trajectory(
     return Trajectory(
         spec=EpisodeSpec(group_id=group_id, sample_id=sample_id, task_id=0, init_state_id=-1, seed=group_id),
         instruction=instruction,
-        images=images,
-        token_ids=output.token_ids,
-        logprobs=output.logprobs,
+        observations={"image": images},
+        decisions={"token_ids": output.decision["token_ids"], "logprobs": output.decision["logprobs"]},
         num_steps=num_steps,
         rewards=rewards,
         policy_versions=np.full(length, policy.version, np.int32),

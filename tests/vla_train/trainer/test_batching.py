@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_policy import ACTION_DIM, CHUNK_SIZE, NUM_TOKENS, SmallPolicy, make_trajectory
+from small_policy import CHUNK_SIZE, SmallPolicy, make_trajectory
 
-from vla_train.algo.weights import token_weights
-from vla_train.trainer.batching import make_rows, plan_minibatches, select_rows
+from vla_train.algo.weights import action_weights
+from vla_train.trainer.batching import make_rows, plan_minibatches
 from vla_train.types import Trajectory
 
-SHAPE = {"chunk_size": CHUNK_SIZE, "action_dim": ACTION_DIM}
+SHAPE = {"chunk_size": CHUNK_SIZE}
 
 
 @given(num_trajectories=st.integers(0, 700), most=st.integers(1, 200), seed=st.integers(0, 5))
@@ -58,13 +58,12 @@ def test_rows_are_the_decisions_one_after_another_with_their_trajectorys_advanta
     for trajectory, advantage, weight in zip(trajectories, (1, -2, 3), (0.1, 0.2, 0.3), strict=True):
         for step in range(len(trajectory)):
             assert rows.instructions[row] == trajectory.instruction
-            np.testing.assert_array_equal(rows.images[row], trajectory.images[step])
-            np.testing.assert_array_equal(rows.token_ids[row], trajectory.token_ids[step])
-            np.testing.assert_array_equal(rows.old_logprobs[row], trajectory.logprobs[step])
-            for token in range(NUM_TOKENS):
-                played = token // ACTION_DIM < trajectory.num_steps[step]
-                assert rows.advantages[row, token] == advantage
-                assert rows.weights[row, token] == pytest.approx(weight if played else 0)
+            np.testing.assert_array_equal(rows.observations["image"][row], trajectory.observations["image"][step])
+            np.testing.assert_array_equal(rows.decisions["token_ids"][row], trajectory.decisions["token_ids"][step])
+            np.testing.assert_array_equal(rows.decisions["logprobs"][row], trajectory.decisions["logprobs"][step])
+            assert rows.advantages[row] == advantage
+            for action in range(CHUNK_SIZE):
+                assert rows.weights[row, action] == pytest.approx(weight if action < trajectory.num_steps[step] else 0)
             row += 1
     assert row == len(rows)
 
@@ -72,27 +71,37 @@ def test_rows_are_the_decisions_one_after_another_with_their_trajectorys_advanta
 @pytest.mark.parametrize("aggregation", ["seq-mean-token-mean", "token-mean"])
 def test_weights_of_a_mini_batchs_rows_sum_to_one(aggregation: str) -> None:
     trajectories = make_trajectories()
-    num_tokens = torch.tensor([trajectory.length * ACTION_DIM for trajectory in trajectories])
-    weights = token_weights(num_tokens, aggregation=aggregation)  # type: ignore[arg-type]
+    num_actions = torch.tensor([trajectory.length for trajectory in trajectories])
+    weights = action_weights(num_actions, aggregation=aggregation)  # type: ignore[arg-type]
     rows = make_rows(trajectories, torch.zeros(3), weights, **SHAPE)
     assert rows.weights.sum() == pytest.approx(1)
-    assert np.count_nonzero(rows.weights) == int(num_tokens.sum())
+    assert np.count_nonzero(rows.weights) == int(num_actions.sum())
 
 
 def test_selected_rows_keep_their_identity() -> None:
     rows = make_rows(make_trajectories(), torch.zeros(3), torch.ones(3), **SHAPE)
-    some = select_rows(rows, np.array([5, 0]))
+    some = rows.select(np.array([5, 0]))
     assert some.instructions == (rows.instructions[5], rows.instructions[0])
-    np.testing.assert_array_equal(some.images, rows.images[[5, 0]])
-    assert len(select_rows(rows, slice(4, 99))) == len(rows) - 4
+    np.testing.assert_array_equal(some.observations["image"], rows.observations["image"][[5, 0]])
+    assert len(rows.select(slice(4, 99))) == len(rows) - 4
+
+
+def with_decision(trajectory: Trajectory, **arrays: np.ndarray) -> Trajectory:
+    return replace(trajectory, decisions={**trajectory.decisions, **arrays})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: replace(t, token_ids=t.token_ids[:, :-1]), "tokens do not fit"),
-        (lambda t: replace(t, images=t.images[:, :2]), r"images of \(2, 4, 3\) beside images of \(4, 4, 3\)"),
-        (lambda t: replace(t, logprobs=np.full_like(t.logprobs, np.nan)), "are not finite"),
+        (lambda t: with_decision(t, token_ids=t.decisions["token_ids"][:, :-1]), r"token_ids of shape \(5,\) beside \(6,\)"),
+        (lambda t: with_decision(t, token_ids=t.decisions["token_ids"][:-1]), "3 rows of token_ids do not fit 4 decisions"),
+        (lambda t: with_decision(t, noise=t.decisions["logprobs"]), "decisions token_ids, logprobs, noise beside"),
+        (lambda t: with_decision(t, logprobs=np.full_like(t.decisions["logprobs"], np.nan)), "logprobs kept .* not finite"),
+        (
+            lambda t: replace(t, observations={"image": t.observations["image"][:, :2]}),
+            r"image of shape \(2, 4, 3\) beside \(4, 4, 3\)",
+        ),
+        (lambda t: replace(t, num_steps=t.num_steps + CHUNK_SIZE), "do not fit chunks of 3"),
     ],
 )
 def test_a_trajectory_that_does_not_fit_is_refused_by_name(change, message: str) -> None:

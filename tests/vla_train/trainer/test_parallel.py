@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from rank_processes import run_ranks
-from small_policy import IMAGE_SHAPE, NUM_TOKENS, TEMPERATURE, SmallPolicy, make_groups
+from small_policy import CHUNK_SIZE, IMAGE_SHAPE, NUM_TOKENS, TEMPERATURE, SmallPolicy, make_groups
 
 from vla_train.config import AlgoConfig, OptimConfig
-from vla_train.trainer.batching import select_rows
 from vla_train.trainer.checkpoint import load_checkpoint, save_checkpoint
 from vla_train.trainer.checkpoint_folder import latest_checkpoint
 from vla_train.trainer.exchange import share_rows
@@ -95,20 +94,19 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_two(size: int, tmp_path
 def share(ranks: Ranks, num_rows: int) -> TrainBatch:
     whole = numbered_rows(num_rows)
     owners = np.random.default_rng(num_rows).integers(0, ranks.size, num_rows)
-    own = select_rows(whole, np.flatnonzero(owners == ranks.rank))
+    own = whole.select(np.flatnonzero(owners == ranks.rank))
     return share_rows(own, owners=owners, instructions=list(whole.instructions), ranks=ranks)
 
 
 def numbered_rows(num_rows: int) -> TrainBatch:
     tokens = np.arange(num_rows * NUM_TOKENS).reshape(num_rows, NUM_TOKENS)
+    images = np.broadcast_to(np.arange(num_rows, dtype=np.uint8)[:, None, None, None], (num_rows, *IMAGE_SHAPE))
     return TrainBatch(
-        images=np.broadcast_to(np.arange(num_rows, dtype=np.uint8)[:, None, None, None], (num_rows, *IMAGE_SHAPE)),
+        observations={"image": images, "state": -tokens.astype(np.float32)},
         instructions=tuple(f"text {row}" for row in range(num_rows)),
-        token_ids=tokens.astype(np.int32),
-        old_logprobs=-tokens.astype(np.float32),
-        advantages=2 * tokens.astype(np.float32),
-        weights=np.ones((num_rows, NUM_TOKENS), np.float32),
-        policy_versions=np.arange(num_rows, dtype=np.int32),
+        decisions={"token_ids": tokens.astype(np.int32), "number": np.arange(num_rows)},
+        advantages=2 * np.arange(num_rows, dtype=np.float32),
+        weights=np.ones((num_rows, CHUNK_SIZE), np.float32),
     )
 
 
@@ -118,9 +116,11 @@ def test_every_row_is_trained_on_once_whoever_holds_it(num_rows: int) -> None:
     shares = run_ranks(share, 3, num_rows)
     assert len({len(part) for part in shares}) == 1
     counted = [(part, row) for part in shares for row in range(len(part)) if part.weights[row].any()]
-    assert [int(part.policy_versions[row]) for part, row in counted] == list(range(num_rows))
+    assert [int(part.decisions["number"][row]) for part, row in counted] == list(range(num_rows))
     for part in shares:
-        for row, number in enumerate(part.policy_versions):
+        for row, number in enumerate(part.decisions["number"]):
             assert part.instructions[row] == whole.instructions[number]
-            for name in ("images", "token_ids", "old_logprobs", "advantages"):
-                np.testing.assert_array_equal(getattr(part, name)[row], getattr(whole, name)[number])
+            assert part.advantages[row] == whole.advantages[number]
+            for mapping in ("observations", "decisions"):
+                for name, array in getattr(whole, mapping).items():
+                    np.testing.assert_array_equal(getattr(part, mapping)[name][row], array[number])

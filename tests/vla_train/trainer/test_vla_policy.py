@@ -21,7 +21,7 @@ from vla_train.trainer.checkpoint_folder import list_checkpoints
 from vla_train.trainer.manifest import CheckpointError
 from vla_train.trainer.parallel import ONE_RANK, Ranks
 from vla_train.trainer.trainer import Trainer, UpdateMetrics
-from vla_train.types import Group, Observation
+from vla_train.types import EnvDescription, Group, Observation
 
 IMAGE_SHAPE = (32, 32, 3)
 OPTIM = OptimConfig(learning_rate=1e-3, minibatch_trajectories=6, microbatch_rows=8)
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def load(checkpoint: Path, **options: Any) -> SimpleVLAOFTPolicy:
     bound = np.ones(ACTION_DIM, np.float32)
     config = PolicyConfig(**{"checkpoint": str(checkpoint), "chunk_size": CHUNK_SIZE, "device": "cpu", **options})
-    return build_policy(config, action_low=-bound, action_high=bound, suite=None, seed=0)
+    return build_policy(config, EnvDescription(observations={}, action_low=-bound, action_high=bound), seed=0)
 
 
 def make_trainer(policy: SimpleVLAOFTPolicy, optim: OptimConfig = OPTIM, ranks: Ranks = ONE_RANK) -> Trainer:
@@ -66,9 +66,9 @@ def test_the_first_mini_batch_starts_at_the_log_probs_that_sampling_kept(
     options: dict[str, Any], small_checkpoint: Path
 ) -> None:
     _, metrics = updated(small_checkpoint, replace(OPTIM, minibatch_trajectories=100), **options)
-    assert metrics.sampling_gap < 1e-6
-    assert metrics.ratio_mean == pytest.approx(1, abs=1e-6)
-    assert metrics.ratio_max == pytest.approx(1, abs=1e-5)
+    assert metrics.loss_metrics["sampling_gap"] < 1e-6
+    assert metrics.loss_metrics["ratio_mean"] == pytest.approx(1, abs=1e-6)
+    assert metrics.loss_metrics["ratio_max"] == pytest.approx(1, abs=1e-5)
     assert metrics.grad_norm > 0
 
 
@@ -108,12 +108,15 @@ def test_with_adapters_nothing_else_moves_and_the_export_is_the_policy_that_was_
     exported = load(tmp_path / "exported")
     assert not any(".lora_" in name for name in weights_of(exported))
     trajectory = groups[0].trajectories[0]
-    observation = Observation(images=trajectory.images, instructions=(trajectory.instruction,) * len(trajectory))
-    tokens = torch.from_numpy(trajectory.token_ids)
-    logprobs = [p.evaluate_tokens(observation, tokens, temperature=1.0)[0] for p in (policy, exported)]
+    observation = Observation(
+        arrays={"image": trajectory.observations["image"]}, instructions=(trajectory.instruction,) * len(trajectory)
+    )
+    tokens = torch.from_numpy(trajectory.decisions["token_ids"])
+    logprobs = [p.evaluate(observation, {"token_ids": tokens}, temperature=1.0)["logprobs"] for p in (policy, exported)]
     torch.testing.assert_close(logprobs[1], logprobs[0], rtol=0, atol=1e-5)
     assert not np.allclose(
-        logprobs[0].detach(), load(small_checkpoint).evaluate_tokens(observation, tokens, temperature=1.0)[0].detach()
+        logprobs[0].detach(),
+        load(small_checkpoint).evaluate(observation, {"token_ids": tokens}, temperature=1.0)["logprobs"].detach(),
     )
 
 

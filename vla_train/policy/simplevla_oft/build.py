@@ -19,26 +19,24 @@ from vla_train.policy.simplevla_oft.model import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.prompts import TOKENIZER_FILE, PromptEncoder
 from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
+from vla_train.types import EnvDescription
 
 _log = logging.getLogger(__name__)
 _PREPROCESSOR_FILE = "preprocessor_config.json"
 
 
-def build_policy(
-    config: PolicyConfig, *, action_low: np.ndarray, action_high: np.ndarray, suite: str | None, seed: int
-) -> SimpleVLAOFTPolicy:
-    """The policy a run asks for: a checkpoint, or random weights of a named size.
+def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> SimpleVLAOFTPolicy:
+    """The policy a run asks for: a checkpoint, or random weights of a named size; see `policy.base.PolicyFactory`.
 
     Args:
         config: Which model, and how it runs.
-        action_low: (A,) bounds of the env's actions; with random weights the bins cover them.
-        action_high: (A,).
-        suite: Benchmark suite, which picks a checkpoint's action statistics.
+        env: Its suite picks a checkpoint's action statistics; with random weights the bins cover its actions.
         seed: Of random weights.
 
     Raises:
         ValueError: The checkpoint cannot be read, or does not fit the env or the config; the message says where.
     """
+    action_low, action_high, suite = env.action_low, env.action_high, env.suite
     device = torch.device(_auto_device() if config.device == "auto" else config.device)
     dtype_name = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     dtype = torch.bfloat16 if dtype_name == "bfloat16" else torch.float32

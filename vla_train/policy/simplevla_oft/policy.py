@@ -21,7 +21,7 @@ from vla_train.policy.simplevla_oft.action_tokens import ActionCodec
 from vla_train.policy.simplevla_oft.fp8 import fp8_copy, quantise
 from vla_train.policy.simplevla_oft.images import ImageSettings, preprocess
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
-from vla_train.types import Observation, PolicyOutput
+from vla_train.types import IMAGE, INSTRUCTION, Observation, PolicyOutput
 
 _log = logging.getLogger(__name__)
 _PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -98,6 +98,15 @@ class SimpleVLAOFTPolicy:
         return self.model.config.action_dim
 
     @property
+    def observation_keys(self) -> tuple[str, ...]:
+        return IMAGE, INSTRUCTION
+
+    @property
+    def num_uniforms(self) -> int:
+        """One per action token."""
+        return self.model.config.num_action_tokens
+
+    @property
     def codec(self) -> ActionCodec:
         """Tokens to actions and back: supervised training needs it too."""
         return self._codec
@@ -113,7 +122,7 @@ class SimpleVLAOFTPolicy:
             self._quantised = True
         padding = batch_bucket(num_rows) - num_rows if self._buckets else 0
         rows = np.concatenate([np.arange(num_rows), np.zeros(padding, int)]) if padding else None
-        frames = observation.images if rows is None else observation.images[rows]
+        frames = observation[IMAGE] if rows is None else observation[IMAGE][rows]
         instructions = observation.instructions + observation.instructions[:1] * padding
         numbers = None
         if uniforms is not None:
@@ -131,23 +140,24 @@ class SimpleVLAOFTPolicy:
             raise RuntimeError(f"the policy's log-probs are not finite at version {self.version}: its weights have diverged")
         return PolicyOutput(
             actions=self._codec.decode(token_ids),
-            token_ids=token_ids,
-            logprobs=chosen,
+            decision={"token_ids": token_ids, "logprobs": chosen},
             policy_version=self.version,
         )
 
-    def evaluate_tokens(self, observation: Observation, token_ids: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies (R, T) float32 with gradients, never in FP8; see `TrainablePolicy.evaluate_tokens`."""
-        config = self.model.config
+    def evaluate(self, observation: Observation, decision: Mapping[str, Tensor], *, temperature: float) -> dict[str, Tensor]:
+        """`logprobs` and `entropies` (R, T) float32 with gradients, never in FP8; see `TrainablePolicy.evaluate`."""
+        config, token_ids = self.model.config, decision["token_ids"]
         expected = (len(observation), config.num_action_tokens)
         if tuple(token_ids.shape) != expected:
             raise ValueError(f"token_ids must be {expected}, got {tuple(token_ids.shape)}")
-        frames = self._to_device(observation.images)
+        frames = self._to_device(observation[IMAGE])
         prompts = self._prompt_tensors(observation.instructions)
         logprobs = action_logprobs(self._logits(self.model, frames, *prompts), temperature)
         indices = token_ids.to(self.device, torch.long) - config.first_action_id
-        entropies = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(-1, indices[..., None]).squeeze(-1), entropies
+        return {
+            "logprobs": logprobs.gather(-1, indices[..., None]).squeeze(-1),
+            "entropies": -(logprobs.exp() * logprobs).sum(-1),
+        }
 
     def trainable_module(self) -> SimpleVLAOFT:
         return self.model

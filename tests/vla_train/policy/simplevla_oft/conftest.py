@@ -11,7 +11,7 @@ from vla_train.config import PolicyConfig
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.build import build_policy
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
-from vla_train.types import Observation
+from vla_train.types import EnvDescription, Observation
 
 _INSTRUCTIONS = (
     "pick up the black bowl between the plate and the ramekin and place it on the plate",
@@ -40,7 +40,8 @@ def make_policy() -> Callable[..., SimpleVLAOFTPolicy]:
     def make(action_dim: int = 7, suite: str | None = "libero_spatial", seed: int = 0, **options) -> SimpleVLAOFTPolicy:
         bound = np.ones(action_dim, np.float32)
         config = PolicyConfig(**{"device": "cpu", "dtype": "float32", **options})
-        return build_policy(config, action_low=-bound, action_high=bound, suite=suite, seed=seed)
+        env = EnvDescription(observations={}, action_low=-bound, action_high=bound, suite=suite)
+        return build_policy(config, env, seed=seed)
 
     return make
 
@@ -49,6 +50,6 @@ def make_policy() -> Callable[..., SimpleVLAOFTPolicy]:
 def make_observation() -> Callable[..., Observation]:
     def make(num_rows: int = 5, size: int = 64, seed: int = 0) -> Observation:
         images = np.random.default_rng(seed).integers(0, 256, (num_rows, size, size, 3), dtype=np.uint8)
-        return Observation(images=images, instructions=tuple(_INSTRUCTIONS[row % 3] for row in range(num_rows)))
+        return Observation(arrays={"image": images}, instructions=tuple(_INSTRUCTIONS[row % 3] for row in range(num_rows)))
 
     return make

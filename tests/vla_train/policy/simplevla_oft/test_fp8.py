@@ -81,11 +81,14 @@ def test_sampling_in_fp8_stays_near_the_exact_policy_and_training_is_untouched(
     observation, uniforms = make_observation(4), _uniforms(exact, 4)
     for _ in range(4 if device == "cuda" else 1):  # the last from a CUDA graph
         output = quantised.act(observation, uniforms=uniforms, temperature=1.6)
-    tokens = torch.from_numpy(output.token_ids)
+    tokens = torch.from_numpy(output.decision["token_ids"])
     with torch.no_grad():
-        logprobs = [p.evaluate_tokens(observation, tokens, temperature=1.6)[0].cpu().numpy() for p in (exact, quantised)]
+        logprobs = [
+            p.evaluate(observation, {"token_ids": tokens}, temperature=1.6)["logprobs"].cpu().numpy()
+            for p in (exact, quantised)
+        ]
     np.testing.assert_array_equal(logprobs[1], logprobs[0])
-    difference = np.abs(output.logprobs - logprobs[0])
+    difference = np.abs(output.decision["logprobs"] - logprobs[0])
     assert 0 < difference.mean() < 0.02
     assert difference.max() < 0.1
 
@@ -96,20 +99,20 @@ def test_pushed_weights_are_quantised_anew(make_policy, make_observation):
     before = target.act(observation, uniforms=None, temperature=1.0)
     target.load_weights(dict(source.trainable_module().named_parameters()), version=1)
     after, expected = (p.act(observation, uniforms=None, temperature=1.0) for p in (target, fresh))
-    assert np.array_equal(after.logprobs, expected.logprobs)
-    assert not np.array_equal(after.logprobs, before.logprobs)
+    assert np.array_equal(after.decision["logprobs"], expected.decision["logprobs"])
+    assert not np.array_equal(after.decision["logprobs"], before.decision["logprobs"])
 
 
 def test_weights_trained_in_place_are_quantised_when_the_version_says_so(make_policy, make_observation):
     policy, observation = make_policy(fp8=True, lora_rank=2), make_observation(2)
-    before = policy.act(observation, uniforms=None, temperature=1.0).logprobs
+    before = policy.act(observation, uniforms=None, temperature=1.0).decision["logprobs"]
     with torch.no_grad():
         for name, parameter in policy.trainable_module().named_parameters():
             if "lora_B" in name and "language_model" in name:
                 parameter.add_(0.05)
-    assert np.array_equal(policy.act(observation, uniforms=None, temperature=1.0).logprobs, before)
+    assert np.array_equal(policy.act(observation, uniforms=None, temperature=1.0).decision["logprobs"], before)
     policy.version += 1
-    assert not np.array_equal(policy.act(observation, uniforms=None, temperature=1.0).logprobs, before)
+    assert not np.array_equal(policy.act(observation, uniforms=None, temperature=1.0).decision["logprobs"], before)
 
 
 def test_the_sampling_module_shares_all_weights_but_those_it_quantises(make_policy):
@@ -136,7 +139,7 @@ def test_the_quantised_blocks_can_be_compiled(make_policy, make_observation):
     plain, compiled, observation = make_policy(fp8=True), make_policy(fp8=True), make_observation(2)
     compiled._sampler.compile_blocks(backend="aot_eager")
     outputs = [p.act(observation, uniforms=None, temperature=1.0) for p in (plain, compiled)]
-    np.testing.assert_allclose(outputs[1].logprobs, outputs[0].logprobs, atol=1e-3)
+    np.testing.assert_allclose(outputs[1].decision["logprobs"], outputs[0].decision["logprobs"], atol=1e-3)
 
 
 def test_a_layer_too_odd_for_the_matrix_units_is_refused_by_name():

@@ -9,7 +9,7 @@ from vla_train.config import PolicyConfig
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.build import build_policy
 from vla_train.policy.simplevla_oft.policy import action_logprobs, batch_bucket, draw
-from vla_train.types import Observation
+from vla_train.types import EnvDescription, Observation
 
 
 def _uniforms(policy, num_rows: int) -> np.ndarray:
@@ -17,15 +17,18 @@ def _uniforms(policy, num_rows: int) -> np.ndarray:
 
 
 def _rows(observation: Observation, rows: list[int]) -> Observation:
-    return Observation(images=observation.images[rows], instructions=tuple(observation.instructions[row] for row in rows))
+    return Observation(
+        arrays={"image": observation["image"][rows]}, instructions=tuple(observation.instructions[row] for row in rows)
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"activation_checkpointing": True}, {"jpeg": "on"}], ids=str)
 def test_training_recomputes_the_logprobs_that_sampling_gave(make_policy, make_observation, options):
     policy, observation = make_policy(**options), make_observation()
     output = policy.act(observation, uniforms=_uniforms(policy, 5), temperature=1.6)
-    logprobs, entropies = policy.evaluate_tokens(observation, torch.from_numpy(output.token_ids), temperature=1.6)
-    np.testing.assert_allclose(logprobs.detach().numpy(), output.logprobs, atol=1e-5)
+    evaluated = policy.evaluate(observation, {"token_ids": torch.from_numpy(output.decision["token_ids"])}, temperature=1.6)
+    logprobs, entropies = evaluated["logprobs"], evaluated["entropies"]
+    np.testing.assert_allclose(logprobs.detach().numpy(), output.decision["logprobs"], atol=1e-5)
     assert logprobs.dtype == entropies.dtype == torch.float32
     assert logprobs.requires_grad
     assert ((entropies > 0) & (entropies <= np.log(256) + 1e-5)).all()
@@ -36,9 +39,10 @@ def test_in_bfloat16_logprobs_are_float32_and_still_agree(make_policy, make_obse
     policy = make_policy(dtype="bfloat16", lora_rank=2, activation_checkpointing=checkpointing)
     observation = make_observation()
     output = policy.act(observation, uniforms=_uniforms(policy, 5), temperature=1.6)
-    assert output.logprobs.dtype == np.float32
-    logprobs, _ = policy.evaluate_tokens(observation, torch.from_numpy(output.token_ids), temperature=1.6)
-    np.testing.assert_allclose(logprobs.detach().numpy(), output.logprobs, atol=1e-3)
+    assert output.decision["logprobs"].dtype == np.float32
+    evaluated = policy.evaluate(observation, {"token_ids": torch.from_numpy(output.decision["token_ids"])}, temperature=1.6)
+    logprobs = evaluated["logprobs"]
+    np.testing.assert_allclose(logprobs.detach().numpy(), output.decision["logprobs"], atol=1e-3)
     logprobs.sum().backward()
     trained = [parameter for parameter in policy.trainable_module().parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in trained} == {torch.float32}
@@ -49,8 +53,9 @@ def test_master_weights_in_float32_compute_in_the_policys_own_dtype(make_policy,
     policy, observation = make_policy(dtype="bfloat16"), make_observation()
     output = policy.act(observation, uniforms=None, temperature=1.0)
     policy.trainable_module().float()
-    logprobs, _ = policy.evaluate_tokens(observation, torch.from_numpy(output.token_ids), temperature=1.0)
-    np.testing.assert_allclose(logprobs.detach().numpy(), output.logprobs, atol=0.05)
+    evaluated = policy.evaluate(observation, {"token_ids": torch.from_numpy(output.decision["token_ids"])}, temperature=1.0)
+    logprobs = evaluated["logprobs"]
+    np.testing.assert_allclose(logprobs.detach().numpy(), output.decision["logprobs"], atol=0.05)
 
 
 def test_a_row_decides_the_same_alone_in_any_batch_and_in_any_order(make_policy, make_observation):
@@ -59,8 +64,8 @@ def test_a_row_decides_the_same_alone_in_any_batch_and_in_any_order(make_policy,
     together = policy.act(observation, uniforms=uniforms, temperature=1.6)
     for rows in ([0], [1], [2], [5, 3, 1], [4, 0, 2, 3]):
         output = policy.act(_rows(observation, rows), uniforms=uniforms[rows], temperature=1.6)
-        assert np.array_equal(output.token_ids, together.token_ids[rows])
-        np.testing.assert_allclose(output.logprobs, together.logprobs[rows], atol=1e-5)
+        assert np.array_equal(output.decision["token_ids"], together.decision["token_ids"][rows])
+        np.testing.assert_allclose(output.decision["logprobs"], together.decision["logprobs"][rows], atol=1e-5)
         np.testing.assert_allclose(output.actions, together.actions[rows], atol=1e-6)
 
 
@@ -68,16 +73,19 @@ def test_without_numbers_the_likeliest_tokens_are_taken(make_policy, make_observ
     policy, observation = make_policy(), make_observation(2)
     greedy = policy.act(observation, uniforms=None, temperature=1.0)
     for seed in range(3):
-        uniforms = np.random.default_rng(seed).random(greedy.token_ids.shape, dtype=np.float32)
-        assert (policy.act(observation, uniforms=uniforms, temperature=1.0).logprobs <= greedy.logprobs + 1e-6).all()
+        uniforms = np.random.default_rng(seed).random(greedy.decision["token_ids"].shape, dtype=np.float32)
+        assert (
+            policy.act(observation, uniforms=uniforms, temperature=1.0).decision["logprobs"]
+            <= greedy.decision["logprobs"] + 1e-6
+        ).all()
 
 
 def test_a_low_temperature_makes_sampling_greedy_and_logprobs_near_zero(make_policy, make_observation):
     policy, observation = make_policy(), make_observation(2)
     greedy = policy.act(observation, uniforms=None, temperature=1e-5)
     sampled = policy.act(observation, uniforms=_uniforms(policy, 2), temperature=1e-5)
-    assert (sampled.token_ids == greedy.token_ids).mean() > 0.95
-    assert np.median(greedy.logprobs) > -0.1
+    assert (sampled.decision["token_ids"] == greedy.decision["token_ids"]).mean() > 0.95
+    assert np.median(greedy.decision["logprobs"]) > -0.1
 
 
 @given(
@@ -105,10 +113,10 @@ def test_draws_follow_the_distribution():
 def test_any_action_space_gets_a_chunk_within_its_bounds(make_observation, action_dim, chunk_size):
     low, high = np.linspace(-2, 0, action_dim).astype(np.float32), np.linspace(1, 5, action_dim).astype(np.float32)
     config = PolicyConfig(chunk_size=chunk_size, device="cpu")
-    policy = build_policy(config, action_low=low, action_high=high, suite=None, seed=0)
+    policy = build_policy(config, EnvDescription(observations={}, action_low=low, action_high=high), seed=0)
     output = policy.act(make_observation(3, size=40), uniforms=_uniforms(policy, 3), temperature=1.0)
     assert output.actions.shape == (3, chunk_size, action_dim)
-    assert output.token_ids.shape == output.logprobs.shape == (3, chunk_size * action_dim)
+    assert output.decision["token_ids"].shape == output.decision["logprobs"].shape == (3, chunk_size * action_dim)
     assert ((low <= output.actions) & (output.actions <= high)).all()
     assert (output.actions.max((0, 1)) - output.actions.min((0, 1)) > 0.3 * (high - low)).all()
 
@@ -118,7 +126,7 @@ def test_a_saved_policy_loads_again_and_decides_the_same(make_policy, make_obser
     policy.save_pretrained(str(tmp_path))
     again = make_policy(suite="libero_goal", checkpoint=str(tmp_path), seed=5)
     expected, output = (p.act(observation, uniforms=_uniforms(p, 3), temperature=1.0) for p in (policy, again))
-    assert np.array_equal(output.token_ids, expected.token_ids)
+    assert np.array_equal(output.decision["token_ids"], expected.decision["token_ids"])
     assert np.array_equal(output.actions, expected.actions)
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.json",
@@ -136,7 +144,7 @@ def test_weights_of_another_copy_can_be_loaded_with_their_version(make_policy, m
     frozen = {name: p for name, p in source.trainable_module().named_parameters() if not p.requires_grad}
     assert frozen
     output = target.act(observation, uniforms=None, temperature=1.0)
-    assert np.array_equal(output.logprobs, expected.logprobs)
+    assert np.array_equal(output.decision["logprobs"], expected.decision["logprobs"])
     assert (expected.policy_version, output.policy_version, target.version) == (0, 7, 7)
 
 
@@ -147,7 +155,7 @@ def test_of_a_policy_with_adapters_the_adapters_are_enough(make_policy, make_obs
         torch.nn.init.normal_(parameter, std=0.1)
     target.load_weights(adapters, version=1)
     outputs = [p.act(make_observation(2), uniforms=None, temperature=1.0) for p in (source, target)]
-    assert np.array_equal(outputs[0].logprobs, outputs[1].logprobs)
+    assert np.array_equal(outputs[0].decision["logprobs"], outputs[1].decision["logprobs"])
 
 
 @pytest.mark.parametrize(
@@ -174,7 +182,7 @@ def test_numbers_and_tokens_of_the_wrong_shape_are_refused(make_policy, make_obs
     with pytest.raises(ValueError, match=r"uniforms must be \(2, 56\), got \(2, 7\)"):
         policy.act(observation, uniforms=np.zeros((2, 7), np.float32), temperature=1.0)
     with pytest.raises(ValueError, match=r"token_ids must be \(2, 56\)"):
-        policy.evaluate_tokens(observation, torch.zeros(2, 7, dtype=torch.int32), temperature=1.0)
+        policy.evaluate(observation, {"token_ids": torch.zeros(2, 7, dtype=torch.int32)}, temperature=1.0)
 
 
 def test_padding_to_fixed_shapes_changes_no_decision(make_policy, make_observation, monkeypatch):
@@ -187,8 +195,8 @@ def test_padding_to_fixed_shapes_changes_no_decision(make_policy, make_observati
     config = plain.model.config
     assert rows == 20
     assert (width + config.num_patches + config.num_action_tokens + 1) % 8 == 0
-    assert np.array_equal(output.token_ids, expected.token_ids)
-    np.testing.assert_allclose(output.logprobs, expected.logprobs, atol=1e-5)
+    assert np.array_equal(output.decision["token_ids"], expected.decision["token_ids"])
+    np.testing.assert_allclose(output.decision["logprobs"], expected.decision["logprobs"], atol=1e-5)
 
 
 def test_rows_of_one_prompt_length_are_not_padded_even_where_shapes_are_fixed(make_policy, make_observation, monkeypatch):
@@ -226,14 +234,14 @@ def test_a_sharded_policy_evaluates_trains_and_saves_as_a_plain_one(make_policy,
     if compiled:
         sharded.model.activation_checkpointing = True
         sharded.model.compile_blocks(backend="aot_eager")
-    tokens = torch.from_numpy(plain.act(observation, uniforms=None, temperature=1.0).token_ids)
+    tokens = torch.from_numpy(plain.act(observation, uniforms=None, temperature=1.0).decision["token_ids"])
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         module = sharded.trainable_module()
         for block in module.blocks:
             fully_shard(block)
         fully_shard(module)
-        logprobs = [p.evaluate_tokens(observation, tokens, temperature=1.0)[0] for p in (plain, sharded)]
+        logprobs = [p.evaluate(observation, {"token_ids": tokens}, temperature=1.0)["logprobs"] for p in (plain, sharded)]
         torch.testing.assert_close(logprobs[1], logprobs[0])
         for result in logprobs:
             result.sum().backward()
@@ -244,7 +252,7 @@ def test_a_sharded_policy_evaluates_trains_and_saves_as_a_plain_one(make_policy,
     finally:
         torch.distributed.destroy_process_group()
     again = make_policy(checkpoint=str(tmp_path))
-    torch.testing.assert_close(again.evaluate_tokens(observation, tokens, temperature=1.0)[0], logprobs[0])
+    torch.testing.assert_close(again.evaluate(observation, {"token_ids": tokens}, temperature=1.0)["logprobs"], logprobs[0])
 
 
 @pytest.mark.gpu
@@ -255,9 +263,9 @@ def test_cuda_graphs_of_compiled_blocks_give_what_the_plain_module_gives(make_po
         observation = make_observation(num_rows, seed=num_rows)
         for uniforms in (None, _uniforms(plain, num_rows)):
             expected, output = (p.act(observation, uniforms=uniforms, temperature=1.6) for p in (plain, graphed))
-            same = output.token_ids == expected.token_ids
+            same = output.decision["token_ids"] == expected.decision["token_ids"]
             assert same.mean() > 0.99
-            np.testing.assert_allclose(output.logprobs[same], expected.logprobs[same], atol=1e-3)
+            np.testing.assert_allclose(output.decision["logprobs"][same], expected.decision["logprobs"][same], atol=1e-3)
 
 
 @pytest.mark.gpu
@@ -271,7 +279,7 @@ def test_a_replayed_graph_sees_new_weights(make_policy, make_observation):
         policy.act(observation, uniforms=None, temperature=1.0)
     policy.load_weights(dict(other.trainable_module().named_parameters()), version=1)
     outputs = [p.act(observation, uniforms=None, temperature=1.0) for p in (policy, other)]
-    np.testing.assert_allclose(outputs[0].logprobs, outputs[1].logprobs, atol=1e-3)
+    np.testing.assert_allclose(outputs[0].decision["logprobs"], outputs[1].decision["logprobs"], atol=1e-3)
 
 
 @pytest.mark.gpu
@@ -280,10 +288,10 @@ def test_compiled_training_gives_the_gradients_of_plain_training(make_policy, ma
     policies = [make_policy(device="cuda", compile=compiled, **options) for compiled in (False, True)]
     for num_rows in (3, 5):
         observation, gradients = make_observation(num_rows), []
-        tokens = torch.from_numpy(policies[0].act(observation, uniforms=None, temperature=1.0).token_ids)
+        tokens = torch.from_numpy(policies[0].act(observation, uniforms=None, temperature=1.0).decision["token_ids"])
         for policy in policies:
             policy.model.zero_grad()
-            policy.evaluate_tokens(observation, tokens, temperature=1.0)[0].sum().backward()
+            policy.evaluate(observation, {"token_ids": tokens}, temperature=1.0)["logprobs"].sum().backward()
             gradients.append({name: p.grad for name, p in policy.model.named_parameters() if p.grad is not None})
         assert gradients[0].keys() == gradients[1].keys()
         for name, expected in gradients[0].items():
@@ -297,7 +305,8 @@ def test_sampling_in_bfloat16_graphs_stays_near_training_in_smaller_batches(make
     gaps = []
     for first in range(0, 19, 4):
         rows = list(range(19))[first : first + 4]
-        tokens = torch.from_numpy(output.token_ids[rows])
-        logprobs, _ = policy.evaluate_tokens(_rows(observation, rows), tokens, temperature=1.6)
-        gaps.append(np.abs(logprobs.detach().cpu().numpy() - output.logprobs[rows]))
+        tokens = torch.from_numpy(output.decision["token_ids"][rows])
+        evaluated = policy.evaluate(_rows(observation, rows), {"token_ids": tokens}, temperature=1.6)
+        logprobs = evaluated["logprobs"]
+        gaps.append(np.abs(logprobs.detach().cpu().numpy() - output.decision["logprobs"][rows]))
     assert np.concatenate(gaps).mean() < 0.01
