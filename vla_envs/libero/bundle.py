@@ -32,9 +32,9 @@ from vla_envs.errors import SceneFormatError
 from vla_envs.libero.goals import goal_from_json, goal_to_json
 from vla_envs.libero.scene import OscConstants, Placement, Scene, VisualSwitch
 
-FORMAT = 2
+FORMAT = 3
 _HEADER, _ARRAYS, _MODEL = "header.json", "arrays.npz", "model.mjb"
-_PLAIN = ("suite", "task_id", "name", "instruction", "max_episode_steps", "detail", "cameras")
+_PLAIN = ("suite", "task_id", "name", "instruction", "max_episode_steps", "detail", "fixture_seed", "cameras")
 
 
 def save_bundle(scene: Scene, file: Path, *, origin: str, portable: bool) -> None:

@@ -76,6 +76,7 @@ def export_scenes(
     *,
     detail: str,
     folder: Path,
+    fixture_seed: int = 0,
     on_task: Callable[[int, Path], None] | None = None,
 ) -> None:
     """Write scenes into a folder that `scene_dir=` takes on any machine; other scenes in it stay.
@@ -87,6 +88,7 @@ def export_scenes(
         task_ids: Tasks within it.
         detail: "full" or "fast".
         folder: Made if need be.
+        fixture_seed: Fixtures stand where LIBERO's `seed(fixture_seed)` and `reset()` put them. The cache holds only seed 0.
         on_task: Told each task and its file when it is done.
     """
     tasks = suite_tasks(suite)
@@ -96,7 +98,13 @@ def export_scenes(
     folder.mkdir(parents=True, exist_ok=True)
     for task_id in task_ids:
         file = folder / _file_name(suite, task_id, detail)
-        save_bundle(load_scene(suite, task_id, detail=detail), file, origin=_origin(detail), portable=True)
+        if fixture_seed == 0:
+            scene = load_scene(suite, task_id, detail=detail)
+        else:
+            from vla_envs.libero.compile import compile_scene
+
+            scene = compile_scene(suite, task_id, detail=detail, fixture_seed=fixture_seed)
+        save_bundle(scene, file, origin=_origin(detail), portable=True)
         _add_to_index(folder / INDEX_FILE, suite, task_id, tasks[task_id])
         if on_task is not None:
             on_task(task_id, file)

@@ -1,7 +1,9 @@
 """Builds one LIBERO task with LIBERO and robosuite, once, and takes everything out that running it needs.
 
-The only module that needs robosuite. Where stock LIBERO leaves something to chance at every reset (the exact pose of
-fixtures, which no stored initial state holds), one draw with a fixed seed is kept: a task always looks the same.
+The only module that needs robosuite.
+
+No stored initial state says where fixtures (cabinets, stoves, microwaves) stand: LIBERO draws their poses anew at every reset.
+A scene keeps one draw, that of LIBERO's usual calls: the env is made, then `seed(0)`, then `reset()`.
 """
 
 import copy
@@ -20,7 +22,6 @@ from vla_envs.libero.suites import benchmark_suite, initial_states, quiet, suite
 
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 """Public camera name -> LIBERO's."""
-_FIXTURE_SEED = 0
 _PHYSICS = (
     *("body_pos", "body_quat", "body_ipos", "body_iquat", "body_mass", "body_inertia", "body_subtreemass"),
     *("body_invweight0", "dof_invweight0", "dof_M0", "actuator_acc0"),
@@ -29,8 +30,14 @@ _PHYSICS = (
 _one_at_a_time = threading.Lock()
 
 
-def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
+def compile_scene(suite: str, task_id: int, *, detail: str, fixture_seed: int = 0) -> Scene:
     """Compile one task.
+
+    Args:
+        suite: Name of the suite.
+        task_id: Task within it.
+        detail: "full" or "fast".
+        fixture_seed: Fixtures stand where LIBERO's `seed(fixture_seed)` and `reset()` put them.
 
     Raises:
         ValueError: Unknown suite or task, or a goal that no predicate here covers.
@@ -39,9 +46,11 @@ def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
     tasks = suite_tasks(suite)
     if task_id not in tasks:
         raise ValueError(f"{suite} has tasks 0..{len(tasks) - 1}, got {task_id}")
+    if not 0 <= fixture_seed < 2**32:
+        raise ValueError(f"fixture_seed must be in 0..2**32 - 1, got {fixture_seed}")
     task = tasks[task_id]
     with _one_at_a_time:  # LIBERO draws from numpy's global random numbers
-        env = build_libero(suite, task_id)
+        env = build_libero(suite, task_id, fixture_seed=fixture_seed)
         placements = _placements(env)
     try:
         model = copy.copy(env.sim.model._model)
@@ -54,6 +63,7 @@ def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
             instruction=task.instruction,
             max_episode_steps=task.max_episode_steps,
             detail=detail,
+            fixture_seed=fixture_seed,
             model=model,
             init_states=initial_states(suite, task_id),
             goal=_goal(env, model),
@@ -66,8 +76,12 @@ def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
         env.close()
 
 
-def build_libero(suite: str, task_id: int) -> Any:
-    """LIBERO's own env of a task, reset, without cameras."""
+def build_libero(suite: str, task_id: int, *, fixture_seed: int = 0) -> Any:
+    """LIBERO's own env of a task, without its wrapper and cameras, after `seed(fixture_seed)` and `reset()`.
+
+    LIBERO's reset builds the model a second time. That cannot be spared: each build adds another sampler per drawer or door
+    that starts open or closed, and all of them draw from the random numbers that then place the fixtures.
+    """
     benchmark = benchmark_suite(suite)
     try:
         with quiet():
@@ -79,9 +93,8 @@ def build_libero(suite: str, task_id: int) -> Any:
             bddl_file_name=benchmark.get_task_bddl_file_path(task_id),
             use_camera_obs=False,
             has_offscreen_renderer=False,
-            hard_reset=False,  # it was just built: reset need not build it again
         )
-        np.random.seed(_FIXTURE_SEED)
+        wrapper.seed(fixture_seed)
         wrapper.reset()
     return wrapper.env
 
@@ -90,7 +103,7 @@ def build_libero(suite: str, task_id: int) -> Any:
 def _fixed_random_numbers() -> Iterator[None]:
     """numpy's global random numbers, seeded, and put back afterwards."""
     before = np.random.get_state()
-    np.random.seed(_FIXTURE_SEED)
+    np.random.seed(0)
     try:
         yield
     finally:
@@ -145,7 +158,7 @@ def _osc_constants(env: Any, model: mujoco.MjModel) -> OscConstants:
 
 def _visual_switches(env: Any, model: mujoco.MjModel) -> tuple[VisualSwitch, ...]:
     switches = []
-    for object_name in getattr(env, "visualization_sites_list", []):
+    for object_name in dict.fromkeys(getattr(env, "visualization_sites_list", [])):  # LIBERO lists each once per build
         owner = env.get_object(object_name)
         for site_name, _ in owner.object_properties["vis_site_names"].values():
             site = model.site(site_name)

@@ -104,6 +104,8 @@ class Scene:
     """The suite's time limit in control steps, settling not counted."""
     detail: str
     """"full" (LIBERO's own meshes and textures) or "fast" (simplified)."""
+    fixture_seed: int
+    """Fixtures (cabinets, stoves, microwaves) stand where LIBERO's `seed(fixture_seed)` and `reset()` put them."""
     model: mujoco.MjModel
     init_states: np.ndarray
     """(I, 1 + nq + nv) float64: [time, qpos, qvel], the benchmark's own."""

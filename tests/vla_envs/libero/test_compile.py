@@ -153,6 +153,11 @@ def test_orientations_are_the_benchmarks(name: str, request: pytest.FixtureReque
         assert (high - low) == pytest.approx(np.pi / 4 if placement.object_name == "black_book_1" else 0.0)
 
 
+def test_a_fixture_seed_that_numpy_does_not_take_is_an_error():
+    with pytest.raises(ValueError, match=r"fixture_seed must be in 0\.\.2\*\*32 - 1, got -1"):
+        compile_scene(SUITE, STOVE_TASK, detail="full", fixture_seed=-1)
+
+
 def test_a_task_that_is_not_there_is_an_error():
     with pytest.raises(ValueError, match=r"libero_goal has tasks 0\.\.9, got -1"):
         compile_scene(SUITE, -1, detail="full")

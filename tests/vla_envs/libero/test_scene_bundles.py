@@ -41,6 +41,7 @@ def small_scene() -> Scene:
         instruction="turn the knob",
         max_episode_steps=50,
         detail="full",
+        fixture_seed=7,
         model=model,
         init_states=rng.normal(size=(4, 1 + model.nq + model.nv)),
         goal=Goal(
