@@ -19,9 +19,8 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,11 @@ def save_bundle(scene: Scene, file: Path, *, origin: str, portable: bool) -> Non
     arrays: dict[str, np.ndarray] = {"init_states": scene.init_states}
     header: dict[str, Any] = {"format": FORMAT, "mujoco": mujoco.__version__, "origin": origin}
     header |= {name: getattr(scene, name) for name in _PLAIN} | {"goal": goal_to_json(scene.goal)}
-    header["osc"] = _split(scene.osc, arrays, "osc")
-    header["placements"] = [_split(item, arrays, f"placement{index}") for index, item in enumerate(scene.placements)]
-    header["visual_switches"] = [_split(item, arrays, f"switch{index}") for index, item in enumerate(scene.visual_switches)]
+    header["osc"] = _split(scene.osc._asdict(), arrays, "osc")
+    header["placements"] = [_split(vars(item), arrays, f"placement{index}") for index, item in enumerate(scene.placements)]
+    header["visual_switches"] = [
+        _split(vars(item), arrays, f"switch{index}") for index, item in enumerate(scene.visual_switches)
+    ]
     packed = io.BytesIO()
     np.savez(packed, **arrays)  # type: ignore[arg-type]
 
@@ -167,15 +168,14 @@ def _check_versions(file: Path, header: dict[str, Any], origin: str | None) -> N
         raise SceneFormatError(f"{file} was made from {header.get('origin')}, installed is {origin}")
 
 
-def _split(item: Any, arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """A dataclass as JSON data; its arrays go to `arrays`."""
+def _split(values: Mapping[str, Any], arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """Fields of one part of a scene as JSON data; arrays among them go to `arrays` instead."""
     plain = {}
-    for field in fields(item):
-        value = getattr(item, field.name)
+    for name, value in values.items():
         if isinstance(value, np.ndarray):
-            arrays[f"{prefix}.{field.name}"] = value
+            arrays[f"{prefix}.{name}"] = value
         else:
-            plain[field.name] = value
+            plain[name] = value
     return plain
 
 

@@ -4,6 +4,7 @@ Invariant: a `Scene` is immutable and shared by all slots of its task, in any nu
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mujoco
 import numpy as np
@@ -11,11 +12,11 @@ import numpy as np
 from vla_envs.libero.goals import Goal
 
 
-@dataclass(frozen=True, kw_only=True)
-class OscConstants:
-    """Constants of robosuite's OSC_POSE controller and the Panda gripper, by index into the scene's model.
+class OscConstants(NamedTuple):
+    """Constants of robosuite's OSC_POSE controller and of the Panda gripper; a named tuple, which compiled code takes as it is.
 
-    Units: metres, radians, seconds, newton metres. Order of the arm's joints: from base to flange.
+    Units: metres, radians, seconds, newton metres. Ids and addresses are those of the scene's model; the arm's joints are in
+    order from base to flange.
     """
 
     arm_qpos: np.ndarray

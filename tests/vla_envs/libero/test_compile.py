@@ -1,11 +1,14 @@
 """What compiling takes out of LIBERO and robosuite, against what is in them."""
 
+from pathlib import Path
 from typing import Any
 
 import mujoco
+import numba
 import numpy as np
 import pytest
 
+from vla_envs.libero.bundle import load_bundle, save_bundle
 from vla_envs.libero.compile import build_libero, compile_scene
 from vla_envs.libero.goals import JointPast
 from vla_envs.libero.scene import Placement, Scene
@@ -55,6 +58,13 @@ def test_controller_constants_are_robosuites(scene: Scene, libero: Any):
     assert scene.model.site(osc.grip_site).name == controller.eef_name
     assert osc.substeps == 25
     np.testing.assert_array_equal(libero.robots[0].torque_limits, [osc.torque_min, osc.torque_max])
+
+
+def test_controller_constants_are_of_one_type_compiled_or_read_so_that_the_control_step_is_compiled_once(
+    scene: Scene, tmp_path: Path
+):
+    save_bundle(scene, tmp_path / "stove.scene", origin="here", portable=False)
+    assert numba.typeof(scene.osc) == numba.typeof(load_bundle(tmp_path / "stove.scene").osc)
 
 
 def test_cameras_are_liberos_two(scene: Scene):
