@@ -18,7 +18,7 @@ import numpy as np
 from vla_envs.errors import MissingDependencyError
 from vla_envs.libero.goals import Always, Goal, InSite, JointPast, Lifted, OnObject, OnSite, Predicate
 from vla_envs.libero.scene import OscConstants, Placement, Scene, VisualSwitch
-from vla_envs.libero.suites import benchmark_suite, initial_states, quiet, suite_tasks
+from vla_envs.libero.suites import benchmark_suite, initial_states, missing_files, quiet, suite_tasks
 
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 """Public camera name -> LIBERO's."""
@@ -40,8 +40,8 @@ def compile_scene(suite: str, task_id: int, *, detail: str, fixture_seed: int = 
         fixture_seed: Fixtures stand where LIBERO's `seed(fixture_seed)` and `reset()` put them.
 
     Raises:
-        ValueError: Unknown suite or task, or a goal that no predicate here covers.
-        MissingDependencyError: LIBERO or robosuite is not installed.
+        ValueError: Unknown suite or task, a task that LIBERO itself cannot build, or a goal that no predicate here covers.
+        MissingDependencyError: LIBERO or robosuite is not installed, or LIBERO does not hold the task's files.
     """
     tasks = suite_tasks(suite)
     if task_id not in tasks:
@@ -89,11 +89,16 @@ def build_libero(suite: str, task_id: int, *, fixture_seed: int = 0) -> Any:
     except ImportError as error:
         raise MissingDependencyError(f"robosuite cannot be imported ({error}): pip install 'vla-envs[libero]'") from error
     with _fixed_random_numbers(), quiet():
-        wrapper = ControlEnv(
-            bddl_file_name=benchmark.get_task_bddl_file_path(task_id),
-            use_camera_obs=False,
-            has_offscreen_renderer=False,
-        )
+        try:
+            wrapper = ControlEnv(
+                bddl_file_name=benchmark.get_task_bddl_file_path(task_id),
+                use_camera_obs=False,
+                has_offscreen_renderer=False,
+            )
+        except FileNotFoundError as error:  # a mesh or an object of LIBERO-PRO's
+            raise missing_files(suite, str(error)) from error
+        except AssertionError as error:
+            raise ValueError(f"LIBERO itself cannot build {suite} task {task_id}: {error}") from error
         wrapper.seed(fixture_seed)
         wrapper.reset()
     return wrapper.env

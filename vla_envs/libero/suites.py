@@ -56,12 +56,20 @@ def suite_tasks(suite: str, *, scene_dir: Path | None = None) -> dict[int, Suite
     if scene_dir is not None:
         return _exported_tasks(suite, scene_dir)
     try:
-        return dict(_installed_tasks(suite))
+        tasks = dict(_installed_tasks(suite))
     except FileNotFoundError as error:
-        raise MissingDependencyError(
-            f"{libero_version()} lists suite {suite!r} but does not hold its files ({error}): install a LIBERO that does, "
-            "or choose another suite"
-        ) from error
+        raise missing_files(suite, str(error)) from error
+    if not tasks:
+        raise missing_files(suite, "it names no task of it")
+    return tasks
+
+
+def missing_files(suite: str, what: str) -> MissingDependencyError:
+    """The error about a suite that the installed LIBERO lists without holding all of its files."""
+    return MissingDependencyError(
+        f"{libero_version()} lists suite {suite!r} but does not hold its files ({what}): install a LIBERO that does, "
+        "or choose another suite"
+    )
 
 
 def libero_version() -> str:
@@ -77,14 +85,20 @@ def libero_version() -> str:
 @lru_cache(maxsize=128)
 def benchmark_suite(suite: str) -> Any:
     """LIBERO's own benchmark object."""
+    known = listed_suites()
+    if suite not in known:
+        first = [name for name in TIME_LIMITS if name in known]
+        others = len(known) - len(first)
+        raise ValueError(f"unknown suite {suite!r}: LIBERO has {', '.join(first)} and {others} more")
+    with quiet():
+        return known[suite]()
+
+
+def listed_suites() -> dict[str, Any]:
+    """Name of a suite that the installed LIBERO lists -> its class; LIBERO may lack the suite's files all the same."""
     benchmark = _import_benchmark()
     with quiet():
-        known = benchmark.get_benchmark_dict()
-        if suite not in known:
-            first = [name for name in TIME_LIMITS if name in known]
-            others = len(known) - len(first)
-            raise ValueError(f"unknown suite {suite!r}: LIBERO has {', '.join(first)} and {others} more")
-        return known[suite]()
+        return dict(benchmark.get_benchmark_dict())
 
 
 def initial_states(suite: str, task_id: int) -> np.ndarray:

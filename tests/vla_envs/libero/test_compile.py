@@ -8,6 +8,7 @@ import numba
 import numpy as np
 import pytest
 
+from vla_envs.errors import MissingDependencyError
 from vla_envs.libero.bundle import load_bundle, save_bundle
 from vla_envs.libero.compile import build_libero, compile_scene
 from vla_envs.libero.goals import JointPast
@@ -161,6 +162,28 @@ def test_orientations_are_the_benchmarks(name: str, request: pytest.FixtureReque
         assert low - 1e-6 <= min(yaws) <= low + margin
         assert high - margin <= max(yaws) <= high + 1e-6
         assert (high - low) == pytest.approx(np.pi / 4 if placement.object_name == "black_book_1" else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "custom_objects/red_box.xml"),
+            MissingDependencyError,
+            r"lists suite 'libero_goal' but does not hold its files .*red_box\.xml.* choose another suite",
+        ),
+        (AssertionError("placed twice"), ValueError, r"LIBERO itself cannot build libero_goal task 7: placed twice"),
+    ],
+)
+def test_what_libero_cannot_build_is_an_error_that_names_the_suite_and_the_reason(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception], message: str
+):
+    def build(**kwargs: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("libero.libero.envs.env_wrapper.ControlEnv", build)
+    with pytest.raises(expected, match=message):
+        compile_scene(SUITE, STOVE_TASK, detail="full")
 
 
 def test_a_fixture_seed_that_numpy_does_not_take_is_an_error():
