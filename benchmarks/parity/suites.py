@@ -34,14 +34,15 @@ def outcome(suite: str) -> tuple[str, str]:
     try:
         tasks = suite_tasks(suite)
     except MissingDependencyError:
-        return "task files or initial states are missing", ""
+        return "files of its tasks are missing", ""
     failed = {task_id: error for task_id in tasks for error in problems(suite, task_id)}
     if not failed:
         return "every task plays", ""
     if len(failed) == len(tasks) and all(isinstance(error, MissingDependencyError) for error in failed.values()):
-        return "an object in every task is missing", ""
-    reasons = {"an object is missing" if isinstance(error, MissingDependencyError) else str(error) for error in failed.values()}
-    return "some tasks play", f" (not {', '.join(map(str, failed))}: {'; '.join(sorted(reasons))})"
+        return "an object is missing in every task", ""
+    files = any(isinstance(error, MissingDependencyError) for error in failed.values())
+    reason = "an object is missing" if files else str(next(iter(failed.values())))
+    return "some tasks play", f" (not {', '.join(map(str, failed))}: {reason})"
 
 
 def problems(suite: str, task_id: int) -> Iterator[Exception]:
