@@ -14,8 +14,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     compile_parser = commands.add_parser("compile", help="export scenes into a folder, for LiberoEnv(scene_dir=...)")
     compile_parser.add_argument("--suite", required=True, help="libero_spatial, libero_10, ... or one of LIBERO-PRO")
-    compile_parser.add_argument("--out", required=True, type=Path, help="folder, made if need be")
-    compile_parser.add_argument("--detail", choices=("full", "fast"), default="full", help="what the cameras will draw")
+    compile_parser.add_argument("--out", required=True, type=Path, help="folder; created if missing")
+    compile_parser.add_argument(
+        "--detail", choices=("full", "fast"), default="full", help="LIBERO's meshes and textures, or simplified ones"
+    )
     compile_parser.add_argument("--tasks", type=int, nargs="+", help="task ids (default: all)")
     compile_parser.add_argument(
         "--fixture-seed", type=int, default=0, help="where fixtures stand: as after LIBERO's seed(N) and reset() (default: 0)"

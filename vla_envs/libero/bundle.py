@@ -4,9 +4,9 @@
     arrays.npz    initial states, controller constants, placements
     model.mjb     MuJoCo's own binary format, of exactly one MuJoCo version
 
-A portable bundle is that one file, compressed. In the cache the model lies beside the archive instead, as it is: a quarter of
-a gigabyte of textures that MuJoCo reads from a file three times as fast as from an archive. It is named by its checksum, so
-that tasks with the same model (the ten of `libero_goal`) share one file, and removed with the last archive that names it.
+A portable bundle is that one file, compressed. In the cache the model is a separate, uncompressed file beside the archive: it
+holds a quarter of a gigabyte of textures, and MuJoCo reads it three times as fast that way. The file is named by its checksum,
+so that tasks with the same model (the ten of `libero_goal`) share it; it is removed with the last archive that names it.
 
 Invariant: a bundle that loads is whole (checksums are verified before MuJoCo sees it) and fits this MuJoCo and this format.
 """
@@ -37,13 +37,13 @@ _PLAIN = ("suite", "task_id", "name", "instruction", "max_episode_steps", "detai
 
 
 def save_bundle(scene: Scene, file: Path, *, origin: str, portable: bool) -> None:
-    """Write a scene; a bundle that is there is replaced when all is written.
+    """Write a scene; an existing bundle is replaced only when the new one is complete.
 
     Args:
         scene: What to write.
-        file: Where.
-        origin: What it is made from, by name and version.
-        portable: One compressed file (about a quarter of the size), or the model beside it, quick to load.
+        file: Path of the bundle.
+        origin: Name and version of what the scene was made from.
+        portable: Write one compressed file (about a quarter of the size); otherwise the model beside it, which loads faster.
     """
     arrays: dict[str, np.ndarray] = {"init_states": scene.init_states}
     header: dict[str, Any] = {"format": FORMAT, "mujoco": mujoco.__version__, "origin": origin}
@@ -83,11 +83,11 @@ def load_bundle(file: Path, *, origin: str | None = None) -> Scene:
     """Read a scene.
 
     Args:
-        file: What `save_bundle` wrote.
-        origin: What it must be made from; None accepts anything.
+        file: Path of a bundle.
+        origin: The origin that it must have; None accepts any.
 
     Raises:
-        SceneFormatError: It is damaged, or of another format, MuJoCo or origin.
+        SceneFormatError: The file is damaged, or its format, MuJoCo version or origin is another one.
     """
     try:
         with zipfile.ZipFile(file) as archive:

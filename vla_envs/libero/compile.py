@@ -1,4 +1,4 @@
-"""Builds one LIBERO task with LIBERO and robosuite, once, and takes everything out that running it needs.
+"""Builds one LIBERO task with LIBERO and robosuite, and extracts all that running it needs.
 
 The only module that needs robosuite.
 
@@ -26,7 +26,7 @@ _PHYSICS = (
     *("body_pos", "body_quat", "body_ipos", "body_iquat", "body_mass", "body_inertia", "body_subtreemass"),
     *("body_invweight0", "dof_invweight0", "dof_M0", "actuator_acc0"),
 )
-"""What the compiler derives from meshes, or LIBERO writes at reset: the same for every detail."""
+"""Fields of the model that MuJoCo derives from meshes, or that LIBERO sets at reset. They must be the same at every detail."""
 _one_at_a_time = threading.Lock()
 
 
@@ -106,7 +106,7 @@ def build_libero(suite: str, task_id: int, *, fixture_seed: int = 0) -> Any:
 
 @contextmanager
 def _fixed_random_numbers() -> Iterator[None]:
-    """numpy's global random numbers, seeded, and put back afterwards."""
+    """Seed numpy's global random numbers, and restore their state afterwards."""
     before = np.random.get_state()
     np.random.seed(0)
     try:
@@ -116,7 +116,7 @@ def _fixed_random_numbers() -> Iterator[None]:
 
 
 def _with_fast_visuals(model: mujoco.MjModel, xml: str) -> mujoco.MjModel:
-    """The same physics with simpler meshes and textures, looking as `model` does now."""
+    """The same physics and colours with simpler meshes and textures."""
     from vla_envs.libero.detail import simplify
 
     spec = mujoco.MjSpec.from_string(xml)
@@ -232,7 +232,7 @@ def _joint_predicate(env: Any, model: mujoco.MjModel, name: str, state: Any) -> 
     judge = {"open": "is_open", "close": "is_close", "turnon": "turn_on", "turnoff": "turn_off"}[name]
     shown = copy.deepcopy(owner.object_properties)
     comparison, threshold = _threshold(getattr(owner, judge), owner.object_properties["articulation"])
-    owner.object_properties.update(shown)  # turn_on and turn_off write there
+    owner.object_properties.update(shown)  # asking turn_on and turn_off has changed them
     return JointPast(
         qpos_addresses=tuple(_qpos_address(model, joint) for joint in joints),
         comparison=comparison,
@@ -242,7 +242,7 @@ def _joint_predicate(env: Any, model: mujoco.MjModel, name: str, state: Any) -> 
 
 
 def _threshold(judge: Callable[[float], bool], ranges: dict[str, list[float]]) -> tuple[str, float]:
-    """The comparison that LIBERO's function makes with one of the joint's ranges, found by asking it around each bound."""
+    """The comparison and threshold of one of LIBERO's functions of a joint position, found by calling it around each bound."""
     for bound in sorted({float(value) for pair in ranges.values() for value in pair}):
         below, at, above = (bool(judge(q)) for q in (np.nextafter(bound, -np.inf), bound, np.nextafter(bound, np.inf)))
         if below != above:
@@ -262,7 +262,7 @@ def _qpos_address(model: mujoco.MjModel, joint: str) -> int:
 
 
 def _placements(env: Any) -> tuple[Placement, ...]:
-    """What LIBERO's placement samplers draw from, object by object."""
+    """The placement of each movable object, from LIBERO's samplers."""
     from libero.libero.envs.regions.base_region_sampler import InSiteRegionRandomSampler
 
     model = env.sim.model._model
@@ -290,11 +290,11 @@ def _placement(
     attached_to: str = "",
     whole: bool = False,
 ) -> Placement:
-    """One object's placement; `whole` if the sampler lets the object's middle come up to its region's border."""
+    """One object's placement; with `whole`, the object's centre may be anywhere in the region, whatever the sampler says."""
     shrink = item.horizontal_radius if sampler.ensure_object_boundary_in_range and not whole else 0.0
     ranges = []
     for (x_low, x_high), (y_low, y_high) in zip(sampler.x_ranges, sampler.y_ranges, strict=True):
-        xs = sorted((origin[0] + x_low + shrink, origin[0] + x_high - shrink))  # smaller than the object, it turns over
+        xs = sorted((origin[0] + x_low + shrink, origin[0] + x_high - shrink))  # the object may be larger than the region
         ys = sorted((origin[1] + y_low + shrink, origin[1] + y_high - shrink))
         ranges.append((xs[0], ys[0], xs[1], ys[1]))
     orientation, turned = _orientation(sampler, item, min), _orientation(sampler, item, max)
@@ -316,7 +316,7 @@ def _placement(
 
 
 def _orientation(sampler: Any, item: Any, end: Callable[[Any], float]) -> np.ndarray:
-    """The quaternion w x y z that a sampler gives an object at one end, `min` or `max`, of its angles."""
+    """The quaternion w x y z that a sampler gives an object at the least (`min`) or largest (`max`) of its angles."""
     from robosuite.utils.transform_utils import quat_multiply
 
     fixed, rotation = copy.copy(sampler), sampler.rotation

@@ -2,11 +2,14 @@
 
 One control step is `substeps` physics steps. At its start the action becomes a goal pose relative to the current one; in
 every substep the controller turns the distance to that goal into joint torques between `mj_step1` and `mj_step2`, and the
-gripper's command moves one notch towards the action's sign. Two of robosuite's habits are kept, because what a policy sees
-depends on them: the first substep of an episode acts on what the controller sensed when it was built, in the reset posture;
-and what is seen of a control step (images, proprioception) is sampled one substep before its end, after integration but
-with body poses still those of the substep's start: that is when robosuite's observables are due in an episode begun with
-`reset` and `set_init_state`. Goals are judged at the end of the control step.
+gripper's command moves one notch towards the action's sign. Goals are judged at the end of the control step.
+
+Two of robosuite's habits are kept, because what a policy sees depends on them:
+
+* In the first substep of an episode the controller acts on what it sensed when it was built, in the reset posture.
+* Images and proprioception are sampled one substep before the end of the control step. `qpos` is then already integrated, while
+  body poses are still those of the substep's start. That is when robosuite's observables are due in an episode begun with
+  `reset` and `set_init_state`.
 
 Reference: O. Khatib, "A unified approach for motion and force control of robot manipulators", IEEE J-RA 3(1), 1987.
 """
@@ -59,7 +62,7 @@ class ControlState(NamedTuple):
 
     sensed: Sensed
     stale: np.ndarray
-    """(1,) bool: whether `sensed` is to serve once more as it is (at the start of an episode)."""
+    """(1,) bool: True at the start of an episode, where the first substep uses `sensed` without reading it anew."""
     goal_position: np.ndarray
     """(3,)."""
     goal_orientation: np.ndarray
@@ -76,7 +79,7 @@ class VisualSwitches(NamedTuple):
     threshold: np.ndarray
     """(V,): "on" from this joint position upwards."""
     now_on: np.ndarray
-    """(V,) bool, this slot's: whether each is on, as judged at the end of the last control step."""
+    """(V,) bool: which are on in this slot, as judged at the end of its last control step."""
 
 
 class Workspace(NamedTuple):
@@ -96,7 +99,7 @@ def workspace(model: mujoco.MjModel) -> Workspace:
 
 
 def initial_control_state(model: mujoco.MjModel, osc: OscConstants) -> ControlState:
-    """What robosuite's controller knows after `reset`: the arm at its initial joints and at rest, all else as modelled."""
+    """What robosuite's controller knows after `reset`: the arm in its initial posture and at rest, all else at qpos0."""
     data = mujoco.MjData(model)
     data.qpos[osc.arm_qpos] = osc.initial_joints
     mujoco.mj_forward(model, data)
@@ -156,7 +159,7 @@ def play_actions(
     Fills rows 0..num_steps-1 of `record`, and `view` with what is seen of the last control step.
 
     Returns:
-        Control steps completed: fewer than `num_steps` if MuJoCo gave up in the step after them.
+        Control steps completed: fewer than `num_steps` if the simulation diverged in the one after them.
     """
     for step in range(num_steps):
         for substep in range(osc.substeps):
@@ -182,7 +185,7 @@ def play_actions(
 
 @compiled
 def observe(arrays: SlotArrays, osc: OscConstants, switches: VisualSwitches, view: View) -> None:
-    """Copy what is seen and felt now."""
+    """Fill `view` with the current poses, switches and proprioception."""
     copy_poses(arrays.poses, view.poses)
     view.switches_on[:] = switches.now_on
     view.proprioception[:3] = arrays.site_xpos[osc.grip_site]

@@ -23,11 +23,11 @@ import numpy as np
 from vla_envs.errors import MissingDependencyError, SceneFormatError
 
 TIME_LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
-"""Control steps per episode, as OpenVLA's evaluation counts them. LIBERO-PRO's suites have those of the suite they vary."""
+"""Control steps per episode, as OpenVLA's evaluation counts them. LIBERO-PRO's suites have the limit of the suite they vary."""
 _OTHER_TIME_LIMIT = 520
-"""Of any other suite."""
+"""Control steps per episode of any other suite."""
 INDEX_FILE = "suite.json"
-"""In a folder of exported scenes: its tasks."""
+"""Lists the tasks in a folder of exported scenes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def suite_tasks(suite: str, *, scene_dir: Path | None = None) -> dict[int, Suite
         scene_dir: Folder of exported scenes; then LIBERO is not asked.
 
     Raises:
-        ValueError: There is no such suite; the message names those there are.
+        ValueError: There is no such suite; the message names those that exist.
         MissingDependencyError: LIBERO is not installed, or lists the suite and does not hold its files.
         SceneFormatError: `scene_dir` is not a folder of exported scenes.
     """
@@ -60,7 +60,7 @@ def suite_tasks(suite: str, *, scene_dir: Path | None = None) -> dict[int, Suite
     except FileNotFoundError as error:
         raise missing_files(suite, str(error)) from error
     if not tasks:
-        raise missing_files(suite, "it names no task of it")
+        raise missing_files(suite, "it lists no task of it")
     return tasks
 
 
@@ -112,7 +112,7 @@ _quiet_lock = threading.RLock()
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without LIBERO's and robosuite's printing; one thread at a time, since standard output belongs to the process."""
+    """Suppress what LIBERO and robosuite print; one thread at a time, since standard output belongs to the process."""
     with _quiet_lock, contextlib.redirect_stdout(io.StringIO()):
         yield
 
