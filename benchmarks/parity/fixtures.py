@@ -1,6 +1,6 @@
 """Where fixtures stand, against LIBERO after its usual calls: the env is made, then `seed(0)`, then `reset()`.
 
-    python -m benchmarks.parity.fixtures                # all 130 tasks, without pictures: some minutes
+    python -m benchmarks.parity.fixtures                # all 130 tasks: about a quarter of an hour
 
 No stored initial state says where fixtures stand, so `set_init_state` leaves them there.
 """

@@ -180,7 +180,8 @@ def _summary(results: list[TaskParity]) -> list[str]:
     for name, limit, values, style in rows:
         worst = results[int(np.argmax(values))]
         median, largest = style.format(np.median(values)), style.format(max(values))
-        lines.append(f"| {name} | {limit} | {median} | {largest} | {worst.suite} {worst.task_id} |")
+        where = f"{worst.suite} {worst.task_id}" if max(values) > 0.0 else ""
+        lines.append(f"| {name} | {limit} | {median} | {largest} | {where} |")
     same_state = [r.images for r in results if r.images is not None]
     episodes = [r.episode_images for r in results if r.episode_images is not None]
     goals = [r.goals for r in results if r.goals is not None]
