@@ -1,7 +1,8 @@
 """What the first use of a task costs, beside the construction and first reset of one stock env; each in a fresh process.
 
-Both build the same MuJoCo model with LIBERO and robosuite. Stock LIBERO builds it twice, for the constructor and for the reset,
-in every env of every process; here it is built once, written to the cache, and read from there ever after.
+Both build the same MuJoCo model with LIBERO and robosuite, twice, for the constructor and for the reset. Stock LIBERO does so
+in every env of every process; here the first process does, without cameras, and writes the model to the cache, from where it
+is read ever after.
 """
 
 import json
@@ -66,5 +67,5 @@ def test_compiling_a_task_and_loading_it_again(benchmark: Any, tmp_path: Path) -
         f"\nfirst use of a task: {compiling:.1f} s, from the cache {loading:.2f} s; construction and first reset in stock "
         f"LIBERO {stock:.1f} s: {stock / compiling:.1f} x, {stock / loading:.0f} x"
     )
-    assert compiling <= stock
-    assert loading < 1.0
+    assert stock / compiling >= 1.0
+    assert stock / loading >= 5.0

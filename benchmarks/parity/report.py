@@ -31,6 +31,8 @@ class TaskParity:
     task_id: int
     seconds: float
     error: str | None
+    fixtures: float | None = None
+    """Largest difference of a fixture's pose, in m or as quaternion."""
     states: StateComparison | None = None
     images: ImageComparison | None = None
     episode_images: ImageComparison | None = None
@@ -59,11 +61,14 @@ def failures(result: TaskParity) -> list[str]:
     if result.error is not None:
         return [result.error]
     states, images, episode, goals = result.states, result.images, result.episode_images, result.goals
+    assert result.fixtures is not None
     assert states is not None
     assert images is not None
     assert episode is not None
     assert goals is not None
     problems = []
+    if result.fixtures > 0.0:
+        problems.append(f"a fixture's pose differs by {result.fixtures:.1e}")
     if states.joints > JOINT_TOLERANCE:
         problems.append(f"joints differ by {states.joints:.1e} rad")
     if states.positions > max(POSITION_TOLERANCE, states.chaos_positions or 0.0):
@@ -141,6 +146,8 @@ def _extent(results: list[TaskParity], work: list[tuple[str, int]]) -> list[str]
 
 def _what_is_compared() -> list[str]:
     return [
+        "* **Fixtures**: cabinets, stoves, microwaves stand exactly where LIBERO's `env.seed(0)` and `env.reset()` put them,",
+        "  called once after the env was made. LIBERO moves them at every further reset; for the rest they are put back.",
         "* **States**: one of the benchmark's initial states, the same random actions on both sides. After 20 control steps,",
         f"  arm joints within {JOINT_TOLERANCE:g} rad and all positions (joints, objects, fixtures) within",
         f"  {POSITION_TOLERANCE:g}; after 100, the end effector within {END_EFFECTOR_TOLERANCE_MM:g} mm.",
@@ -158,6 +165,7 @@ def _what_is_compared() -> list[str]:
 
 def _summary(results: list[TaskParity]) -> list[str]:
     rows = [
+        ("fixtures' poses (m, quaternion)", "0", [r.fixtures or 0.0 for r in results], "{:.2g}"),
         ("arm joints after 20 steps (rad)", f"{JOINT_TOLERANCE:g}", [_states(r).joints for r in results], "{:.1e}"),
         ("all positions after 20 steps", f"{POSITION_TOLERANCE:g}", [_states(r).positions for r in results], "{:.1e}"),
         ("proprioception", f"{POSITION_TOLERANCE:g}", [_states(r).proprioception for r in results], "{:.1e}"),
@@ -172,7 +180,8 @@ def _summary(results: list[TaskParity]) -> list[str]:
     for name, limit, values, style in rows:
         worst = results[int(np.argmax(values))]
         median, largest = style.format(np.median(values)), style.format(max(values))
-        lines.append(f"| {name} | {limit} | {median} | {largest} | {worst.suite} {worst.task_id} |")
+        where = f"{worst.suite} {worst.task_id}" if max(values) > 0.0 else ""
+        lines.append(f"| {name} | {limit} | {median} | {largest} | {where} |")
     same_state = [r.images for r in results if r.images is not None]
     episodes = [r.episode_images for r in results if r.episode_images is not None]
     goals = [r.goals for r in results if r.goals is not None]

@@ -12,20 +12,22 @@ STOCK_IMAGES = {"agentview": "agentview_image", "wrist": "robot0_eye_in_hand_ima
 
 
 def make_stock(scene: Scene) -> Any:
-    """LIBERO's `OffScreenRenderEnv` of the scene's task, drawing 128 x 128 pixels."""
+    """LIBERO's `OffScreenRenderEnv` of the scene's task after `seed` and `reset`, drawing 128 x 128 pixels."""
     with quiet():
         from libero.libero.envs import OffScreenRenderEnv
 
         bddl_file = benchmark_suite(scene.suite).get_task_bddl_file_path(scene.task_id)
-        stock = OffScreenRenderEnv(bddl_file_name=bddl_file, hard_reset=False)  # begin_stock does what is left out so
+        stock = OffScreenRenderEnv(bddl_file_name=bddl_file)
+        stock.seed(scene.fixture_seed)
         stock.reset()
+    stock.env.hard_reset = False  # later resets are quicker so; begin_stock does what they leave out
     return stock
 
 
 def begin_stock(stock: Any, scene: Scene, state: np.ndarray) -> dict[str, Any]:
     """Begin an episode as LIBERO's evaluation does, `reset` and `set_init_state`; returns LIBERO's observation.
 
-    Fixtures, which LIBERO places by chance at every reset, are put where the scene has them.
+    This reset moves LIBERO's fixtures again; they are put back to where the scene has them.
     """
     with quiet():
         stock.reset()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
+from benchmarks.parity.fixtures import fixture_difference
 from benchmarks.parity.goals import compare_goals
 from benchmarks.parity.images import (
     compare_episode_images,
@@ -39,6 +40,7 @@ def compare_task(suite: str, task_id: int) -> TaskParity:
             load_scene(suite, task_id)  # compiles; what is compared has been through the file
             scene = load_scene(suite, task_id)
             engine_scene, stock = LiberoEngineScene(scene), make_stock(scene)
+            parts["fixtures"] = fixture_difference(scene, stock)
             start, moved, near_goal = states_to_draw(scene, seed=task_id)
             with open_engine():
                 parts["episode_images"] = compare_episode_images(engine_scene, stock, seed=task_id, num_steps=1)

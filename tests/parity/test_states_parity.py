@@ -60,7 +60,7 @@ def test_the_comparison_notices_a_controller_that_is_slightly_wrong(
     scene_and_stock: tuple[Scene, Any], liberos_episode: Episode, constant: str
 ):
     scene, _ = scene_and_stock
-    wrong = replace(scene, osc=replace(scene.osc, **{constant: 1.001 * getattr(scene.osc, constant)}))
+    wrong = replace(scene, osc=scene.osc._replace(**{constant: 1.001 * getattr(scene.osc, constant)}))
     result = differences(scene, play_here(wrong, *random_episode(scene, SEED)), liberos_episode)
     assert max(result.joints, result.proprioception) > 10 * JOINT_TOLERANCE
 

@@ -1,7 +1,7 @@
 """The LIBERO benchmark as a vector env.
 
-With the environment variable `MUJOCO_GL` set, MuJoCo loads that OpenGL library as soon as it is imported, and fails in many
-ways where it is missing; so this package imports it first, and says what to install.
+If `MUJOCO_GL` is set, importing MuJoCo loads that OpenGL library, and fails in many ways where the library is missing. So this
+package imports MuJoCo first, and says what to install.
 """
 
 import os

@@ -14,9 +14,14 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     compile_parser = commands.add_parser("compile", help="export scenes into a folder, for LiberoEnv(scene_dir=...)")
     compile_parser.add_argument("--suite", required=True, help="libero_spatial, libero_10, ... or one of LIBERO-PRO")
-    compile_parser.add_argument("--out", required=True, type=Path, help="folder, made if need be")
-    compile_parser.add_argument("--detail", choices=("full", "fast"), default="full", help="what the cameras will draw")
+    compile_parser.add_argument("--out", required=True, type=Path, help="folder; created if missing")
+    compile_parser.add_argument(
+        "--detail", choices=("full", "fast"), default="full", help="LIBERO's meshes and textures, or simplified ones"
+    )
     compile_parser.add_argument("--tasks", type=int, nargs="+", help="task ids (default: all)")
+    compile_parser.add_argument(
+        "--fixture-seed", type=int, default=0, help="where fixtures stand: as after LIBERO's seed(N) and reset() (default: 0)"
+    )
     arguments = parser.parse_args()
     try:
         task_ids = arguments.tasks if arguments.tasks is not None else list(suite_tasks(arguments.suite))
@@ -27,7 +32,14 @@ def main() -> None:
             done += 1
             print(f"[{done}/{len(task_ids)}] task {task_id}: {file} ({file.stat().st_size / 1e6:.1f} MB)", flush=True)
 
-        export_scenes(arguments.suite, task_ids, detail=arguments.detail, folder=arguments.out, on_task=report)
+        export_scenes(
+            arguments.suite,
+            task_ids,
+            detail=arguments.detail,
+            folder=arguments.out,
+            fixture_seed=arguments.fixture_seed,
+            on_task=report,
+        )
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -4,9 +4,9 @@
     arrays.npz    initial states, controller constants, placements
     model.mjb     MuJoCo's own binary format, of exactly one MuJoCo version
 
-A portable bundle is that one file, compressed. In the cache the model lies beside the archive instead, as it is: a quarter of
-a gigabyte of textures that MuJoCo reads from a file three times as fast as from an archive. It is named by its checksum, so
-that tasks with the same model (the ten of `libero_goal`) share one file, and removed with the last archive that names it.
+A portable bundle is that one file, compressed. In the cache the model is a separate, uncompressed file beside the archive: it
+holds a quarter of a gigabyte of textures, and MuJoCo reads it three times as fast that way. The file is named by its checksum,
+so that tasks with the same model (the ten of `libero_goal`) share it; it is removed with the last archive that names it.
 
 Invariant: a bundle that loads is whole (checksums are verified before MuJoCo sees it) and fits this MuJoCo and this format.
 """
@@ -19,9 +19,8 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +31,28 @@ from vla_envs.errors import SceneFormatError
 from vla_envs.libero.goals import goal_from_json, goal_to_json
 from vla_envs.libero.scene import OscConstants, Placement, Scene, VisualSwitch
 
-FORMAT = 2
+FORMAT = 3
 _HEADER, _ARRAYS, _MODEL = "header.json", "arrays.npz", "model.mjb"
-_PLAIN = ("suite", "task_id", "name", "instruction", "max_episode_steps", "detail", "cameras")
+_PLAIN = ("suite", "task_id", "name", "instruction", "max_episode_steps", "detail", "fixture_seed", "cameras")
 
 
 def save_bundle(scene: Scene, file: Path, *, origin: str, portable: bool) -> None:
-    """Write a scene; a bundle that is there is replaced when all is written.
+    """Write a scene; an existing bundle is replaced only when the new one is complete.
 
     Args:
         scene: What to write.
-        file: Where.
-        origin: What it is made from, by name and version.
-        portable: One compressed file (about a quarter of the size), or the model beside it, quick to load.
+        file: Path of the bundle.
+        origin: Name and version of what the scene was made from.
+        portable: Write one compressed file (about a quarter of the size); otherwise the model beside it, which loads faster.
     """
     arrays: dict[str, np.ndarray] = {"init_states": scene.init_states}
     header: dict[str, Any] = {"format": FORMAT, "mujoco": mujoco.__version__, "origin": origin}
     header |= {name: getattr(scene, name) for name in _PLAIN} | {"goal": goal_to_json(scene.goal)}
-    header["osc"] = _split(scene.osc, arrays, "osc")
-    header["placements"] = [_split(item, arrays, f"placement{index}") for index, item in enumerate(scene.placements)]
-    header["visual_switches"] = [_split(item, arrays, f"switch{index}") for index, item in enumerate(scene.visual_switches)]
+    header["osc"] = _split(scene.osc._asdict(), arrays, "osc")
+    header["placements"] = [_split(vars(item), arrays, f"placement{index}") for index, item in enumerate(scene.placements)]
+    header["visual_switches"] = [
+        _split(vars(item), arrays, f"switch{index}") for index, item in enumerate(scene.visual_switches)
+    ]
     packed = io.BytesIO()
     np.savez(packed, **arrays)  # type: ignore[arg-type]
 
@@ -82,11 +83,11 @@ def load_bundle(file: Path, *, origin: str | None = None) -> Scene:
     """Read a scene.
 
     Args:
-        file: What `save_bundle` wrote.
-        origin: What it must be made from; None accepts anything.
+        file: Path of a bundle.
+        origin: The origin that it must have; None accepts any.
 
     Raises:
-        SceneFormatError: It is damaged, or of another format, MuJoCo or origin.
+        SceneFormatError: The file is damaged, or its format, MuJoCo version or origin is another one.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -167,15 +168,14 @@ def _check_versions(file: Path, header: dict[str, Any], origin: str | None) -> N
         raise SceneFormatError(f"{file} was made from {header.get('origin')}, installed is {origin}")
 
 
-def _split(item: Any, arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """A dataclass as JSON data; its arrays go to `arrays`."""
+def _split(values: Mapping[str, Any], arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """Fields of one part of a scene as JSON data; arrays among them go to `arrays` instead."""
     plain = {}
-    for field in fields(item):
-        value = getattr(item, field.name)
+    for name, value in values.items():
         if isinstance(value, np.ndarray):
-            arrays[f"{prefix}.{field.name}"] = value
+            arrays[f"{prefix}.{name}"] = value
         else:
-            plain[field.name] = value
+            plain[name] = value
     return plain
 
 

@@ -1,7 +1,7 @@
-"""Scenes from where they are quickest to get: a folder of exported scenes, the cache on disk, or compiled now.
+"""Loads scenes from a folder of exported scenes or from the cache on disk, and compiles what the cache lacks.
 
-Invariant: two processes that want the same scene compile it once and never see half of it; a damaged or outdated file in the
-cache is compiled again, one in a user's own folder is refused.
+Invariant: two processes that want the same scene compile it once and never see half of it. A damaged or outdated file in the
+cache is compiled again; in a user's own folder it is an error.
 """
 
 import fcntl
@@ -32,11 +32,11 @@ def load_scene(suite: str, task_id: int, *, detail: str = "full", scene_dir: Pat
         suite: Name of the suite.
         task_id: Task within it.
         detail: "full" or "fast".
-        scene_dir: Folder of exported scenes; None takes the cache, and compiles what is not there yet.
+        scene_dir: Folder of exported scenes; None: use the cache, and compile what it lacks.
 
     Raises:
         SceneFormatError: A file in `scene_dir` is missing, damaged, or of another version.
-        MissingDependencyError: It has to be compiled, and LIBERO is not installed.
+        MissingDependencyError: The scene must be compiled, and LIBERO is not installed or lacks its files.
     """
     if scene_dir is not None:
         return load_bundle(exported_file(suite, task_id, detail=detail, scene_dir=scene_dir))
@@ -53,7 +53,7 @@ def load_scene(suite: str, task_id: int, *, detail: str = "full", scene_dir: Pat
                 logger.warning("%s; compiling it again", error)
         from vla_envs.libero.compile import compile_scene
 
-        logger.warning("compiling %s task %d (%s detail) into %s: some seconds, this once", suite, task_id, detail, file)
+        logger.warning("compiling %s task %d (%s detail) into %s: this takes some seconds, once", suite, task_id, detail, file)
         scene = compile_scene(suite, task_id, detail=detail)
         try:
             save_bundle(scene, file, origin=origin, portable=False)
@@ -76,6 +76,7 @@ def export_scenes(
     *,
     detail: str,
     folder: Path,
+    fixture_seed: int = 0,
     on_task: Callable[[int, Path], None] | None = None,
 ) -> None:
     """Write scenes into a folder that `scene_dir=` takes on any machine; other scenes in it stay.
@@ -86,8 +87,9 @@ def export_scenes(
         suite: Name of the suite.
         task_ids: Tasks within it.
         detail: "full" or "fast".
-        folder: Made if need be.
-        on_task: Told each task and its file when it is done.
+        folder: Created if missing.
+        fixture_seed: Fixtures stand where LIBERO's `seed(fixture_seed)` and `reset()` put them. The cache holds only seed 0.
+        on_task: Called with each finished task and its file.
     """
     tasks = suite_tasks(suite)
     for task_id in task_ids:
@@ -96,14 +98,20 @@ def export_scenes(
     folder.mkdir(parents=True, exist_ok=True)
     for task_id in task_ids:
         file = folder / _file_name(suite, task_id, detail)
-        save_bundle(load_scene(suite, task_id, detail=detail), file, origin=_origin(detail), portable=True)
+        if fixture_seed == 0:
+            scene = load_scene(suite, task_id, detail=detail)
+        else:
+            from vla_envs.libero.compile import compile_scene
+
+            scene = compile_scene(suite, task_id, detail=detail, fixture_seed=fixture_seed)
+        save_bundle(scene, file, origin=_origin(detail), portable=True)
         _add_to_index(folder / INDEX_FILE, suite, task_id, tasks[task_id])
         if on_task is not None:
             on_task(task_id, file)
 
 
 def exported_file(suite: str, task_id: int, *, detail: str, scene_dir: Path) -> Path:
-    """Where an exported scene lies.
+    """Path of an exported scene.
 
     Raises:
         SceneFormatError: It was not exported.
@@ -124,7 +132,7 @@ def _add_to_index(file: Path, suite: str, task_id: int, task: SuiteTask) -> None
 
 
 def _origin(detail: str) -> str:
-    """What a scene is made from: LIBERO, and the code here that takes it apart."""
+    """What a scene is made from: the installed LIBERO, and the code that compiles it."""
     makers = ("compile.py", "goals.py", "scene.py", "suites.py", *(("detail.py",) if detail == "fast" else ()))
     code = b"".join(Path(__file__).with_name(maker).read_bytes() for maker in makers)
     return f"{libero_version()}, code {hashlib.sha256(code).hexdigest()[:8]}"
@@ -136,7 +144,7 @@ def _file_name(suite: str, task_id: int, detail: str) -> str:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Hold the file's lock against other processes and threads; without a writable folder there is nothing to protect."""
+    """Lock a file against other processes and threads; in a folder that cannot be written there is nothing to protect."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = file.with_suffix(".lock").open("w")

@@ -1,7 +1,9 @@
-"""Builds one LIBERO task with LIBERO and robosuite, once, and takes everything out that running it needs.
+"""Builds one LIBERO task with LIBERO and robosuite, and extracts all that running it needs.
 
-The only module that needs robosuite. Where stock LIBERO leaves something to chance at every reset (the exact pose of
-fixtures, which no stored initial state holds), one draw with a fixed seed is kept: a task always looks the same.
+The only module that needs robosuite.
+
+No stored initial state says where fixtures (cabinets, stoves, microwaves) stand: LIBERO draws their poses anew at every reset.
+A scene keeps one draw, that of LIBERO's usual calls: the env is made, then `seed(0)`, then `reset()`.
 """
 
 import copy
@@ -16,32 +18,39 @@ import numpy as np
 from vla_envs.errors import MissingDependencyError
 from vla_envs.libero.goals import Always, Goal, InSite, JointPast, Lifted, OnObject, OnSite, Predicate
 from vla_envs.libero.scene import OscConstants, Placement, Scene, VisualSwitch
-from vla_envs.libero.suites import benchmark_suite, initial_states, quiet, suite_tasks
+from vla_envs.libero.suites import benchmark_suite, initial_states, missing_files, quiet, suite_tasks
 
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 """Public camera name -> LIBERO's."""
-_FIXTURE_SEED = 0
 _PHYSICS = (
     *("body_pos", "body_quat", "body_ipos", "body_iquat", "body_mass", "body_inertia", "body_subtreemass"),
     *("body_invweight0", "dof_invweight0", "dof_M0", "actuator_acc0"),
 )
-"""What the compiler derives from meshes, or LIBERO writes at reset: the same for every detail."""
+"""Fields of the model that MuJoCo derives from meshes, or that LIBERO sets at reset. They must be the same at every detail."""
 _one_at_a_time = threading.Lock()
 
 
-def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
+def compile_scene(suite: str, task_id: int, *, detail: str, fixture_seed: int = 0) -> Scene:
     """Compile one task.
 
+    Args:
+        suite: Name of the suite.
+        task_id: Task within it.
+        detail: "full" or "fast".
+        fixture_seed: Fixtures stand where LIBERO's `seed(fixture_seed)` and `reset()` put them.
+
     Raises:
-        ValueError: Unknown suite or task, or a goal that no predicate here covers.
-        MissingDependencyError: LIBERO or robosuite is not installed.
+        ValueError: Unknown suite or task, a task that LIBERO itself cannot build, or a goal that no predicate here covers.
+        MissingDependencyError: LIBERO or robosuite is not installed, or LIBERO does not hold the task's files.
     """
     tasks = suite_tasks(suite)
     if task_id not in tasks:
         raise ValueError(f"{suite} has tasks 0..{len(tasks) - 1}, got {task_id}")
+    if not 0 <= fixture_seed < 2**32:
+        raise ValueError(f"fixture_seed must be in 0..2**32 - 1, got {fixture_seed}")
     task = tasks[task_id]
     with _one_at_a_time:  # LIBERO draws from numpy's global random numbers
-        env = build_libero(suite, task_id)
+        env = build_libero(suite, task_id, fixture_seed=fixture_seed)
         placements = _placements(env)
     try:
         model = copy.copy(env.sim.model._model)
@@ -54,6 +63,7 @@ def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
             instruction=task.instruction,
             max_episode_steps=task.max_episode_steps,
             detail=detail,
+            fixture_seed=fixture_seed,
             model=model,
             init_states=initial_states(suite, task_id),
             goal=_goal(env, model),
@@ -66,8 +76,12 @@ def compile_scene(suite: str, task_id: int, *, detail: str) -> Scene:
         env.close()
 
 
-def build_libero(suite: str, task_id: int) -> Any:
-    """LIBERO's own env of a task, reset, without cameras."""
+def build_libero(suite: str, task_id: int, *, fixture_seed: int = 0) -> Any:
+    """LIBERO's own env of a task, without its wrapper and cameras, after `seed(fixture_seed)` and `reset()`.
+
+    LIBERO's reset builds the model a second time. That cannot be spared: each build adds another sampler per drawer or door
+    that starts open or closed, and all of them draw from the random numbers that then place the fixtures.
+    """
     benchmark = benchmark_suite(suite)
     try:
         with quiet():
@@ -75,22 +89,26 @@ def build_libero(suite: str, task_id: int) -> Any:
     except ImportError as error:
         raise MissingDependencyError(f"robosuite cannot be imported ({error}): pip install 'vla-envs[libero]'") from error
     with _fixed_random_numbers(), quiet():
-        wrapper = ControlEnv(
-            bddl_file_name=benchmark.get_task_bddl_file_path(task_id),
-            use_camera_obs=False,
-            has_offscreen_renderer=False,
-            hard_reset=False,  # it was just built: reset need not build it again
-        )
-        np.random.seed(_FIXTURE_SEED)
+        try:
+            wrapper = ControlEnv(
+                bddl_file_name=benchmark.get_task_bddl_file_path(task_id),
+                use_camera_obs=False,
+                has_offscreen_renderer=False,
+            )
+        except FileNotFoundError as error:  # a mesh or an object of LIBERO-PRO's
+            raise missing_files(suite, str(error)) from error
+        except AssertionError as error:
+            raise ValueError(f"LIBERO itself cannot build {suite} task {task_id}: {error}") from error
+        wrapper.seed(fixture_seed)
         wrapper.reset()
     return wrapper.env
 
 
 @contextmanager
 def _fixed_random_numbers() -> Iterator[None]:
-    """numpy's global random numbers, seeded, and put back afterwards."""
+    """Seed numpy's global random numbers, and restore their state afterwards."""
     before = np.random.get_state()
-    np.random.seed(_FIXTURE_SEED)
+    np.random.seed(0)
     try:
         yield
     finally:
@@ -98,7 +116,7 @@ def _fixed_random_numbers() -> Iterator[None]:
 
 
 def _with_fast_visuals(model: mujoco.MjModel, xml: str) -> mujoco.MjModel:
-    """The same physics with simpler meshes and textures, looking as `model` does now."""
+    """The same physics and colours with simpler meshes and textures."""
     from vla_envs.libero.detail import simplify
 
     spec = mujoco.MjSpec.from_string(xml)
@@ -120,22 +138,22 @@ def _osc_constants(env: Any, model: mujoco.MjModel) -> OscConstants:
         return np.broadcast_to(np.asarray(value, np.float64), (6,)).copy()
 
     return OscConstants(
-        arm_qpos=np.asarray(robot._ref_joint_pos_indexes, np.int32),
-        arm_dofs=np.asarray(robot._ref_joint_vel_indexes, np.int32),
-        arm_actuators=np.asarray(robot._ref_joint_actuator_indexes, np.int32),
-        gripper_actuators=np.asarray(fingers, np.int32),
-        gripper_qpos=np.asarray(robot._ref_gripper_joint_pos_indexes, np.int32),
+        arm_qpos=np.array(robot._ref_joint_pos_indexes, np.int32),
+        arm_dofs=np.array(robot._ref_joint_vel_indexes, np.int32),
+        arm_actuators=np.array(robot._ref_joint_actuator_indexes, np.int32),
+        gripper_actuators=np.array(fingers, np.int32),
+        gripper_qpos=np.array(robot._ref_gripper_joint_pos_indexes, np.int32),
         grip_site=model.site(controller.eef_name).id,
         eef_body=model.body(robot.robot_model.eef_name).id,
-        initial_joints=np.asarray(controller.initial_joint, np.float64),
+        initial_joints=np.array(controller.initial_joint, np.float64),
         kp=six(controller.kp),
         kd=six(controller.kd),
         input_min=six(controller.input_min),
         input_max=six(controller.input_max),
         output_min=six(controller.output_min),
         output_max=six(controller.output_max),
-        torque_min=np.asarray(robot.torque_limits[0], np.float64),
-        torque_max=np.asarray(robot.torque_limits[1], np.float64),
+        torque_min=np.array(robot.torque_limits[0], np.float64),
+        torque_max=np.array(robot.torque_limits[1], np.float64),
         gripper_speed=float(gripper.speed),
         gripper_bias=(high + low) / 2,
         gripper_weight=(high - low) / 2,
@@ -145,7 +163,7 @@ def _osc_constants(env: Any, model: mujoco.MjModel) -> OscConstants:
 
 def _visual_switches(env: Any, model: mujoco.MjModel) -> tuple[VisualSwitch, ...]:
     switches = []
-    for object_name in getattr(env, "visualization_sites_list", []):
+    for object_name in dict.fromkeys(getattr(env, "visualization_sites_list", [])):  # LIBERO lists each once per build
         owner = env.get_object(object_name)
         for site_name, _ in owner.object_properties["vis_site_names"].values():
             site = model.site(site_name)
@@ -214,7 +232,7 @@ def _joint_predicate(env: Any, model: mujoco.MjModel, name: str, state: Any) -> 
     judge = {"open": "is_open", "close": "is_close", "turnon": "turn_on", "turnoff": "turn_off"}[name]
     shown = copy.deepcopy(owner.object_properties)
     comparison, threshold = _threshold(getattr(owner, judge), owner.object_properties["articulation"])
-    owner.object_properties.update(shown)  # turn_on and turn_off write there
+    owner.object_properties.update(shown)  # asking turn_on and turn_off has changed them
     return JointPast(
         qpos_addresses=tuple(_qpos_address(model, joint) for joint in joints),
         comparison=comparison,
@@ -224,7 +242,7 @@ def _joint_predicate(env: Any, model: mujoco.MjModel, name: str, state: Any) -> 
 
 
 def _threshold(judge: Callable[[float], bool], ranges: dict[str, list[float]]) -> tuple[str, float]:
-    """The comparison that LIBERO's function makes with one of the joint's ranges, found by asking it around each bound."""
+    """The comparison and threshold of one of LIBERO's functions of a joint position, found by calling it around each bound."""
     for bound in sorted({float(value) for pair in ranges.values() for value in pair}):
         below, at, above = (bool(judge(q)) for q in (np.nextafter(bound, -np.inf), bound, np.nextafter(bound, np.inf)))
         if below != above:
@@ -244,7 +262,7 @@ def _qpos_address(model: mujoco.MjModel, joint: str) -> int:
 
 
 def _placements(env: Any) -> tuple[Placement, ...]:
-    """What LIBERO's placement samplers draw from, object by object."""
+    """The placement of each movable object, from LIBERO's samplers."""
     from libero.libero.envs.regions.base_region_sampler import InSiteRegionRandomSampler
 
     model = env.sim.model._model
@@ -272,11 +290,11 @@ def _placement(
     attached_to: str = "",
     whole: bool = False,
 ) -> Placement:
-    """One object's placement; `whole` if the sampler lets the object's middle come up to its region's border."""
+    """One object's placement; with `whole`, the object's centre may be anywhere in the region, whatever the sampler says."""
     shrink = item.horizontal_radius if sampler.ensure_object_boundary_in_range and not whole else 0.0
     ranges = []
     for (x_low, x_high), (y_low, y_high) in zip(sampler.x_ranges, sampler.y_ranges, strict=True):
-        xs = sorted((origin[0] + x_low + shrink, origin[0] + x_high - shrink))  # smaller than the object, it turns over
+        xs = sorted((origin[0] + x_low + shrink, origin[0] + x_high - shrink))  # the object may be larger than the region
         ys = sorted((origin[1] + y_low + shrink, origin[1] + y_high - shrink))
         ranges.append((xs[0], ys[0], xs[1], ys[1]))
     orientation, turned = _orientation(sampler, item, min), _orientation(sampler, item, max)
@@ -298,7 +316,7 @@ def _placement(
 
 
 def _orientation(sampler: Any, item: Any, end: Callable[[Any], float]) -> np.ndarray:
-    """The quaternion w x y z that a sampler gives an object at one end, `min` or `max`, of its angles."""
+    """The quaternion w x y z that a sampler gives an object at the least (`min`) or largest (`max`) of its angles."""
     from robosuite.utils.transform_utils import quat_multiply
 
     fixed, rotation = copy.copy(sampler), sampler.rotation

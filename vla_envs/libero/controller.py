@@ -2,11 +2,14 @@
 
 One control step is `substeps` physics steps. At its start the action becomes a goal pose relative to the current one; in
 every substep the controller turns the distance to that goal into joint torques between `mj_step1` and `mj_step2`, and the
-gripper's command moves one notch towards the action's sign. Two of robosuite's habits are kept, because what a policy sees
-depends on them: the first substep of an episode acts on what the controller sensed when it was built, in the reset posture;
-and what is seen of a control step (images, proprioception) is sampled one substep before its end, after integration but
-with body poses still those of the substep's start: that is when robosuite's observables are due in an episode begun with
-`reset` and `set_init_state`. Goals are judged at the end of the control step.
+gripper's command moves one notch towards the action's sign. Goals are judged at the end of the control step.
+
+Two of robosuite's habits are kept, because what a policy sees depends on them:
+
+* In the first substep of an episode the controller acts on what it sensed when it was built, in the reset posture.
+* Images and proprioception are sampled one substep before the end of the control step. `qpos` is then already integrated, while
+  body poses are still those of the substep's start. That is when robosuite's observables are due in an episode begun with
+  `reset` and `set_init_state`.
 
 Reference: O. Khatib, "A unified approach for motion and force control of robot manipulators", IEEE J-RA 3(1), 1987.
 """
@@ -35,31 +38,6 @@ _NULL_SPACE_STIFFNESS = 10.0
 _ARM_JOINTS = 7
 
 
-class ControlLaw(NamedTuple):
-    """Constants of one scene's controller, as compiled code takes them (see `OscConstants` for units)."""
-
-    arm_qpos: np.ndarray
-    arm_dofs: np.ndarray
-    arm_actuators: np.ndarray
-    gripper_actuators: np.ndarray
-    gripper_qpos: np.ndarray
-    grip_site: int
-    eef_body: int
-    initial_joints: np.ndarray
-    kp: np.ndarray
-    kd: np.ndarray
-    input_min: np.ndarray
-    input_max: np.ndarray
-    output_min: np.ndarray
-    output_max: np.ndarray
-    torque_min: np.ndarray
-    torque_max: np.ndarray
-    gripper_speed: float
-    gripper_bias: np.ndarray
-    gripper_weight: np.ndarray
-    substeps: int
-
-
 class Sensed(NamedTuple):
     """What the controller knows of the arm in one substep. Metres, radians, world frame."""
 
@@ -84,7 +62,7 @@ class ControlState(NamedTuple):
 
     sensed: Sensed
     stale: np.ndarray
-    """(1,) bool: whether `sensed` is to serve once more as it is (at the start of an episode)."""
+    """(1,) bool: True at the start of an episode, where the first substep uses `sensed` without reading it anew."""
     goal_position: np.ndarray
     """(3,)."""
     goal_orientation: np.ndarray
@@ -101,7 +79,7 @@ class VisualSwitches(NamedTuple):
     threshold: np.ndarray
     """(V,): "on" from this joint position upwards."""
     now_on: np.ndarray
-    """(V,) bool, this slot's: whether each is on, as judged at the end of the last control step."""
+    """(V,) bool: which are on in this slot, as judged at the end of its last control step."""
 
 
 class Workspace(NamedTuple):
@@ -115,25 +93,18 @@ class Workspace(NamedTuple):
     """(nv,)."""
 
 
-def control_law(osc: OscConstants) -> ControlLaw:
-    """The scene's constants."""
-    constants = {name: getattr(osc, name) for name in ControlLaw._fields}
-    arrays = {name: np.ascontiguousarray(value) for name, value in constants.items() if isinstance(value, np.ndarray)}
-    return ControlLaw(**(constants | arrays))
-
-
 def workspace(model: mujoco.MjModel) -> Workspace:
     """Scratch memory for one slot."""
     return Workspace(jacobian=np.zeros((6, model.nv)), unit=np.zeros(model.nv), column=np.zeros(model.nv))
 
 
-def initial_control_state(model: mujoco.MjModel, law: ControlLaw) -> ControlState:
-    """What robosuite's controller knows after `reset`: the arm at its initial joints and at rest, all else as modelled."""
+def initial_control_state(model: mujoco.MjModel, osc: OscConstants) -> ControlState:
+    """What robosuite's controller knows after `reset`: the arm in its initial posture and at rest, all else at qpos0."""
     data = mujoco.MjData(model)
-    data.qpos[law.arm_qpos] = law.initial_joints
+    data.qpos[osc.arm_qpos] = osc.initial_joints
     mujoco.mj_forward(model, data)
     control = new_control_state()
-    _sense(c_functions(), slot_arrays(model, data), law, workspace(model), control.sensed)
+    _sense(c_functions(), slot_arrays(model, data), osc, workspace(model), control.sensed)
     control.stale[:] = True
     control.goal_position[:] = control.sensed.position
     control.goal_orientation[:] = control.sensed.orientation
@@ -173,7 +144,7 @@ def play_actions(
     layout: ContactLayout,
     arrays: SlotArrays,
     faults: np.ndarray,
-    law: ControlLaw,
+    osc: OscConstants,
     control: ControlState,
     switches: VisualSwitches,
     scratch: Workspace,
@@ -188,22 +159,22 @@ def play_actions(
     Fills rows 0..num_steps-1 of `record`, and `view` with what is seen of the last control step.
 
     Returns:
-        Control steps completed: fewer than `num_steps` if MuJoCo gave up in the step after them.
+        Control steps completed: fewer than `num_steps` if the simulation diverged in the one after them.
     """
     for step in range(num_steps):
-        for substep in range(law.substeps):
+        for substep in range(osc.substeps):
             call_c(functions.mj_step1, (arrays.model_address, arrays.data_address))
             if has_fault(arrays, faults):
                 return step  # MuJoCo has reset the simulation: there is no pose that the controller could work with
             if not control.stale[0]:
-                _sense(functions, arrays, law, scratch, control.sensed)
+                _sense(functions, arrays, osc, scratch, control.sensed)
             control.stale[0] = False
             if substep == 0:
-                _set_goal(law, control, actions[step])
-            _apply_control(arrays, law, control, actions[step, 6])
+                _set_goal(osc, control, actions[step])
+            _apply_control(arrays, osc, control, actions[step, 6])
             call_c(functions.mj_step2, (arrays.model_address, arrays.data_address))
-            if substep == law.substeps - 2 and not has_fault(arrays, faults):
-                observe(arrays, law, switches, view)
+            if substep == osc.substeps - 2 and not has_fault(arrays, faults):
+                observe(arrays, osc, switches, view)
         if has_fault(arrays, faults):
             return step
         record_goal_inputs(arrays, layout, pairs, record, step)
@@ -213,12 +184,12 @@ def play_actions(
 
 
 @compiled
-def observe(arrays: SlotArrays, law: ControlLaw, switches: VisualSwitches, view: View) -> None:
-    """Copy what is seen and felt now."""
+def observe(arrays: SlotArrays, osc: OscConstants, switches: VisualSwitches, view: View) -> None:
+    """Fill `view` with the current poses, switches and proprioception."""
     copy_poses(arrays.poses, view.poses)
     view.switches_on[:] = switches.now_on
-    view.proprioception[:3] = arrays.site_xpos[law.grip_site]
-    w, x, y, z = arrays.xquat[law.eef_body]
+    view.proprioception[:3] = arrays.site_xpos[osc.grip_site]
+    w, x, y, z = arrays.xquat[osc.eef_body]
     w = min(1.0, max(-1.0, w))
     length = math.sqrt(1.0 - w * w)
     scale = 0.0 if length == 0.0 else 2.0 * math.acos(w) / length
@@ -226,16 +197,16 @@ def observe(arrays: SlotArrays, law: ControlLaw, switches: VisualSwitches, view:
     view.proprioception[4] = y * scale
     view.proprioception[5] = z * scale
     for finger in range(2):
-        view.proprioception[6 + finger] = arrays.qpos[law.gripper_qpos[finger]]
+        view.proprioception[6 + finger] = arrays.qpos[osc.gripper_qpos[finger]]
 
 
 @compiled
-def _sense(functions: CFunctions, arrays: SlotArrays, law: ControlLaw, scratch: Workspace, sensed: Sensed) -> None:
+def _sense(functions: CFunctions, arrays: SlotArrays, osc: OscConstants, scratch: Workspace, sensed: Sensed) -> None:
     """Read the grip site's pose and velocity, the arm's joints, Jacobian and mass matrix."""
-    sensed.position[:] = arrays.site_xpos[law.grip_site]
+    sensed.position[:] = arrays.site_xpos[osc.grip_site]
     for row in range(3):
         for column in range(3):
-            sensed.orientation[row, column] = arrays.site_xmat[law.grip_site, 3 * row + column]
+            sensed.orientation[row, column] = arrays.site_xmat[osc.grip_site, 3 * row + column]
     call_c(
         functions.mj_jac_site,
         (
@@ -243,7 +214,7 @@ def _sense(functions: CFunctions, arrays: SlotArrays, law: ControlLaw, scratch: 
             arrays.data_address,
             scratch.jacobian[:3].ctypes.data,
             scratch.jacobian[3:].ctypes.data,
-            law.grip_site,
+            osc.grip_site,
         ),
     )
     for axis in range(6):
@@ -251,8 +222,8 @@ def _sense(functions: CFunctions, arrays: SlotArrays, law: ControlLaw, scratch: 
         for dof in range(arrays.qvel.size):
             sensed.velocity[axis] += scratch.jacobian[axis, dof] * arrays.qvel[dof]
     for joint in range(_ARM_JOINTS):
-        dof = law.arm_dofs[joint]
-        sensed.joints[joint] = arrays.qpos[law.arm_qpos[joint]]
+        dof = osc.arm_dofs[joint]
+        sensed.joints[joint] = arrays.qpos[osc.arm_qpos[joint]]
         sensed.joint_speeds[joint] = arrays.qvel[dof]
         for axis in range(6):
             sensed.jacobian[axis, joint] = scratch.jacobian[axis, dof]
@@ -263,19 +234,19 @@ def _sense(functions: CFunctions, arrays: SlotArrays, law: ControlLaw, scratch: 
         )
         scratch.unit[dof] = 0.0
         for other in range(_ARM_JOINTS):
-            sensed.mass[other, joint] = scratch.column[law.arm_dofs[other]]
+            sensed.mass[other, joint] = scratch.column[osc.arm_dofs[other]]
 
 
 @compiled
-def _set_goal(law: ControlLaw, control: ControlState, action: np.ndarray) -> None:
+def _set_goal(osc: OscConstants, control: ControlState, action: np.ndarray) -> None:
     """Goal pose of a control step; without any rotation in the action, the previous goal orientation stays."""
     delta = np.empty(6)
     turns = False
     for axis in range(6):
-        scale = abs(law.output_max[axis] - law.output_min[axis]) / abs(law.input_max[axis] - law.input_min[axis])
-        clipped = min(law.input_max[axis], max(law.input_min[axis], action[axis]))
-        centred = clipped - (law.input_max[axis] + law.input_min[axis]) / 2.0
-        delta[axis] = centred * scale + (law.output_max[axis] + law.output_min[axis]) / 2.0
+        scale = abs(osc.output_max[axis] - osc.output_min[axis]) / abs(osc.input_max[axis] - osc.input_min[axis])
+        clipped = min(osc.input_max[axis], max(osc.input_min[axis], action[axis]))
+        centred = clipped - (osc.input_max[axis] + osc.input_min[axis]) / 2.0
+        delta[axis] = centred * scale + (osc.output_max[axis] + osc.output_min[axis]) / 2.0
         turns |= axis >= 3 and delta[axis] != 0.0
     for axis in range(3):
         control.goal_position[axis] = control.sensed.position[axis] + delta[axis]
@@ -318,7 +289,7 @@ def _rotation_matrix(axis_angle: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _apply_control(arrays: SlotArrays, law: ControlLaw, control: ControlState, gripper_action: float) -> None:
+def _apply_control(arrays: SlotArrays, osc: OscConstants, control: ControlState, gripper_action: float) -> None:
     """Write the arm's torques and the fingers' targets for one substep into `ctrl`.
 
     With Jacobian J, mass M, Lambda = (J M^-1 J^T)^-1 and its uncoupled position and rotation blocks:
@@ -335,7 +306,7 @@ def _apply_control(arrays: SlotArrays, law: ControlLaw, control: ControlState, g
             turn = orientation[second, column] * goal[third, column] - orientation[third, column] * goal[second, column]
             pull[3 + axis] += 0.5 * turn
     for axis in range(6):
-        pull[axis] = law.kp[axis] * pull[axis] - law.kd[axis] * sensed.velocity[axis]
+        pull[axis] = osc.kp[axis] * pull[axis] - osc.kd[axis] * sensed.velocity[axis]
 
     mass_inverse = _inverse(mass)
     coupling = np.zeros((6, 6))  # J M^-1 J^T
@@ -352,21 +323,21 @@ def _apply_control(arrays: SlotArrays, law: ControlLaw, control: ControlState, g
 
     posture = np.empty(_ARM_JOINTS)
     for joint in range(_ARM_JOINTS):
-        away = law.initial_joints[joint] - sensed.joints[joint]
+        away = osc.initial_joints[joint] - sensed.joints[joint]
         posture[joint] = _NULL_SPACE_STIFFNESS * away - 2.0 * math.sqrt(_NULL_SPACE_STIFFNESS) * sensed.joint_speeds[joint]
     posture_torque = _times(mass, posture)
     wrench -= _times(_inverse(coupling), _times(jacobian, posture))
 
     for joint in range(_ARM_JOINTS):
-        torque = arrays.qfrc_bias[law.arm_dofs[joint]] + posture_torque[joint]
+        torque = arrays.qfrc_bias[osc.arm_dofs[joint]] + posture_torque[joint]
         for axis in range(6):
             torque += jacobian[axis, joint] * wrench[axis]
-        arrays.ctrl[law.arm_actuators[joint]] = min(law.torque_max[joint], max(law.torque_min[joint], torque))
+        arrays.ctrl[osc.arm_actuators[joint]] = min(osc.torque_max[joint], max(osc.torque_min[joint], torque))
     for finger in range(2):
-        notch = law.gripper_speed * np.sign(gripper_action) * (2.0 * finger - 1.0)
+        notch = osc.gripper_speed * np.sign(gripper_action) * (2.0 * finger - 1.0)
         control.gripper[finger] = min(1.0, max(-1.0, control.gripper[finger] + notch))
-        command = law.gripper_bias[finger] + law.gripper_weight[finger] * control.gripper[finger]
-        arrays.ctrl[law.gripper_actuators[finger]] = command
+        command = osc.gripper_bias[finger] + osc.gripper_weight[finger] * control.gripper[finger]
+        arrays.ctrl[osc.gripper_actuators[finger]] = command
 
 
 @compiled

@@ -10,13 +10,13 @@ import mujoco
 import numpy as np
 
 MAX_TRIANGLES = 1000
-"""Of each drawn mesh, unless its surface would move by more than `_MAX_ERROR`."""
+"""Triangles that a drawn mesh keeps; more where its surface would otherwise move by more than `_MAX_ERROR`."""
 MAX_TEXTURE = 512
 """Pixels along the longer side of a texture."""
 _MAX_ERROR = 0.01
-"""Of the mesh's size: a woven basket keeps more triangles than a tin."""
+"""Largest error of a simplified surface, as a share of the mesh's size: a woven basket keeps more triangles than a tin."""
 _TEXTURE_WEIGHT = 0.5
-"""How much a wrong texture coordinate counts against a wrong position (by the mesh's size) when edges are collapsed."""
+"""Weight of errors in texture coordinates when edges are collapsed; errors in position, by the mesh's size, have weight 1."""
 _CREASE_COSINE = 0.7
 """Faces that meet at more than about 45 degrees keep a visible edge."""
 
@@ -43,7 +43,7 @@ def _simplify_mesh(mesh: "mujoco._specs.MjsMesh", model: mujoco.MjModel, mesh_id
         triangles = _collapsed(positions, uvs, triangles)
     normals = corner_normals(positions, triangles)
     corners = np.concatenate([triangles.reshape(-1, 1), np.round(normals, 3)], axis=1)
-    _, first, faces = np.unique(corners, axis=0, return_index=True, return_inverse=True)  # a vertex for each of its normals
+    _, first, faces = np.unique(corners, axis=0, return_index=True, return_inverse=True)  # one vertex per position and normal
     faces = faces.reshape(-1).astype(np.int32)
     vertices = triangles.reshape(-1)[first]
     matrix = np.empty(9)
@@ -146,5 +146,5 @@ def _shrink_texture(texture: "mujoco._specs.MjsTexture", model: mujoco.MjModel, 
     texture.file = ""
     texture.width, texture.height = size
     texture.nchannel = channels
-    texture.colorspace = mujoco.mjtColorSpace(int(model.tex_colorspace[texture_id]))  # the file said so
+    texture.colorspace = mujoco.mjtColorSpace(int(model.tex_colorspace[texture_id]))  # it was read from the file
     texture.data = smaller.tobytes()

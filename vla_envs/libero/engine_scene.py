@@ -6,10 +6,8 @@ import mujoco
 import numpy as np
 
 from vla_envs.libero.controller import (
-    ControlLaw,
     ControlState,
     VisualSwitches,
-    control_law,
     copy_control_state,
     initial_control_state,
     new_control_state,
@@ -33,8 +31,7 @@ class LiberoEngineScene(EngineScene):
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene.model, scene.cameras)
         self.scene = scene
-        self.law: ControlLaw = control_law(scene.osc)
-        self.initial_control: ControlState = initial_control_state(scene.model, self.law)
+        self.initial_control: ControlState = initial_control_state(scene.model, scene.osc)
         self.pairs = contact_pairs(scene.model.ngeom, scene.goal.contact_pairs)
         self.state_size = mujoco.mj_stateSize(scene.model, _STATE)
         scene.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_SENSOR  # nobody reads the wrist's force and torque
@@ -99,7 +96,7 @@ class LiberoPlayer(Player):
             contact_layout(),
             self._arrays,
             _FAULT_CODES,
-            self._scene.law,
+            self._scene.scene.osc,
             self._control,
             self._switches,
             self._workspace,
@@ -143,7 +140,7 @@ class LiberoPlayer(Player):
         self._data.qacc_warmstart[:] = 0
         mujoco.mj_forward(self._model, self._data)
         self._switches.now_on[:] = self._data.qpos[self._switches.qpos] >= self._switches.threshold
-        observe(self._arrays, self._scene.law, self._switches, self.view)
+        observe(self._arrays, self._scene.scene.osc, self._switches, self.view)
 
     def fault(self) -> str:
         if not has_fault(self._arrays, _FAULT_CODES):

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 _ON_OBJECT_RADIUS = 0.03
-"""How far apart, in metres, the centres of two stacked objects may be."""
+"""Largest horizontal distance in m between the centres of two stacked objects."""
 _ON_SITE_HEIGHT = 0.10
-"""How far above a region, in metres, an object's centre may be."""
+"""Largest height in m of an object's centre above a region's top."""
 _UP_HEIGHT = 1.0
+"""Height in m from which an object counts as lifted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoalInputs:
-    """What a goal may look at, for N states of one scene. Positions in metres, world frame."""
+    """What goals are judged by, for N states of one scene. Positions in metres, world frame."""
 
     qpos: np.ndarray
     """(N, nq) float64."""
@@ -96,7 +97,7 @@ class InSite(Predicate):
 
 @dataclass(frozen=True, kw_only=True)
 class JointPast(Predicate):
-    """Joints of an articulated object are past a threshold (open, closed, turned on, turned off)."""
+    """Joints of an articulated object are beyond a threshold (open, closed, turned on, turned off)."""
 
     qpos_addresses: tuple[int, ...]
     comparison: str
@@ -104,7 +105,7 @@ class JointPast(Predicate):
     threshold: float
     """Metres or radians."""
     every: bool
-    """Whether all joints must be past it, or any."""
+    """True: all joints must be beyond it; False: one is enough."""
 
     def holds(self, states: GoalInputs) -> np.ndarray:
         joints = states.qpos[:, list(self.qpos_addresses)]
@@ -125,7 +126,7 @@ class Lifted(Predicate):
 
 @dataclass(frozen=True, kw_only=True)
 class Always(Predicate):
-    """LIBERO's `On` for target zones, which it never checks."""
+    """LIBERO's `On` for target zones, which holds in every state: LIBERO does not check it."""
 
     def holds(self, states: GoalInputs) -> np.ndarray:
         return np.ones(len(states.qpos), bool)

@@ -1,7 +1,7 @@
-"""Loaded scenes: each once per process however many envs play it, and no longer than some env holds it.
+"""Loaded scenes: one copy per process, shared by all envs that use it, and freed with the last of them.
 
-An env's slots hold the scenes that they play. Since slots go through their tasks in turn, an env also holds those it has played
-lately, up to `KEPT_BYTES`: a scene of full detail is a quarter of a gigabyte, and `libero_90` has ninety.
+An env holds the scenes that its slots play. Slots go through their tasks in turn, so it also keeps the scenes played lately, up
+to `KEPT_BYTES`, and no more: a scene of full detail takes a quarter of a gigabyte, and `libero_90` has ninety.
 """
 
 import threading
@@ -17,7 +17,8 @@ from vla_envs.libero.cache import load_scene
 from vla_envs.libero.engine_scene import LiberoEngineScene
 
 KEPT_BYTES = 4 << 30
-"""Of an env's scenes before it loads further ones, cameras' copies not counted; those of slots stay whatever their size."""
+"""If an env's scenes take more than this, it frees those used least recently before it loads others. Copies of the textures in
+OpenGL are not counted. Scenes that are asked for are kept whatever their size."""
 
 
 class RecentScenes:
@@ -39,7 +40,7 @@ class RecentScenes:
         return self._held[task_id]
 
     def load(self, task_ids: Set[int]) -> None:
-        """Hold the scenes of these tasks, loading several at once; older ones are let go to make room, these never."""
+        """Load the scenes of these tasks, several at once; scenes of other tasks may be freed first."""
         missing = sorted(task_ids - self._held.keys())
         for task_id in task_ids & self._held.keys():
             self._held.move_to_end(task_id)
@@ -54,7 +55,7 @@ class RecentScenes:
             self._held.update(zip(missing, loaded, strict=True))
 
     def clear(self) -> None:
-        """Let all go."""
+        """Free all scenes that no other env uses."""
         self._held.clear()
 
 

@@ -4,6 +4,7 @@ Invariant: a `Scene` is immutable and shared by all slots of its task, in any nu
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mujoco
 import numpy as np
@@ -11,11 +12,11 @@ import numpy as np
 from vla_envs.libero.goals import Goal
 
 
-@dataclass(frozen=True, kw_only=True)
-class OscConstants:
-    """Constants of robosuite's OSC_POSE controller and the Panda gripper, by index into the scene's model.
+class OscConstants(NamedTuple):
+    """Constants of robosuite's OSC_POSE controller and of the Panda gripper; a named tuple, which compiled code takes as it is.
 
-    Units: metres, radians, seconds, newton metres. Order of the arm's joints: from base to flange.
+    Units: metres, radians, seconds, newton metres. Ids and addresses are those of the scene's model; the arm's joints are in
+    order from base to flange.
     """
 
     arm_qpos: np.ndarray
@@ -59,22 +60,22 @@ class OscConstants:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where one movable object may start, as LIBERO's own samplers have it. Its height is that of the stored initial states."""
+    """Where LIBERO's samplers may place one movable object. The height is not part of it: the stored initial states have it."""
 
     object_name: str
     qpos_address: int
     """Address of the object's free joint in qpos (7 numbers: position in m, quaternion w x y z)."""
     ranges: np.ndarray
-    """(R, 4) float64: x_min, y_min, x_max, y_max in metres along the world's axes, for the object's origin; one rectangle is
-    drawn. Relative to the site or the object below; without either, in the world frame."""
+    """(R, 4) float64: R rectangles x_min, y_min, x_max, y_max in metres, along the world's axes; the object's origin lies in
+    one of them. Relative to `site` or `attached_to`; without either, in the world frame."""
     site: int
-    """Site of a fixture that it starts on or in; -1: none."""
+    """Site of the fixture on or in which the object starts; -1: none."""
     attached_to: str
-    """Name of the object that it starts on, placed before it; "": none."""
+    """Name of the object on which it starts, and which is placed first; "": none."""
     orientation: np.ndarray
-    """(4,) float64, w x y z: at yaw 0."""
+    """(4,) float64: quaternion w x y z of the object at yaw 0."""
     yaw_range: np.ndarray
-    """(2,) float64, rad: it is turned from there about the vertical, by an angle drawn from this range."""
+    """(2,) float64, rad: least and largest yaw, by which the object is turned about the vertical."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,8 @@ class Scene:
     """The suite's time limit in control steps, settling not counted."""
     detail: str
     """"full" (LIBERO's own meshes and textures) or "fast" (simplified)."""
+    fixture_seed: int
+    """Fixtures (cabinets, stoves, microwaves) stand where LIBERO's `seed(fixture_seed)` and `reset()` put them."""
     model: mujoco.MjModel
     init_states: np.ndarray
     """(I, 1 + nq + nv) float64: [time, qpos, qvel], the benchmark's own."""

@@ -23,11 +23,11 @@ import numpy as np
 from vla_envs.errors import MissingDependencyError, SceneFormatError
 
 TIME_LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
-"""Control steps per episode, as OpenVLA's evaluation counts them. LIBERO-PRO's suites have those of the suite they vary."""
+"""Control steps per episode, as OpenVLA's evaluation counts them. LIBERO-PRO's suites have the limit of the suite they vary."""
 _OTHER_TIME_LIMIT = 520
-"""Of any other suite."""
+"""Control steps per episode of any other suite."""
 INDEX_FILE = "suite.json"
-"""In a folder of exported scenes: its tasks."""
+"""Lists the tasks in a folder of exported scenes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +49,27 @@ def suite_tasks(suite: str, *, scene_dir: Path | None = None) -> dict[int, Suite
         scene_dir: Folder of exported scenes; then LIBERO is not asked.
 
     Raises:
-        ValueError: There is no such suite; the message names those there are.
+        ValueError: There is no such suite; the message names those that exist.
         MissingDependencyError: LIBERO is not installed, or lists the suite and does not hold its files.
         SceneFormatError: `scene_dir` is not a folder of exported scenes.
     """
     if scene_dir is not None:
         return _exported_tasks(suite, scene_dir)
     try:
-        return dict(_installed_tasks(suite))
+        tasks = dict(_installed_tasks(suite))
     except FileNotFoundError as error:
-        raise MissingDependencyError(
-            f"{libero_version()} lists suite {suite!r} but does not hold its files ({error}): install a LIBERO that does, "
-            "or choose another suite"
-        ) from error
+        raise missing_files(suite, str(error)) from error
+    if not tasks:
+        raise missing_files(suite, "it lists no task of it")
+    return tasks
+
+
+def missing_files(suite: str, what: str) -> MissingDependencyError:
+    """The error about a suite that the installed LIBERO lists without holding all of its files."""
+    return MissingDependencyError(
+        f"{libero_version()} lists suite {suite!r} but does not hold its files ({what}): install a LIBERO that does, "
+        "or choose another suite"
+    )
 
 
 def libero_version() -> str:
@@ -77,14 +85,20 @@ def libero_version() -> str:
 @lru_cache(maxsize=128)
 def benchmark_suite(suite: str) -> Any:
     """LIBERO's own benchmark object."""
+    known = listed_suites()
+    if suite not in known:
+        first = [name for name in TIME_LIMITS if name in known]
+        others = len(known) - len(first)
+        raise ValueError(f"unknown suite {suite!r}: LIBERO has {', '.join(first)} and {others} more")
+    with quiet():
+        return known[suite]()
+
+
+def listed_suites() -> dict[str, Any]:
+    """Name of a suite that the installed LIBERO lists -> its class; LIBERO may lack the suite's files all the same."""
     benchmark = _import_benchmark()
     with quiet():
-        known = benchmark.get_benchmark_dict()
-        if suite not in known:
-            first = [name for name in TIME_LIMITS if name in known]
-            others = len(known) - len(first)
-            raise ValueError(f"unknown suite {suite!r}: LIBERO has {', '.join(first)} and {others} more")
-        return known[suite]()
+        return dict(benchmark.get_benchmark_dict())
 
 
 def initial_states(suite: str, task_id: int) -> np.ndarray:
@@ -98,7 +112,7 @@ _quiet_lock = threading.RLock()
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without LIBERO's and robosuite's printing; one thread at a time, since standard output belongs to the process."""
+    """Suppress what LIBERO and robosuite print; one thread at a time, since standard output belongs to the process."""
     with _quiet_lock, contextlib.redirect_stdout(io.StringIO()):
         yield
 

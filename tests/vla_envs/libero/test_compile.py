@@ -1,11 +1,15 @@
 """What compiling takes out of LIBERO and robosuite, against what is in them."""
 
+from pathlib import Path
 from typing import Any
 
 import mujoco
+import numba
 import numpy as np
 import pytest
 
+from vla_envs.errors import MissingDependencyError
+from vla_envs.libero.bundle import load_bundle, save_bundle
 from vla_envs.libero.compile import build_libero, compile_scene
 from vla_envs.libero.goals import JointPast
 from vla_envs.libero.scene import Placement, Scene
@@ -55,6 +59,13 @@ def test_controller_constants_are_robosuites(scene: Scene, libero: Any):
     assert scene.model.site(osc.grip_site).name == controller.eef_name
     assert osc.substeps == 25
     np.testing.assert_array_equal(libero.robots[0].torque_limits, [osc.torque_min, osc.torque_max])
+
+
+def test_controller_constants_are_of_one_type_compiled_or_read_so_that_the_control_step_is_compiled_once(
+    scene: Scene, tmp_path: Path
+):
+    save_bundle(scene, tmp_path / "stove.scene", origin="here", portable=False)
+    assert numba.typeof(scene.osc) == numba.typeof(load_bundle(tmp_path / "stove.scene").osc)
 
 
 def test_cameras_are_liberos_two(scene: Scene):
@@ -151,6 +162,33 @@ def test_orientations_are_the_benchmarks(name: str, request: pytest.FixtureReque
         assert low - 1e-6 <= min(yaws) <= low + margin
         assert high - margin <= max(yaws) <= high + 1e-6
         assert (high - low) == pytest.approx(np.pi / 4 if placement.object_name == "black_book_1" else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "custom_objects/red_box.xml"),
+            MissingDependencyError,
+            r"lists suite 'libero_goal' but does not hold its files .*red_box\.xml.* choose another suite",
+        ),
+        (AssertionError("placed twice"), ValueError, r"LIBERO itself cannot build libero_goal task 7: placed twice"),
+    ],
+)
+def test_what_libero_cannot_build_is_an_error_that_names_the_suite_and_the_reason(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception], message: str
+):
+    def build(**kwargs: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("libero.libero.envs.env_wrapper.ControlEnv", build)
+    with pytest.raises(expected, match=message):
+        compile_scene(SUITE, STOVE_TASK, detail="full")
+
+
+def test_a_fixture_seed_that_numpy_does_not_take_is_an_error():
+    with pytest.raises(ValueError, match=r"fixture_seed must be in 0\.\.2\*\*32 - 1, got -1"):
+        compile_scene(SUITE, STOVE_TASK, detail="full", fixture_seed=-1)
 
 
 def test_a_task_that_is_not_there_is_an_error():

@@ -32,7 +32,7 @@ def small_scene() -> Scene:
     """A scene with something of everything, in a model of a few kilobytes."""
     model = mujoco.MjModel.from_xml_string(WORLD)
     rng = np.random.default_rng(0)
-    constants: dict[str, Any] = {field.name: rng.normal(size=7) for field in fields(OscConstants)}
+    constants: dict[str, Any] = {name: rng.normal(size=7) for name in OscConstants._fields}
     constants |= {"grip_site": 0, "eef_body": 1, "gripper_speed": 0.01, "substeps": 25}
     return Scene(
         suite="small",
@@ -41,6 +41,7 @@ def small_scene() -> Scene:
         instruction="turn the knob",
         max_episode_steps=50,
         detail="full",
+        fixture_seed=7,
         model=model,
         init_states=rng.normal(size=(4, 1 + model.nq + model.nv)),
         goal=Goal(

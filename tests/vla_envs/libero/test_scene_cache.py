@@ -188,6 +188,15 @@ def test_a_second_export_adds_to_the_folder(exported: Path, in_cache: Path, tmp_
     assert set(json.loads((tmp_path / "suite.json").read_text())["suites"]) == {"another", SUITE}
 
 
+def test_an_export_with_another_fixture_seed_moves_the_fixtures_and_leaves_the_cache_alone(in_cache: Path, tmp_path: Path):
+    export_scenes(SUITE, [TASK], detail="full", folder=tmp_path, fixture_seed=1)
+    moved, usual = load_scene(SUITE, TASK, scene_dir=tmp_path), load_scene(SUITE, TASK)
+    assert (moved.fixture_seed, usual.fixture_seed) == (1, 0)
+    names = {moved.model.body(body).name for body in np.flatnonzero((moved.model.body_pos != usual.model.body_pos).any(axis=1))}
+    assert names == {"wooden_cabinet_1_main", "flat_stove_1_main", "wine_rack_1_main"}
+    np.testing.assert_array_equal(moved.init_states, usual.init_states)
+
+
 def test_exports_into_one_folder_at_the_same_time_all_get_into_its_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cache_module, "load_scene", lambda *args, **kwargs: None)
     monkeypatch.setattr(cache_module, "save_bundle", lambda *args, **kwargs: None)
