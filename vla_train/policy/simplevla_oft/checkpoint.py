@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.config_json import config_from_json, config_to_json
 from vla_train.policy.simplevla_oft.lora import full_tensor, lora_layers, merged_weight
+from vla_train.safetensors_file import save_file
 
 STATISTICS_FILE = "dataset_statistics.json"
 _INDEX_FILE = "model.safetensors.index.json"
