@@ -1,8 +1,7 @@
 """Checkpoints in the published layout: safetensors under the published names, `config.json`, and files that travel along.
 
-Nothing from a checkpoint is executed: weights are read from safetensors only, everything else is JSON or bytes that travel
-along.
-Tensors go one by one onto the device; at no time is there a second copy of the model.
+Nothing from a checkpoint is executed: weights are read from safetensors only, everything else is JSON, or bytes that travel
+along. Tensors go one by one onto the device; at no time is there a second copy of the model.
 """
 
 import json
@@ -16,8 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vla_train.policy.checkpoint_name import require_checkpoint
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.config_json import config_from_json, config_to_json
+from vla_train.policy.simplevla_oft.continuous import refuse_continuous_config, refuse_continuous_files
+from vla_train.policy.simplevla_oft.hub import fetch, hub_file_names
 from vla_train.policy.simplevla_oft.lora import full_tensor, lora_layers, merged_weight
 from vla_train.safetensors_file import save_file
 
@@ -83,10 +85,15 @@ def open_checkpoint(path_or_hub_id: str | Path) -> CheckpointFiles:
         path_or_hub_id: Folder, or `owner/name` on the Hugging Face hub.
 
     Raises:
-        ValueError: A file is missing, damaged or a pickle, or the config describes another model. The message names the file.
+        ValueError: There is no such checkpoint, a file is missing, damaged or a pickle, or it holds another model (continuous
+            OpenVLA-OFT, say). The message names the file.
     """
-    folder = checkpoint_folder(path_or_hub_id)
-    config = config_from_json(read_json(folder / "config.json"))
+    name = str(path_or_hub_id)
+    check_checkpoint_files(name)
+    folder = Path(name) if Path(name).is_dir() else fetch(name, ["*.safetensors", *_COMPANION_PATTERNS])
+    published = read_json(folder / "config.json")
+    refuse_continuous_config(published, where=name)
+    config = config_from_json(published)
     if (folder / STATISTICS_FILE).exists():
         config = replace(config, norm_stats=read_json(folder / STATISTICS_FILE))
     elif not config.norm_stats:
@@ -192,20 +199,16 @@ def _published_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield key, piece.of(gathered[1])
 
 
-def checkpoint_folder(path_or_hub_id: str | Path) -> Path:
-    """The folder of a checkpoint; one on the hub is fetched first, weights as safetensors and data files only."""
-    folder = Path(path_or_hub_id)
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) or folder.exists():
-        raise ValueError(f"no checkpoint at {folder}: expected a folder, or owner/name on the Hugging Face hub")
-    from huggingface_hub import snapshot_download
+def check_checkpoint_files(path_or_hub_id: str) -> None:
+    """Refuse what is no checkpoint, or one of continuous OpenVLA-OFT, by its files' names: nothing is fetched or read.
 
-    try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.safetensors", *_COMPANION_PATTERNS]))
-    except OSError as error:  # as all errors of the hub are
-        cause = str(error).splitlines()[0]
-        raise ValueError(f"{folder} is no folder here, and cannot be fetched from the hub: {cause}") from error
+    Raises:
+        ValueError: There is no such folder, the hub has no such checkpoint, or it is one of continuous OpenVLA-OFT.
+    """
+    require_checkpoint(path_or_hub_id)
+    folder = Path(path_or_hub_id)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else hub_file_names(path_or_hub_id)
+    refuse_continuous_files(names, where=path_or_hub_id)
 
 
 def read_json(path: Path) -> dict[str, Any]:
