@@ -106,6 +106,8 @@ class PolicyConfig:
     """Folder or Hugging Face id of a checkpoint in the published layout; None: random weights, see policy.size."""
     size: Literal["tiny", "small", "openvla-7b"] = "tiny"
     """Size of the model where no checkpoint is given: about 5 million, 16 million, or 7.5 billion weights."""
+    random_weights: bool = False
+    """Start openvla-7b from random weights, to try the machinery; the smaller sizes always do without a checkpoint."""
     chunk_size: int = 8
     """Actions decided at once, a chunk (K); a checkpoint's own value must agree."""
     statistics_key: str | None = None

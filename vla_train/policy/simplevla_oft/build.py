@@ -5,13 +5,20 @@ What a published checkpoint does not say (its statistics, its gripper, JPEG) is 
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from vla_train.config import PolicyConfig
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics, select_statistics
-from vla_train.policy.simplevla_oft.checkpoint import STATISTICS_FILE, json_bytes, json_object
+from vla_train.policy.simplevla_oft.checkpoint import (
+    STATISTICS_FILE,
+    check_checkpoint_files,
+    json_bytes,
+    json_object,
+    open_checkpoint,
+)
 from vla_train.policy.simplevla_oft.config import Gripper, SimpleVLAOFTConfig, named_config
 from vla_train.policy.simplevla_oft.images import settings_from_json, settings_to_json
 from vla_train.policy.simplevla_oft.lora import add_lora
@@ -22,6 +29,32 @@ from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_
 
 _log = logging.getLogger(__name__)
 _PREPROCESSOR_FILE = "preprocessor_config.json"
+_SIZES_TO_TRAIN_FROM_SCRATCH = ("tiny", "small")
+
+
+def check_options(config: PolicyConfig) -> None:
+    """Refuse what cannot become a policy, before anything else of a run is started; no weights are read or fetched.
+
+    Raises:
+        ValueError: There is no such checkpoint, its files are not those of a SimpleVLA-OFT, options contradict each other,
+            a large model would start from random weights without being asked to, or there is no GPU where one is asked for.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("policy.device is cuda, but PyTorch finds no GPU: set it to auto or cpu, or install PyTorch with CUDA")
+    if config.checkpoint is None:
+        if config.size not in _SIZES_TO_TRAIN_FROM_SCRATCH and not config.random_weights:
+            raise ValueError(
+                f"policy.size {config.size} goes on from a trained policy: name one with --policy.checkpoint, or try the "
+                "machinery on random weights with --policy.random-weights"
+            )
+    elif config.random_weights:
+        raise ValueError(
+            f"policy.random_weights contradicts policy.checkpoint {config.checkpoint}: a checkpoint brings its own weights"
+        )
+    elif Path(config.checkpoint).is_dir():
+        open_checkpoint(config.checkpoint)
+    else:
+        check_checkpoint_files(config.checkpoint)
 
 
 def build_policy(
@@ -37,8 +70,10 @@ def build_policy(
         seed: Of random weights.
 
     Raises:
-        ValueError: The checkpoint cannot be read, or does not fit the env or the config; the message says where.
+        ValueError: `check_options` refuses the config, or the checkpoint cannot be read or does not fit the env; the message
+            says where.
     """
+    check_options(config)
     device = torch.device(_auto_device() if config.device == "auto" else config.device)
     dtype_name = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     dtype = torch.bfloat16 if dtype_name == "bfloat16" else torch.float32
