@@ -1,6 +1,7 @@
 """Builds the policy that a run asks for: a checkpoint, or random weights of a named size.
 
-What a published checkpoint does not say (its statistics, its gripper, JPEG) is settled here, and said in the log.
+What a published checkpoint does not say (its statistics, its gripper, JPEG) is settled here, by the user's word, the
+checkpoint's, or that of its datasets (`datasets.py`), and said in the log.
 """
 
 import logging
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from vla_train.config import PolicyConfig
-from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics, select_statistics
+from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.checkpoint import (
     STATISTICS_FILE,
     check_checkpoint_files,
@@ -20,6 +21,7 @@ from vla_train.policy.simplevla_oft.checkpoint import (
     open_checkpoint,
 )
 from vla_train.policy.simplevla_oft.config import Gripper, SimpleVLAOFTConfig, named_config
+from vla_train.policy.simplevla_oft.datasets import gripper_of, passes_jpeg, select_statistics
 from vla_train.policy.simplevla_oft.images import settings_from_json, settings_to_json
 from vla_train.policy.simplevla_oft.lora import add_lora
 from vla_train.policy.simplevla_oft.model import SimpleVLAOFT
@@ -95,8 +97,9 @@ def build_policy(
         jpeg=_jpeg(config, model.config, dataset=name),
     )
     model.companion_files.setdefault(_PREPROCESSOR_FILE, json_bytes(settings_to_json(images)))
-    codec = _codec(config, model.config, dataset=name, action_dim=len(action_low))
-    model.config = replace(model.config, gripper=codec.gripper, jpeg=images.jpeg)  # saved checkpoints say what was settled here
+    codec = _codec(config, model.config, dataset=name, action_low=action_low, action_high=action_high)
+    # Saved checkpoints say what was settled here.
+    model.config = replace(model.config, unnorm_key=name, gripper=codec.gripper, jpeg=images.jpeg)
     if config.lora_rank:
         add_lora(model, config.lora_rank, layers=model.adaptable_layers, seed=seed)
     model.activation_checkpointing = config.activation_checkpointing
@@ -138,54 +141,47 @@ def _random_model(
 def _statistics_name(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, suite: str | None) -> str:
     if not shape.norm_stats:
         raise ValueError(f"{config.checkpoint} has no action statistics: {STATISTICS_FILE} is missing or empty")
-    return select_statistics(shape.norm_stats, key=config.statistics_key, suite=suite)
+    return select_statistics(shape.norm_stats, key=config.statistics_key, unnorm_key=shape.unnorm_key, suite=suite)
 
 
 def _jpeg(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, dataset: str) -> bool:
-    """What the config says, else what the checkpoint says, else whether its dataset is one that was published as JPEG."""
+    """What the config says, else what the checkpoint says, else how its dataset was stored."""
     if config.jpeg != "auto":
         return config.jpeg == "on"
     if shape.jpeg is not None:
         return shape.jpeg
-    is_published = dataset.startswith("libero_") and dataset.endswith("_no_noops")
-    _log.info("images %s JPEG, by the name of dataset %s", "pass through" if is_published else "do not pass through", dataset)
-    return is_published
+    passes = passes_jpeg(dataset)
+    _log.info("images %s JPEG, by the name of dataset %s", "pass through" if passes else "do not pass through", dataset)
+    return passes
 
 
-def _codec(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, dataset: str, action_dim: int) -> ActionCodec:
+def _codec(
+    config: PolicyConfig, shape: SimpleVLAOFTConfig, *, dataset: str, action_low: np.ndarray, action_high: np.ndarray
+) -> ActionCodec:
     statistics = ActionStatistics.from_json(shape.norm_stats[dataset], name=dataset)
-    if not len(statistics.low) == shape.action_dim == action_dim:
+    if not len(statistics.low) == shape.action_dim == len(action_low):
         raise ValueError(
-            f"the env has {action_dim} action dimensions, the model {shape.action_dim}, its statistics {dataset!r} "
+            f"the env has {len(action_low)} action dimensions, the model {shape.action_dim}, its statistics {dataset!r} "
             f"{len(statistics.low)}"
         )
     return ActionCodec(
         statistics=statistics,
-        gripper=_gripper(config, shape, statistics, dataset=dataset),
+        gripper=_gripper(config, shape, statistics, dataset=dataset, low=float(action_low[-1]), high=float(action_high[-1])),
         chunk_size=shape.chunk_size,
         vocab_end=shape.pad_token_id,
         num_bins=shape.num_bins,
     )
 
 
-def _gripper(config: PolicyConfig, shape: SimpleVLAOFTConfig, statistics: ActionStatistics, *, dataset: str) -> Gripper:
-    """What the config says, else what the checkpoint says, else what its statistics leave no doubt of."""
+def _gripper(
+    config: PolicyConfig, shape: SimpleVLAOFTConfig, statistics: ActionStatistics, *, dataset: str, low: float, high: float
+) -> Gripper:
+    """What the config says, else what the checkpoint says, else how its dataset stores it."""
     if config.gripper != "auto":
         return "libero" if config.gripper == "libero" else None
     if shape.gripper != "unknown":
         return shape.gripper
-    if statistics.mask.all():
-        return None
-    is_libero_data = (
-        dataset.startswith("libero_")
-        and not statistics.mask[-1]
-        and statistics.mask[:-1].all()
-        and (statistics.low[-1], statistics.high[-1]) == (0.0, 1.0)
-    )
-    if not is_libero_data:
-        raise ValueError(
-            f"the checkpoint does not say how dataset {dataset!r} stores the gripper, and its statistics leave it as it is: "
-            "set policy.gripper to libero (0 close .. 1 open) or none (already the env's own values)"
-        )
-    _log.info("gripper of %s: stored as 0 close .. 1 open, played as LIBERO's +1 close, -1 open", dataset)
-    return "libero"
+    gripper = gripper_of(dataset, statistics, low=low, high=high)
+    played = "as decoded" if gripper is None else "as +1 close, -1 open; stored as 0 close .. 1 open"
+    _log.info("the last action dimension is played %s, by the statistics of dataset %s", played, dataset)
+    return gripper

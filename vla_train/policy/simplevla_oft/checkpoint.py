@@ -24,6 +24,8 @@ from vla_train.policy.simplevla_oft.lora import full_tensor, lora_layers, merged
 from vla_train.safetensors_file import save_file
 
 STATISTICS_FILE = "dataset_statistics.json"
+_GENERATION_FILE = "generation_config.json"
+_UNNORM_KEY = "unnorm_key"
 _INDEX_FILE = "model.safetensors.index.json"
 _WRITTEN_BY_US = {"config.json", STATISTICS_FILE, _INDEX_FILE}
 _COMPANION_PATTERNS = ("*.json", "*.py", "tokenizer.model")
@@ -93,11 +95,7 @@ def open_checkpoint(path_or_hub_id: str | Path) -> CheckpointFiles:
     folder = Path(name) if Path(name).is_dir() else fetch(name, ["*.safetensors", *_COMPANION_PATTERNS])
     published = read_json(folder / "config.json")
     refuse_continuous_config(published, where=name)
-    config = config_from_json(published)
-    if (folder / STATISTICS_FILE).exists():
-        config = replace(config, norm_stats=read_json(folder / STATISTICS_FILE))
-    elif not config.norm_stats:
-        raise ValueError(f"{folder / STATISTICS_FILE} is missing, and config.json has no norm_stats: no action statistics")
+    config = _with_statistics(config_from_json(published), folder)
     return CheckpointFiles(
         config=config,
         weights=tuple(_weight_files(folder)),
@@ -197,6 +195,25 @@ def _published_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             tensor = full_tensor(parameter) if layer is None else merged_weight(layer).to(parameter.dtype)
             gathered = piece.parameter, tensor
         yield key, piece.of(gathered[1])
+
+
+def _with_statistics(config: SimpleVLAOFTConfig, folder: Path) -> SimpleVLAOFTConfig:
+    """With the action statistics of the folder, and the name of those that the checkpoint is to be played with.
+
+    Published files have that name, where they have it at all, in `config.json`, `generation_config.json` or among the
+    statistics; the first of these counts.
+    """
+    norm_stats = dict(config.norm_stats)
+    if (folder / STATISTICS_FILE).exists():
+        norm_stats = read_json(folder / STATISTICS_FILE)
+    elif not norm_stats:
+        raise ValueError(f"{folder / STATISTICS_FILE} is missing, and config.json has no norm_stats: no action statistics")
+    generation = read_json(folder / _GENERATION_FILE) if (folder / _GENERATION_FILE).exists() else {}
+    named = (config.unnorm_key, generation.get(_UNNORM_KEY), norm_stats.pop(_UNNORM_KEY, None))
+    unnorm_key = next((name for name in named if name is not None), None)
+    if not isinstance(unnorm_key, str | None):
+        raise ValueError(f"{folder}: {_UNNORM_KEY} must name a dataset, got {unnorm_key!r}")
+    return replace(config, norm_stats=norm_stats, unnorm_key=unnorm_key)
 
 
 def check_checkpoint_files(path_or_hub_id: str) -> None:
