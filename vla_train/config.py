@@ -125,9 +125,9 @@ class PolicyConfig:
     jpeg: Literal["auto", "on", "off"] = "auto"
     """Pass images through JPEG (quality 95) first; auto: as the checkpoint says, otherwise on for LIBERO's datasets."""
     compile: bool = False
-    """Compile the model with torch.compile (pays on GPUs)."""
+    """Compile the model with torch.compile (worth it on GPUs)."""
     fp8: bool = False
-    """Sample and evaluate with FP8 weights on GPUs that multiply them: faster, less precise; log-probs are theirs."""
+    """Sample and evaluate with FP8 weights (GPUs from Ada or Hopper on): faster, less precise; log-probs are of these."""
     lora_rank: int = 0
     """Rank of LoRA adapters on all linear layers, which alone are then trained; 0 trains all weights."""
     activation_checkpointing: bool = False

@@ -110,7 +110,7 @@ class ActionCodec:
 
     statistics: ActionStatistics
     gripper: Gripper
-    """"libero": data store the gripper as 0 close .. 1 open, the env wants +1 close, -1 open. None: as the statistics say."""
+    """"libero": data store the gripper as 0 close .. 1 open, the env wants +1 close, -1 open. None: played as decoded."""
     chunk_size: int
     vocab_end: int
     """One past the largest action token's id."""

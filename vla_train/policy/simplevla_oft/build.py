@@ -15,6 +15,7 @@ from vla_train.config import PolicyConfig
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.checkpoint import (
     STATISTICS_FILE,
+    CheckpointFiles,
     check_checkpoint_files,
     json_bytes,
     json_object,
@@ -80,26 +81,32 @@ def build_policy(
     dtype_name = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     dtype = torch.bfloat16 if dtype_name == "bfloat16" else torch.float32
     if config.checkpoint is None:
-        model, tokenizer = _random_model(config, action_low, action_high, suite=suite, seed=seed, dtype=dtype, device=device)
+        files = _without_weights(config, action_low, action_high, suite=suite)
     else:
-        model = SimpleVLAOFT.from_pretrained(config.checkpoint, dtype=dtype, device=device)
-        if TOKENIZER_FILE not in model.companion_files:
-            raise ValueError(f"{config.checkpoint} has no {TOKENIZER_FILE}: without it prompts cannot be encoded")
-        tokenizer = model.companion_files[TOKENIZER_FILE]
-    if model.config.chunk_size != config.chunk_size:
-        raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {model.config.chunk_size} actions")
-    prompts = PromptEncoder.from_json(tokenizer, model.config)
-    name = _statistics_name(config, model.config, suite=suite)
-    preprocessor = model.companion_files.get(_PREPROCESSOR_FILE)
+        files = open_checkpoint(config.checkpoint)
+    shape, companions = files.config, dict(files.companions)
+    if TOKENIZER_FILE not in companions:
+        raise ValueError(f"{config.checkpoint} has no {TOKENIZER_FILE}: without it prompts cannot be encoded")
+    if shape.chunk_size != config.chunk_size:
+        raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {shape.chunk_size} actions")
+    prompts = PromptEncoder.from_json(companions[TOKENIZER_FILE], shape)
+    dataset = _statistics_name(config, shape, suite=suite)
+    preprocessor = companions.get(_PREPROCESSOR_FILE)
     images = settings_from_json(
         {} if preprocessor is None else json_object(preprocessor, name=_PREPROCESSOR_FILE),
-        image_size=model.config.image_size,
-        jpeg=_jpeg(config, model.config, dataset=name),
+        image_size=shape.image_size,
+        jpeg=_jpeg(config, shape, dataset=dataset),
     )
-    model.companion_files.setdefault(_PREPROCESSOR_FILE, json_bytes(settings_to_json(images)))
-    codec = _codec(config, model.config, dataset=name, action_low=action_low, action_high=action_high)
-    # Saved checkpoints say what was settled here.
-    model.config = replace(model.config, unnorm_key=name, gripper=codec.gripper, jpeg=images.jpeg)
+    companions.setdefault(_PREPROCESSOR_FILE, json_bytes(settings_to_json(images)))
+    codec = _codec(config, shape, dataset=dataset, action_low=action_low, action_high=action_high)
+    # Saved checkpoints say what was settled here. Weights come last: reading them can take minutes.
+    shape = replace(shape, unnorm_key=dataset, gripper=codec.gripper, jpeg=images.jpeg)
+    files = replace(files, config=shape, companions=companions)
+    if config.checkpoint is None:
+        model = SimpleVLAOFT.from_random(shape, seed=seed, dtype=dtype, device=device)
+        model.companion_files = companions
+    else:
+        model = SimpleVLAOFT.from_files(files, dtype=dtype, device=device)
     if config.lora_rank:
         add_lora(model, config.lora_rank, layers=model.adaptable_layers, seed=seed)
     model.activation_checkpointing = config.activation_checkpointing
@@ -110,17 +117,10 @@ def _auto_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _random_model(
-    config: PolicyConfig,
-    action_low: np.ndarray,
-    action_high: np.ndarray,
-    *,
-    suite: str | None,
-    seed: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[SimpleVLAOFT, bytes]:
-    """An untrained model whose bins cover the env's actions, and its tokenizer."""
+def _without_weights(
+    config: PolicyConfig, action_low: np.ndarray, action_high: np.ndarray, *, suite: str | None
+) -> CheckpointFiles:
+    """What a checkpoint of an untrained model would hold besides weights; its bins cover the env's actions."""
     tokenizer = small_tokenizer()
     statistics = ActionStatistics.from_bounds(action_low, action_high)
     shape = named_config(
@@ -130,12 +130,12 @@ def _random_model(
         chunk_size=config.chunk_size,
         action_dim=len(action_low),
     )
-    name = "actions" if suite is None else f"{suite}_no_noops"
-    shape = replace(shape, gripper=None, jpeg=False, norm_stats={name: statistics.to_json()})
-    model = SimpleVLAOFT.from_random(shape, seed=seed, dtype=dtype, device=device)
-    content = tokenizer.to_str().encode()
-    model.companion_files[TOKENIZER_FILE] = content
-    return model, content
+    dataset = "actions" if suite is None else f"{suite}_no_noops"
+    return CheckpointFiles(
+        config=replace(shape, gripper=None, jpeg=False, norm_stats={dataset: statistics.to_json()}),
+        weights=(),
+        companions={TOKENIZER_FILE: tokenizer.to_str().encode()},
+    )
 
 
 def _statistics_name(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, suite: str | None) -> str:

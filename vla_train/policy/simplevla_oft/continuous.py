@@ -1,8 +1,8 @@
-"""Tells continuous OpenVLA-OFT from SimpleVLA-OFT, whose layout it shares.
+"""Tells checkpoints of continuous OpenVLA-OFT from those of SimpleVLA-OFT, whose layout they share.
 
-Continuous OpenVLA-OFT regresses or denoises actions in a head of its own, and may read proprioception, a wrist image, or
-the instruction inside the vision towers (FiLM). Those parts lie beside the usual weights, as files that a loader of the
-usual weights does not miss; the action tokens were never trained then, and what they play is noise.
+Continuous OpenVLA-OFT has an action head of its own, and may read proprioception and a wrist image, or the instruction inside
+the vision towers (FiLM). These parts lie in files beside the usual weights, which load without them. But then the action
+tokens were never trained, and what they play is noise.
 """
 
 import re
@@ -15,7 +15,7 @@ _PARTS = {
     "proprio_projector": "a projector of proprioception",
     "vision_backbone": "a vision backbone with FiLM",
 }
-"""What holds the weights of a part, by the beginning of its name: `action_head--150000_checkpoint.pt`, say."""
+"""How names of files that hold a part begin (`action_head--150000_checkpoint.pt`), and what the part is."""
 _PART_FILE = re.compile(rf"({'|'.join(_PARTS)})\b[^/]*\.(pt|pth|bin|safetensors)")
 _SETTINGS = {
     "use_l1_regression": "a continuous action head",

@@ -10,9 +10,7 @@ _TIMEOUT_S = 20.0
 
 
 def hub_file_names(hub_id: str) -> list[str]:
-    """Names of all files of `owner/name`, folders included in the names; nothing is fetched.
-
-    Without a connection, those of the copy that is here.
+    """Paths of all files of `owner/name`; nothing is fetched. Without a connection, those of the copy that is here.
 
     Raises:
         ValueError: The hub has no such checkpoint, or cannot be asked, and none was fetched before.
@@ -50,8 +48,8 @@ def _unavailable(hub_id: str, error: BaseException) -> ValueError:
 
 
 def _hub_errors() -> tuple[type[BaseException], ...]:
-    """What the hub's library raises: its own errors are `OSError`s, a lost connection may be one of the HTTP library's, of
-    which there are several; the hub's own error is built on it."""
+    """What the hub's library raises: `OSError`s of its own, and errors of the HTTP library it uses, which depends on its
+    version. Its own error is built on that library's."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (OSError, *HfHubHTTPError.__bases__)

@@ -161,6 +161,23 @@ def test_a_checkpoint_that_does_not_fit_run_or_env_is_refused(published, make_po
         make_policy(checkpoint=str(published), action_dim=3)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"suite": "libero_10"}, "no action statistics of suite libero_10"),
+        ({"statistics_key": "nothing"}, r"statistics_key 'nothing'"),
+        ({"chunk_size": 4}, "chunk_size is 4"),
+        ({"action_dim": 3}, "3 action dimensions"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_weights_are_read(options, message, published, make_policy):
+    (published / "model.safetensors").write_bytes(b"reading this is an error of its own")
+    with pytest.raises(ValueError, match=message):
+        make_policy(checkpoint=str(published), **options)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        make_policy(checkpoint=str(published))
+
+
 def test_statistics_from_bounds_cover_the_bounds():
     statistics = ActionStatistics.from_bounds(np.array([-2.0]), np.array([3.0]))
     np.testing.assert_allclose(statistics.unnormalise(np.array([[-1.0], [0.0], [1.0]])), [[-2.0], [0.5], [3.0]], atol=1e-7)

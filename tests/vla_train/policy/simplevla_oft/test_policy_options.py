@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vla_train.config import PolicyConfig
-from vla_train.policy.simplevla_oft import build
+from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.build import check_options
 
 
@@ -96,6 +96,6 @@ def test_whoever_builds_a_policy_is_refused_the_same(make_policy, monkeypatch):
     def nothing_may_be_made(*_, **__):
         raise AssertionError("a model was made")
 
-    monkeypatch.setattr(build, "_random_model", nothing_may_be_made)
+    monkeypatch.setattr(SimpleVLAOFT, "from_random", nothing_may_be_made)
     with pytest.raises(ValueError, match="openvla-7b goes on from a trained policy"):
         make_policy(size="openvla-7b")
