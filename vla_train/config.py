@@ -114,12 +114,14 @@ class PolicyConfig:
     """Folder or Hugging Face id of a checkpoint in the published layout; None: random weights, see policy.size."""
     size: Literal["tiny", "small", "openvla-7b"] = "tiny"
     """Size of the model where no checkpoint is given: about 5 million, 16 million, or 7.5 billion weights."""
+    random_weights: bool = False
+    """Start openvla-7b from random weights, to try the machinery; the smaller sizes always do without a checkpoint."""
     chunk_size: int = 8
     """Actions decided at once, a chunk (K); a checkpoint's own value must agree."""
     statistics_key: str | None = None
-    """Which of the checkpoint's action statistics to use; None takes SUITE_no_noops, or the only one there is."""
+    """Dataset whose action statistics to use; None takes the checkpoint's own choice or the one that covers the suite."""
     gripper: Literal["auto", "libero", "none"] = "auto"
-    """How a checkpoint's data store the gripper: libero (0 close, 1 open), none (as the env does), or as auto finds there."""
+    """How the checkpoint's data store the gripper: libero (0 close, 1 open), none (as the env does); auto finds it out."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU where there is one."""
     worker: Literal["local", "ray"] = "local"
@@ -129,11 +131,11 @@ class PolicyConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Weights and activations; auto is bfloat16 on a GPU, float32 on the CPU. Log-probs are always float32."""
     jpeg: Literal["auto", "on", "off"] = "auto"
-    """Pass images through JPEG (quality 95) first; auto: as the checkpoint says, or as published ones of LIBERO need it."""
+    """Pass images through JPEG (quality 95) first; auto: as the checkpoint says, otherwise on for LIBERO's datasets."""
     compile: bool = False
-    """Compile the model with torch.compile (pays on GPUs)."""
+    """Compile the model with torch.compile (worth it on GPUs)."""
     fp8: bool = False
-    """Sample and evaluate with FP8 weights on GPUs that multiply them: faster, less precise; log-probs are theirs."""
+    """Sample and evaluate with FP8 weights (GPUs from Ada or Hopper on): faster, less precise; log-probs are of these."""
     lora_rank: int = 0
     """Rank of LoRA adapters on all linear layers, which alone are then trained; 0 trains all weights."""
     activation_checkpointing: bool = False

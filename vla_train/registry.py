@@ -15,11 +15,17 @@ class Entry:
 
     function: str
     """MODULE:FUNCTION."""
+    check: str | None = None
+    """MODULE:FUNCTION that refuses options of a policy at once, before anything is started; None: there is none."""
     needs_group: bool = False
     """An estimator that compares the episodes of a group with each other: groups of one would teach nothing."""
 
 
-POLICIES: Mapping[str, Entry] = {"simplevla_oft": Entry(function="vla_train.policy.simplevla_oft.build:build_policy")}
+POLICIES: Mapping[str, Entry] = {
+    "simplevla_oft": Entry(
+        function="vla_train.policy.simplevla_oft.build:build_policy", check="vla_train.policy.simplevla_oft.build:check_options"
+    )
+}
 """`policy.factory`; see `policy.base.PolicyFactory`."""
 
 ESTIMATORS: Mapping[str, Entry] = {

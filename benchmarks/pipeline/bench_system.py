@@ -221,7 +221,7 @@ def main() -> None:
         max_episode_steps=arguments.max_episode_steps,
     )
     size = arguments.policy_size or ("openvla-7b" if gpu else "small")
-    policy = PolicyConfig(size=size, compile=arguments.compile, chunk_size=CHUNK_SIZE)
+    policy = PolicyConfig(size=size, random_weights=True, compile=arguments.compile, chunk_size=CHUNK_SIZE)
     measure(env, policy, max_policy_batch=arguments.max_policy_batch, seconds=arguments.seconds, out=arguments.out)
 
 

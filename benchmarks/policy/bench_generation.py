@@ -76,7 +76,7 @@ def measure_plain(report: Report, arguments: argparse.Namespace, ceiling: float)
 def measure_ours(report: Report, arguments: argparse.Namespace, kind: str, ceiling: float) -> None:
     """`SimpleVLAOFTPolicy.act`, by batch, and the gap of its log-probs."""
     low, high = np.full(7, -1.0, np.float32), np.ones(7, np.float32)
-    config = PolicyConfig(size=arguments.size, device=arguments.device, **_KINDS[kind])
+    config = PolicyConfig(size=arguments.size, random_weights=True, device=arguments.device, **_KINDS[kind])
     policy = build_policy(config, EnvDescription(observations={}, action_low=low, action_high=high), seed=0)
     prompt = PromptEncoder(small_tokenizer(), policy.model.config).ids(INSTRUCTION)
     positions = policy.model.config.num_patches + len(prompt) + ACTION_TOKENS + 1

@@ -39,7 +39,7 @@ _ACTIVATIONS_GB = 10.0
 def make_policy(arguments: argparse.Namespace, **options: object) -> SimpleVLAOFTPolicy:
     """With random weights, always the same."""
     low, high = np.full(7, -1.0, np.float32), np.ones(7, np.float32)
-    config = PolicyConfig(size=arguments.size, device=arguments.device, **options)  # type: ignore[arg-type]
+    config = PolicyConfig(size=arguments.size, random_weights=True, device=arguments.device, **options)  # type: ignore[arg-type]
     return build_policy(config, EnvDescription(observations={}, action_low=low, action_high=high), seed=0)
 
 

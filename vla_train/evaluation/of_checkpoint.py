@@ -23,11 +23,8 @@ from vla_train.interruption import Interruption
 from vla_train.pipeline.episodes import evaluation_episodes
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.policy.base import PolicyFactory
-from vla_train.policy.checkpoint_name import require_checkpoint
-from vla_train.registry import POLICIES, load
-from vla_train.trainer.checkpoint_folder import latest_checkpoint
-from vla_train.trainer.manifest import CheckpointError, verify_checkpoint
+from vla_train.policy.factory import policy_factory
+from vla_train.run.named_checkpoint import checkpoint_of_run, resolve_checkpoint
 
 _ENV_CAPACITY = ("num_workers", "envs_per_worker", "worker", "step_timeout_s", "max_restarts")
 """Fields of `EnvConfig` that change how fast episodes are played, not what they are."""
@@ -45,7 +42,11 @@ class CheckpointEvaluation:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
-        self.checkpoint, self.output = _find_checkpoint(config)
+        named = resolve_checkpoint(config.checkpoint)
+        self.checkpoint = str(Path(named).resolve()) if Path(named).is_dir() else named
+        policy_config = replace(config.policy, checkpoint=self.checkpoint, lora_rank=0, random_weights=False)
+        build_policy = policy_factory(policy_config)
+        self.output = config.output or _default_output(self.checkpoint)
         self._display = Display(config.display)
         identity = _identity(config, self.checkpoint)
         _require_same(self.output, identity)
@@ -59,8 +60,7 @@ class CheckpointEvaluation:
             self.episodes = evaluation_episodes(
                 env.task_ids, env.num_init_states, config.eval, train_fraction=config.train_fraction, seed=config.seed
             )
-            build: PolicyFactory = load(config.policy.factory, POLICIES, option="policy.factory")
-            policy = build(replace(config.policy, checkpoint=self.checkpoint, lora_rank=0), env, seed=config.seed)
+            policy = build_policy(policy_config, env, seed=config.seed)
             self._rollout = Rollout(RolloutConfig(), policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
             _claim(self.output, identity)
             self._undo = undo.pop_all()
@@ -93,24 +93,14 @@ class CheckpointEvaluation:
         return result
 
 
-def _find_checkpoint(config: EvaluateConfig) -> tuple[str, Path]:
-    """The policy's folder or hub id, and where results go."""
-    named = Path(config.checkpoint)
-    found = latest_checkpoint(named) if (named / "checkpoints").is_dir() else named
-    if found is None:
-        raise ValueError(f"{named} holds no complete checkpoint")
-    require_checkpoint(str(found))
-    if not found.exists():
-        return config.checkpoint, config.output or Path("evaluations") / config.checkpoint.replace("/", "--")
-    found = found.resolve()
-    step = found.parent if found.name == "policy" else found
-    if step.parent.name != "checkpoints":
-        return str(found), config.output or found.parent / f"{found.name}-evaluation"
-    try:
-        verify_checkpoint(step)
-    except CheckpointError as error:
-        raise ValueError(str(error)) from error
-    return str(step / "policy"), config.output or step.parent.parent / "evaluations" / step.name
+def _default_output(checkpoint: str) -> Path:
+    """Where results go: into the run, or beside the checkpoint; below the working directory for one of the hub."""
+    if not Path(checkpoint).is_dir():
+        return Path("evaluations") / checkpoint.replace("/", "--")
+    step = checkpoint_of_run(checkpoint)
+    if step is None:
+        return Path(checkpoint).with_name(f"{Path(checkpoint).name}-evaluation")
+    return step.parent.parent / "evaluations" / step.name
 
 
 def _identity(config: EvaluateConfig, checkpoint: str) -> dict[str, Any]:

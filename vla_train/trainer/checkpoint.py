@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from vla_train.safetensors_file import save_file
 from vla_train.trainer.checkpoint_folder import WRITING, keep_newest_and_best, put_in_place, restore_replaced, step_name
 from vla_train.trainer.manifest import CheckpointError, read_manifest, write_manifest
 from vla_train.trainer.trainer import Trainer

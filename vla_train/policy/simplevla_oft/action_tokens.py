@@ -73,9 +73,9 @@ class ActionStatistics:
         """From one dataset's entry of `dataset_statistics.json`.
 
         Raises:
-            ValueError: A key is missing or shapes differ; the message names `name` and the key.
+            ValueError: A key is missing, shapes differ or a value is not finite; the message names `name` and the key.
         """
-        action = data.get("action")
+        action = data.get("action") if isinstance(data, Mapping) else None
         if not isinstance(action, Mapping):
             raise ValueError(f"dataset statistics {name!r} have no 'action'")
         missing = [key for key in ("q01", "q99") if key not in action]
@@ -104,31 +104,13 @@ class ActionStatistics:
         return np.where(self.mask, np.clip(2 * (actions - self.low) / (self.high - self.low + _EPS) - 1, -1, 1), actions)
 
 
-def select_statistics(norm_stats: Mapping[str, Any], *, key: str | None, suite: str | None) -> str:
-    """The dataset whose statistics a run uses: `key`, or `<suite>_no_noops`, or the only one there is.
-
-    Raises:
-        ValueError: None fits, or several could.
-    """
-    known = ", ".join(sorted(norm_stats)) or "none"
-    if key is not None:
-        if key not in norm_stats:
-            raise ValueError(f"policy.statistics_key {key!r} is not in the checkpoint's dataset statistics; it has {known}")
-        return key
-    if suite is not None and f"{suite}_no_noops" in norm_stats:
-        return f"{suite}_no_noops"
-    if len(norm_stats) != 1:
-        raise ValueError(f"cannot tell which dataset statistics to use: name one with policy.statistics_key; there are {known}")
-    return next(iter(norm_stats))
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActionCodec:
     """Tokens to the env's actions and back."""
 
     statistics: ActionStatistics
     gripper: Gripper
-    """"libero": data store the gripper as 0 close .. 1 open, the env wants +1 close, -1 open. None: as the statistics say."""
+    """"libero": data store the gripper as 0 close .. 1 open, the env wants +1 close, -1 open. None: played as decoded."""
     chunk_size: int
     vocab_end: int
     """One past the largest action token's id."""

@@ -1,18 +1,28 @@
 """Builds the policy that a run asks for: a checkpoint, or random weights of a named size.
 
-What a published checkpoint does not say (its statistics, its gripper, JPEG) is settled here, and said in the log.
+What a published checkpoint does not say (its statistics, its gripper, JPEG) is settled here, by the user's word, the
+checkpoint's, or that of its datasets (`datasets.py`), and said in the log.
 """
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from vla_train.config import PolicyConfig
-from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics, select_statistics
-from vla_train.policy.simplevla_oft.checkpoint import STATISTICS_FILE, json_bytes, json_object
+from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
+from vla_train.policy.simplevla_oft.checkpoint import (
+    STATISTICS_FILE,
+    CheckpointFiles,
+    check_checkpoint_files,
+    json_bytes,
+    json_object,
+    open_checkpoint,
+)
 from vla_train.policy.simplevla_oft.config import Gripper, SimpleVLAOFTConfig, named_config
+from vla_train.policy.simplevla_oft.datasets import gripper_of, passes_jpeg, select_statistics
 from vla_train.policy.simplevla_oft.images import settings_from_json, settings_to_json
 from vla_train.policy.simplevla_oft.lora import add_lora
 from vla_train.policy.simplevla_oft.model import SimpleVLAOFT
@@ -23,6 +33,32 @@ from vla_train.types import EnvDescription
 
 _log = logging.getLogger(__name__)
 _PREPROCESSOR_FILE = "preprocessor_config.json"
+_SIZES_TO_TRAIN_FROM_SCRATCH = ("tiny", "small")
+
+
+def check_options(config: PolicyConfig) -> None:
+    """Refuse what cannot become a policy, before anything else of a run is started; no weights are read or fetched.
+
+    Raises:
+        ValueError: There is no such checkpoint, its files are not those of a SimpleVLA-OFT, options contradict each other,
+            a large model would start from random weights without being asked to, or there is no GPU where one is asked for.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("policy.device is cuda, but PyTorch finds no GPU: set it to auto or cpu, or install PyTorch with CUDA")
+    if config.checkpoint is None:
+        if config.size not in _SIZES_TO_TRAIN_FROM_SCRATCH and not config.random_weights:
+            raise ValueError(
+                f"policy.size {config.size} goes on from a trained policy: name one with --policy.checkpoint, or try the "
+                "machinery on random weights with --policy.random-weights"
+            )
+    elif config.random_weights:
+        raise ValueError(
+            f"policy.random_weights contradicts policy.checkpoint {config.checkpoint}: a checkpoint brings its own weights"
+        )
+    elif Path(config.checkpoint).is_dir():
+        open_checkpoint(config.checkpoint)
+    else:
+        check_checkpoint_files(config.checkpoint)
 
 
 def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> SimpleVLAOFTPolicy:
@@ -34,32 +70,41 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
         seed: Of random weights.
 
     Raises:
-        ValueError: The checkpoint cannot be read, or does not fit the env or the config; the message says where.
+        ValueError: `check_options` refuses the config, or the checkpoint cannot be read or does not fit the env; the message
+            says where.
     """
     action_low, action_high, suite = env.action_low, env.action_high, env.suite
+    check_options(config)
     device = torch.device(_auto_device() if config.device == "auto" else config.device)
     dtype_name = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     dtype = torch.bfloat16 if dtype_name == "bfloat16" else torch.float32
     if config.checkpoint is None:
-        model, tokenizer = _random_model(config, action_low, action_high, suite=suite, seed=seed, dtype=dtype, device=device)
+        files = _without_weights(config, action_low, action_high, suite=suite)
     else:
-        model = SimpleVLAOFT.from_pretrained(config.checkpoint, dtype=dtype, device=device)
-        if TOKENIZER_FILE not in model.companion_files:
-            raise ValueError(f"{config.checkpoint} has no {TOKENIZER_FILE}: without it prompts cannot be encoded")
-        tokenizer = model.companion_files[TOKENIZER_FILE]
-    if model.config.chunk_size != config.chunk_size:
-        raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {model.config.chunk_size} actions")
-    prompts = PromptEncoder.from_json(tokenizer, model.config)
-    name = _statistics_name(config, model.config, suite=suite)
-    preprocessor = model.companion_files.get(_PREPROCESSOR_FILE)
+        files = open_checkpoint(config.checkpoint)
+    shape, companions = files.config, dict(files.companions)
+    if TOKENIZER_FILE not in companions:
+        raise ValueError(f"{config.checkpoint} has no {TOKENIZER_FILE}: without it prompts cannot be encoded")
+    if shape.chunk_size != config.chunk_size:
+        raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {shape.chunk_size} actions")
+    prompts = PromptEncoder.from_json(companions[TOKENIZER_FILE], shape)
+    dataset = _statistics_name(config, shape, suite=suite)
+    preprocessor = companions.get(_PREPROCESSOR_FILE)
     images = settings_from_json(
         {} if preprocessor is None else json_object(preprocessor, name=_PREPROCESSOR_FILE),
-        image_size=model.config.image_size,
-        jpeg=_jpeg(config, model.config, dataset=name),
+        image_size=shape.image_size,
+        jpeg=_jpeg(config, shape, dataset=dataset),
     )
-    model.companion_files.setdefault(_PREPROCESSOR_FILE, json_bytes(settings_to_json(images)))
-    codec = _codec(config, model.config, dataset=name, action_dim=len(action_low))
-    model.config = replace(model.config, gripper=codec.gripper, jpeg=images.jpeg)  # saved checkpoints say what was settled here
+    companions.setdefault(_PREPROCESSOR_FILE, json_bytes(settings_to_json(images)))
+    codec = _codec(config, shape, dataset=dataset, action_low=action_low, action_high=action_high)
+    # Saved checkpoints say what was settled here. Weights come last: reading them can take minutes.
+    shape = replace(shape, unnorm_key=dataset, gripper=codec.gripper, jpeg=images.jpeg)
+    files = replace(files, config=shape, companions=companions)
+    if config.checkpoint is None:
+        model = SimpleVLAOFT.from_random(shape, seed=seed, dtype=dtype, device=device)
+        model.companion_files = companions
+    else:
+        model = SimpleVLAOFT.from_files(files, dtype=dtype, device=device)
     if config.lora_rank:
         add_lora(model, config.lora_rank, layers=model.adaptable_layers, seed=seed)
     model.activation_checkpointing = config.activation_checkpointing
@@ -70,17 +115,10 @@ def _auto_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _random_model(
-    config: PolicyConfig,
-    action_low: np.ndarray,
-    action_high: np.ndarray,
-    *,
-    suite: str | None,
-    seed: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[SimpleVLAOFT, bytes]:
-    """An untrained model whose bins cover the env's actions, and its tokenizer."""
+def _without_weights(
+    config: PolicyConfig, action_low: np.ndarray, action_high: np.ndarray, *, suite: str | None
+) -> CheckpointFiles:
+    """What a checkpoint of an untrained model would hold besides weights; its bins cover the env's actions."""
     tokenizer = small_tokenizer()
     statistics = ActionStatistics.from_bounds(action_low, action_high)
     shape = named_config(
@@ -90,65 +128,58 @@ def _random_model(
         chunk_size=config.chunk_size,
         action_dim=len(action_low),
     )
-    name = "actions" if suite is None else f"{suite}_no_noops"
-    shape = replace(shape, gripper=None, jpeg=False, norm_stats={name: statistics.to_json()})
-    model = SimpleVLAOFT.from_random(shape, seed=seed, dtype=dtype, device=device)
-    content = tokenizer.to_str().encode()
-    model.companion_files[TOKENIZER_FILE] = content
-    return model, content
+    dataset = "actions" if suite is None else f"{suite}_no_noops"
+    return CheckpointFiles(
+        config=replace(shape, gripper=None, jpeg=False, norm_stats={dataset: statistics.to_json()}),
+        weights=(),
+        companions={TOKENIZER_FILE: tokenizer.to_str().encode()},
+    )
 
 
 def _statistics_name(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, suite: str | None) -> str:
     if not shape.norm_stats:
         raise ValueError(f"{config.checkpoint} has no action statistics: {STATISTICS_FILE} is missing or empty")
-    return select_statistics(shape.norm_stats, key=config.statistics_key, suite=suite)
+    return select_statistics(shape.norm_stats, key=config.statistics_key, unnorm_key=shape.unnorm_key, suite=suite)
 
 
 def _jpeg(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, dataset: str) -> bool:
-    """What the config says, else what the checkpoint says, else whether its dataset is one that was published as JPEG."""
+    """What the config says, else what the checkpoint says, else how its dataset was stored."""
     if config.jpeg != "auto":
         return config.jpeg == "on"
     if shape.jpeg is not None:
         return shape.jpeg
-    is_published = dataset.startswith("libero_") and dataset.endswith("_no_noops")
-    _log.info("images %s JPEG, by the name of dataset %s", "pass through" if is_published else "do not pass through", dataset)
-    return is_published
+    passes = passes_jpeg(dataset)
+    _log.info("images %s JPEG, by the name of dataset %s", "pass through" if passes else "do not pass through", dataset)
+    return passes
 
 
-def _codec(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, dataset: str, action_dim: int) -> ActionCodec:
+def _codec(
+    config: PolicyConfig, shape: SimpleVLAOFTConfig, *, dataset: str, action_low: np.ndarray, action_high: np.ndarray
+) -> ActionCodec:
     statistics = ActionStatistics.from_json(shape.norm_stats[dataset], name=dataset)
-    if not len(statistics.low) == shape.action_dim == action_dim:
+    if not len(statistics.low) == shape.action_dim == len(action_low):
         raise ValueError(
-            f"the env has {action_dim} action dimensions, the model {shape.action_dim}, its statistics {dataset!r} "
+            f"the env has {len(action_low)} action dimensions, the model {shape.action_dim}, its statistics {dataset!r} "
             f"{len(statistics.low)}"
         )
     return ActionCodec(
         statistics=statistics,
-        gripper=_gripper(config, shape, statistics, dataset=dataset),
+        gripper=_gripper(config, shape, statistics, dataset=dataset, low=float(action_low[-1]), high=float(action_high[-1])),
         chunk_size=shape.chunk_size,
         vocab_end=shape.pad_token_id,
         num_bins=shape.num_bins,
     )
 
 
-def _gripper(config: PolicyConfig, shape: SimpleVLAOFTConfig, statistics: ActionStatistics, *, dataset: str) -> Gripper:
-    """What the config says, else what the checkpoint says, else what its statistics leave no doubt of."""
+def _gripper(
+    config: PolicyConfig, shape: SimpleVLAOFTConfig, statistics: ActionStatistics, *, dataset: str, low: float, high: float
+) -> Gripper:
+    """What the config says, else what the checkpoint says, else how its dataset stores it."""
     if config.gripper != "auto":
         return "libero" if config.gripper == "libero" else None
     if shape.gripper != "unknown":
         return shape.gripper
-    if statistics.mask.all():
-        return None
-    is_libero_data = (
-        dataset.startswith("libero_")
-        and not statistics.mask[-1]
-        and statistics.mask[:-1].all()
-        and (statistics.low[-1], statistics.high[-1]) == (0.0, 1.0)
-    )
-    if not is_libero_data:
-        raise ValueError(
-            f"the checkpoint does not say how dataset {dataset!r} stores the gripper, and its statistics leave it as it is: "
-            "set policy.gripper to libero (0 close .. 1 open) or none (already the env's own values)"
-        )
-    _log.info("gripper of %s: stored as 0 close .. 1 open, played as LIBERO's +1 close, -1 open", dataset)
-    return "libero"
+    gripper = gripper_of(dataset, statistics, low=low, high=high)
+    played = "as decoded" if gripper is None else "as +1 close, -1 open; stored as 0 close .. 1 open"
+    _log.info("the last action dimension is played %s, by the statistics of dataset %s", played, dataset)
+    return gripper

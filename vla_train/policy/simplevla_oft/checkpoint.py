@@ -1,8 +1,7 @@
 """Checkpoints in the published layout: safetensors under the published names, `config.json`, and files that travel along.
 
-Nothing from a checkpoint is executed: weights are read from safetensors only, everything else is JSON or bytes that travel
-along.
-Tensors go one by one onto the device; at no time is there a second copy of the model.
+Nothing from a checkpoint is executed: weights are read from safetensors only, everything else is JSON, or bytes that travel
+along. Tensors go one by one onto the device; at no time is there a second copy of the model.
 """
 
 import json
@@ -14,14 +13,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vla_train.policy.checkpoint_name import require_checkpoint
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.config_json import config_from_json, config_to_json
+from vla_train.policy.simplevla_oft.continuous import refuse_continuous_config, refuse_continuous_files
+from vla_train.policy.simplevla_oft.hub import fetch, hub_file_names
 from vla_train.policy.simplevla_oft.lora import full_tensor, lora_layers, merged_weight
+from vla_train.safetensors_file import save_file
 
 STATISTICS_FILE = "dataset_statistics.json"
+_GENERATION_FILE = "generation_config.json"
+_UNNORM_KEY = "unnorm_key"
 _INDEX_FILE = "model.safetensors.index.json"
 _WRITTEN_BY_US = {"config.json", STATISTICS_FILE, _INDEX_FILE}
 _COMPANION_PATTERNS = ("*.json", "*.py", "tokenizer.model")
@@ -83,14 +87,15 @@ def open_checkpoint(path_or_hub_id: str | Path) -> CheckpointFiles:
         path_or_hub_id: Folder, or `owner/name` on the Hugging Face hub.
 
     Raises:
-        ValueError: A file is missing, damaged or a pickle, or the config describes another model. The message names the file.
+        ValueError: There is no such checkpoint, a file is missing, damaged or a pickle, or it holds another model (continuous
+            OpenVLA-OFT, say). The message names the file.
     """
-    folder = checkpoint_folder(path_or_hub_id)
-    config = config_from_json(read_json(folder / "config.json"))
-    if (folder / STATISTICS_FILE).exists():
-        config = replace(config, norm_stats=read_json(folder / STATISTICS_FILE))
-    elif not config.norm_stats:
-        raise ValueError(f"{folder / STATISTICS_FILE} is missing, and config.json has no norm_stats: no action statistics")
+    name = str(path_or_hub_id)
+    check_checkpoint_files(name)
+    folder = Path(name) if Path(name).is_dir() else fetch(name, ["*.safetensors", *_COMPANION_PATTERNS])
+    published = read_json(folder / "config.json")
+    refuse_continuous_config(published, where=name)
+    config = _with_statistics(config_from_json(published), folder)
     return CheckpointFiles(
         config=config,
         weights=tuple(_weight_files(folder)),
@@ -192,20 +197,35 @@ def _published_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield key, piece.of(gathered[1])
 
 
-def checkpoint_folder(path_or_hub_id: str | Path) -> Path:
-    """The folder of a checkpoint; one on the hub is fetched first, weights as safetensors and data files only."""
-    folder = Path(path_or_hub_id)
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) or folder.exists():
-        raise ValueError(f"no checkpoint at {folder}: expected a folder, or owner/name on the Hugging Face hub")
-    from huggingface_hub import snapshot_download
+def _with_statistics(config: SimpleVLAOFTConfig, folder: Path) -> SimpleVLAOFTConfig:
+    """With the action statistics of the folder, and the name of those that the checkpoint is to be played with.
 
-    try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.safetensors", *_COMPANION_PATTERNS]))
-    except OSError as error:  # as all errors of the hub are
-        cause = str(error).splitlines()[0]
-        raise ValueError(f"{folder} is no folder here, and cannot be fetched from the hub: {cause}") from error
+    Published files have that name, where they have it at all, in `config.json`, `generation_config.json` or among the
+    statistics; the first of these counts.
+    """
+    norm_stats = dict(config.norm_stats)
+    if (folder / STATISTICS_FILE).exists():
+        norm_stats = read_json(folder / STATISTICS_FILE)
+    elif not norm_stats:
+        raise ValueError(f"{folder / STATISTICS_FILE} is missing, and config.json has no norm_stats: no action statistics")
+    generation = read_json(folder / _GENERATION_FILE) if (folder / _GENERATION_FILE).exists() else {}
+    named = (config.unnorm_key, generation.get(_UNNORM_KEY), norm_stats.pop(_UNNORM_KEY, None))
+    unnorm_key = next((name for name in named if name is not None), None)
+    if not isinstance(unnorm_key, str | None):
+        raise ValueError(f"{folder}: {_UNNORM_KEY} must name a dataset, got {unnorm_key!r}")
+    return replace(config, norm_stats=norm_stats, unnorm_key=unnorm_key)
+
+
+def check_checkpoint_files(path_or_hub_id: str) -> None:
+    """Refuse what is no checkpoint, or one of continuous OpenVLA-OFT, by its files' names: nothing is fetched or read.
+
+    Raises:
+        ValueError: There is no such folder, the hub has no such checkpoint, or it is one of continuous OpenVLA-OFT.
+    """
+    require_checkpoint(path_or_hub_id)
+    folder = Path(path_or_hub_id)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else hub_file_names(path_or_hub_id)
+    refuse_continuous_files(names, where=path_or_hub_id)
 
 
 def read_json(path: Path) -> dict[str, Any]:

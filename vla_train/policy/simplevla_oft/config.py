@@ -131,6 +131,8 @@ class SimpleVLAOFTConfig:
     """Whether frames take a JPEG round trip first. None: published checkpoints do not say."""
     norm_stats: Mapping[str, Any] = field(default_factory=dict)
     """Action statistics by dataset, as `dataset_statistics.json` has them."""
+    unnorm_key: str | None = None
+    """The dataset whose statistics the checkpoint names for playing it. None: it names none."""
     published: Mapping[str, Any] = field(default_factory=dict)
     """The `config.json` this was read from: keys that we do not use are written back as they were."""
 

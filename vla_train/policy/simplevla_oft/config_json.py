@@ -55,6 +55,8 @@ def config_from_json(data: Mapping[str, Any]) -> SimpleVLAOFTConfig:
         optional["gripper"] = data["gripper"]
     if "jpeg" in data:
         optional["jpeg"] = _required(data, "jpeg", bool)
+    if data.get("unnorm_key") is not None:
+        optional["unnorm_key"] = _required(data, "unnorm_key", str)
     text = _required(data, "text_config", dict)
     for ours, theirs in (("bos_token_id", "bos_token_id"), ("stop_token_id", "eos_token_id")):
         if text.get(theirs) is not None:
@@ -108,6 +110,8 @@ def config_to_json(config: SimpleVLAOFTConfig) -> dict[str, Any]:
         data["gripper"] = config.gripper
     if config.jpeg is not None:
         data["jpeg"] = config.jpeg
+    if config.unnorm_key is not None:
+        data["unnorm_key"] = config.unnorm_key
     data["text_config"] = {
         "model_type": "llama",
         **config.published.get("text_config", {}),

@@ -87,7 +87,7 @@ def fp8_copy(model: SimpleVLAOFT) -> SimpleVLAOFT:
     They hold nothing before `quantise` has filled them.
 
     Raises:
-        ValueError: The device cannot, or a layer's width does not fit.
+        ValueError: The GPU cannot multiply FP8, or a layer's width is not a multiple of 16.
     """
     if model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) < _CAPABILITY:
         raise ValueError(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vla_train.policy.simplevla_oft.checkpoint import fill, open_checkpoint, save
+from vla_train.policy.simplevla_oft.checkpoint import CheckpointFiles, fill, open_checkpoint, save
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.llama import LanguageModel, rotary_tables
 from vla_train.policy.simplevla_oft.vision import LayerScale, VisionTower
@@ -93,7 +93,11 @@ class SimpleVLAOFT(nn.Module):
         Raises:
             ValueError: It cannot be read; see `checkpoint.open_checkpoint` and `checkpoint.fill`.
         """
-        files = open_checkpoint(path_or_hub_id)
+        return cls.from_files(open_checkpoint(path_or_hub_id), dtype=dtype, device=device)
+
+    @classmethod
+    def from_files(cls, files: CheckpointFiles, *, dtype: torch.dtype, device: str | torch.device) -> Self:
+        """Read the weights of a checkpoint whose other files were read before; see `from_pretrained`."""
         model = cls._empty(files.config, dtype=dtype, device=device)
         fill(model, files.weights, device=torch.device(device))
         model.companion_files = files.companions
@@ -167,9 +171,7 @@ class SimpleVLAOFT(nn.Module):
 
     def compile_blocks(self, *, backend: str = "inductor") -> None:
         """Compile every block in place. Blocks of a kind share their code, so it is compiled once, not once a layer, and for
-        all sizes at once, but for a batch of one row.
-
-        """
+        all sizes at once, but for a batch of one row."""
         for block in self.blocks:
             block.compile(backend=backend)
         self._compiled = True

@@ -7,7 +7,6 @@ from hypothesis.extra import numpy as hnp
 from vla_train.policy.simplevla_oft.action_tokens import (
     ActionCodec,
     ActionStatistics,
-    select_statistics,
     token_ids_from_values,
     values_from_token_ids,
 )
@@ -112,31 +111,11 @@ def test_actions_of_the_wrong_shape_are_refused():
         _codec(None).encode(np.zeros((1, 3, 3)))
 
 
-def test_statistics_are_those_of_the_suite():
-    stats = {"libero_spatial_no_noops": {}, "libero_10_no_noops": {}}
-    assert select_statistics(stats, key=None, suite="libero_10") == "libero_10_no_noops"
-    assert select_statistics(stats, key="libero_spatial_no_noops", suite="libero_10") == "libero_spatial_no_noops"
-
-
-def test_the_only_statistics_there_are_serve_any_suite():
-    assert select_statistics({"bridge": {}}, key=None, suite="libero_10") == "bridge"
-
-
-@pytest.mark.parametrize("suite", [None, "libero_goal"])
-def test_several_statistics_and_none_that_fits_is_a_question_to_the_user(suite):
-    with pytest.raises(ValueError, match=r"policy\.statistics_key; there are a, b"):
-        select_statistics({"a": {}, "b": {}}, key=None, suite=suite)
-
-
-def test_an_unknown_statistics_key_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'c'.*a, b"):
-        select_statistics({"a": {}, "b": {}}, key="c", suite=None)
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         ({}, "'suite_x' have no 'action'"),
+        ("text", "'suite_x' have no 'action'"),
         ({"action": {"q01": [0]}}, "'suite_x'.*'q99'"),
         ({"action": {"q01": [0, 1], "q99": [1]}}, "'suite_x'.*shapes"),
         ({"action": {"q01": [0], "q99": [float("nan")]}}, "'suite_x'.*finite"),

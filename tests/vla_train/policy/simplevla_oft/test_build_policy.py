@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -42,19 +43,71 @@ def test_statistics_of_the_suite_are_taken_among_several(published, make_policy)
         make_policy(checkpoint=str(published), suite="libero_90")
 
 
-def test_the_gripper_convention_is_asked_for_where_nothing_says_it(published, make_policy):
-    path = published / "dataset_statistics.json"
-    path.write_text(path.read_text().replace("libero_spatial_no_noops", "bridge_orig"))
-    with pytest.raises(ValueError, match=r"policy\.gripper"):
+def test_statistics_of_another_suite_are_taken_only_where_they_are_named(published, make_policy):
+    with pytest.raises(ValueError, match=r"no action statistics of suite libero_10, only of libero_spatial_no_noops.*_key"):
+        make_policy(checkpoint=str(published), suite="libero_10")
+    policy = make_policy(checkpoint=str(published), suite="libero_10", statistics_key="libero_spatial_no_noops")
+    assert policy.model.config.unnorm_key == "libero_spatial_no_noops"
+
+
+@pytest.fixture
+def rename(published) -> Callable[..., None]:
+    """Gives the statistics other names, all with the same numbers but for the gripper's."""
+
+    def rename(*names: str, mask: bool = False, low: float = 0.0, high: float = 1.0) -> None:
+        path = published / "dataset_statistics.json"
+        (stats,) = json.loads(path.read_text()).values()
+        action = stats["action"]
+        action["mask"][-1], action["q01"][-1], action["q99"][-1] = mask, low, high
+        path.write_text(json.dumps(dict.fromkeys(names, stats)))
+
+    return rename
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "dataset_statistics.json"])
+def test_the_checkpoints_own_choice_of_statistics_is_taken(file, published, rename, make_policy, tmp_path):
+    rename("libero_spatial_no_noops", "libero_130_no_noops_trajall")
+    path = published / file
+    data = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(data | {"unnorm_key": "libero_130_no_noops_trajall"}))
+    policy = make_policy(checkpoint=str(published))
+    assert policy.model.config.unnorm_key == "libero_130_no_noops_trajall"
+    assert set(policy.model.config.norm_stats) == {"libero_spatial_no_noops", "libero_130_no_noops_trajall"}
+    policy.save_pretrained(str(tmp_path / "saved"))
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["unnorm_key"] == "libero_130_no_noops_trajall"
+
+
+def test_a_choice_of_statistics_that_names_nothing_is_refused_by_key(published, make_policy):
+    (published / "generation_config.json").write_text(json.dumps({"unnorm_key": ["libero_10"]}))
+    with pytest.raises(ValueError, match=r"unnorm_key must name a dataset, got \['libero_10'\]"):
         make_policy(checkpoint=str(published))
-    assert make_policy(checkpoint=str(published), gripper="none").codec.gripper is None
-    assert make_policy(checkpoint=str(published), gripper="libero").codec.gripper == "libero"
+
+
+def test_the_gripper_convention_is_asked_for_where_nothing_says_it(published, rename, make_policy):
+    rename("bridge_orig")
+    with pytest.raises(ValueError, match=r"policy\.gripper"):
+        make_policy(checkpoint=str(published), statistics_key="bridge_orig")
+    for asked, gripper in (("none", None), ("libero", "libero")):
+        policy = make_policy(checkpoint=str(published), statistics_key="bridge_orig", gripper=asked)
+        assert policy.codec.gripper == gripper
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("dataset", ["libero_spatial_no_noops", "libero_130_no_noops_trajall", "libero_spatial"])
+def test_a_libero_gripper_opens_and_closes_whatever_the_mask_says(dataset, mask, published, rename, make_policy):
+    rename(dataset, mask=mask)
+    codec = make_policy(checkpoint=str(published)).codec
+    first = codec.vocab_end - codec.num_bins
+    played = codec.decode(np.repeat([[first], [codec.vocab_end - 1]], codec.chunk_size * codec.action_dim, axis=1))
+    assert (played[..., -1] == [[-1.0], [1.0]]).all(), "stored 1 is played as open (-1), stored 0 as close (+1)"
 
 
 @pytest.mark.parametrize(
     ("dataset", "says", "asked", "passes"),
     [
         ("libero_spatial_no_noops", {}, "auto", True),
+        ("libero_spatial", {}, "auto", True),
+        ("libero_130_no_noops_trajall", {}, "auto", True),
         ("libero_spatial_no_noops", {}, "off", False),
         ("libero_spatial_no_noops", {"jpeg": False}, "auto", False),
         ("bridge_orig", {}, "auto", False),
@@ -63,15 +116,16 @@ def test_the_gripper_convention_is_asked_for_where_nothing_says_it(published, ma
     ],
 )
 def test_images_pass_through_jpeg_where_the_checkpoints_data_did(
-    dataset, says, asked, passes, published, make_policy, tmp_path
+    dataset, says, asked, passes, published, rename, make_policy, tmp_path
 ):
-    statistics, config = published / "dataset_statistics.json", published / "config.json"
-    statistics.write_text(statistics.read_text().replace("libero_spatial_no_noops", dataset))
+    rename(dataset)
+    config = published / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | says))
-    policy = make_policy(checkpoint=str(published), gripper="libero", jpeg=asked)
+    policy = make_policy(checkpoint=str(published), statistics_key=dataset, gripper="libero", jpeg=asked)
     assert policy._images.jpeg == passes
     policy.save_pretrained(str(tmp_path / "saved"))
-    again = make_policy(checkpoint=str(tmp_path / "saved"))  # what was asked for or found out is part of what is saved
+    # What was asked for or found out is part of what is saved.
+    again = make_policy(checkpoint=str(tmp_path / "saved"), statistics_key=dataset)
     assert (again._images.jpeg, again.codec.gripper) == (passes, "libero")
 
 
@@ -105,6 +159,23 @@ def test_a_checkpoint_that_does_not_fit_run_or_env_is_refused(published, make_po
         make_policy(checkpoint=str(published), chunk_size=4)
     with pytest.raises(ValueError, match="the env has 3 action dimensions"):
         make_policy(checkpoint=str(published), action_dim=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"suite": "libero_10"}, "no action statistics of suite libero_10"),
+        ({"statistics_key": "nothing"}, r"statistics_key 'nothing'"),
+        ({"chunk_size": 4}, "chunk_size is 4"),
+        ({"action_dim": 3}, "3 action dimensions"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_weights_are_read(options, message, published, make_policy):
+    (published / "model.safetensors").write_bytes(b"reading this is an error of its own")
+    with pytest.raises(ValueError, match=message):
+        make_policy(checkpoint=str(published), **options)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        make_policy(checkpoint=str(published))
 
 
 def test_statistics_from_bounds_cover_the_bounds():

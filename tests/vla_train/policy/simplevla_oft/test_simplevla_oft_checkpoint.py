@@ -239,15 +239,3 @@ def test_a_folder_without_config_or_weights_is_refused(folder):
 def test_a_folder_that_does_not_exist_is_refused(name):
     with pytest.raises(ValueError, match="no checkpoint at"):
         SimpleVLAOFT.from_pretrained(name)
-
-
-def test_from_the_hub_no_pickles_are_fetched(folder, monkeypatch):
-    asked = []
-
-    def snapshot_download(name, *, allow_patterns):
-        asked.append((name, allow_patterns))
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    SimpleVLAOFT.from_pretrained("someone/openvla-oft")
-    assert asked == [("someone/openvla-oft", ["*.safetensors", "*.json", "*.py", "tokenizer.model"])]
