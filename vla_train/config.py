@@ -4,10 +4,13 @@ A config that cannot work is refused when it is built, before anything starts. T
 classes: the text under each field is its `--help`.
 """
 
+import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -312,6 +315,8 @@ class EvaluateConfig:
     """Progress on the terminal; auto is rich on a terminal, plain lines elsewhere."""
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Only max_policy_batch and max_wait_s matter here: an evaluation is greedy, and has no groups."""
     eval: EvalConfig = field(default_factory=lambda: EvalConfig(episodes_per_task=0))
 
     def __post_init__(self) -> None:
@@ -342,30 +347,71 @@ def config_to_json(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
     return plain(asdict(config))
 
 
-def config_from_json(data: dict[str, Any]) -> TrainConfig:
-    """Rebuild a config that `config_to_json` wrote.
+def config_from_json(data: Mapping[str, Any], *, defaults: TrainConfig | None = None) -> TrainConfig:
+    """The config that JSON data of `config_to_json`, or a part of it, stands for.
+
+    Args:
+        data: Fields by name; a section is a mapping of its own.
+        defaults: Gives the fields that `data` leaves out; None takes those of `TrainConfig`.
 
     Raises:
-        ValueError: A section or field is unknown (the config is from another version), or its values cannot work.
+        ValueError: A section or field is unknown or has another name by now, or a value cannot work; the message names it.
     """
-    sections = {
-        "env": EnvConfig,
-        "policy": PolicyConfig,
-        "rollout": RolloutConfig,
-        "algo": AlgoConfig,
-        "optim": OptimConfig,
-        "eval": EvalConfig,
-    }
-    arguments = {name: _build(sections[name], value) if name in sections else value for name, value in data.items()}
-    if "output" in arguments:
-        arguments["output"] = Path(arguments["output"])
-    if "trackers" in arguments:
-        arguments["trackers"] = tuple(arguments["trackers"])
-    return _build(TrainConfig, arguments)
+    return _updated(TrainConfig() if defaults is None else defaults, data, section="")
 
 
-def _build(cls: type[_Config], data: dict[str, Any]) -> _Config:
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - known)
-    _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}: this config was written by another version")
-    return cls(**data)
+RENAMED = {"env.num_groups": "env.num_workers", "env.envs_per_group": "env.envs_per_worker"}
+"""Fields that had another name in earlier versions."""
+
+
+def _updated(config: _Config, data: Any, *, section: str) -> _Config:
+    """`config` with the fields that `data` holds."""
+    _require(isinstance(data, Mapping), f"{section.rstrip('.') or 'a config'} must be a table of fields, got {data!r}")
+    known = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    for name, value in data.items():
+        full_name = f"{section}{name}"
+        _require(full_name not in RENAMED, f"{full_name} is now called {RENAMED.get(full_name)}: rename it")
+        _require(
+            name in known,
+            f"unknown field {full_name} (of another version, or mistyped): {section.rstrip('.') or 'a config'} has "
+            + ", ".join(known),
+        )
+        before = getattr(config, name)
+        if is_dataclass(before):
+            changes[name] = _updated(before, value, section=f"{full_name}.")
+        else:
+            changes[name] = _read(full_name, known[name].type, value)
+    if "id" in changes and changes["id"] != getattr(config, "id", None):
+        changes.setdefault("kwargs", {})  # another env does not take the arguments of the default one
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def _read(name: str, kind: Any, value: Any) -> Any:
+    """The value of a field, from JSON or TOML."""
+    if get_origin(kind) in (UnionType, Union):
+        if value is None:
+            return None
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Annotated:
+        _require(isinstance(value, Mapping), f"{name} must be a table of arguments, got {value!r}")
+        return {key: _argument_text(f"{name}.{key}", argument) for key, argument in value.items()}
+    if get_origin(kind) is tuple:
+        wanted, fits = "a list of names", isinstance(value, list) and all(isinstance(item, str) for item in value)
+    elif kind in (int, float):
+        wanted = "a whole number" if kind is int else "a number"
+        fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    else:
+        wanted, fits = ("true or false", isinstance(value, bool)) if kind is bool else ("a text", isinstance(value, str))
+    _require(fits, f"{name} must be {wanted}, got {value!r}")
+    return value if get_origin(kind) is Literal else (get_origin(kind) or kind)(value)
+
+
+def _argument_text(name: str, value: Any) -> str:
+    """An argument as the command line would have it: JSON, or a text as it is."""
+    try:
+        return value if isinstance(value, str) else json.dumps(value)
+    except TypeError:
+        raise ValueError(
+            f"{name} must be a text, a number, true or false, or a list or table of these, got {value!r}"
+        ) from None
