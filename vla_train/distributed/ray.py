@@ -316,6 +316,15 @@ def _cause(error: Any) -> BaseException:
     return error.cause if isinstance(error.cause, BaseException) else error
 
 
-def make_rollout_policy(factory: Callable[[], RolloutPolicy], *, replicas: int = 1, use_gpu: bool = False) -> RolloutPolicy:
-    """The policy that samples, on nodes that offer `train_rollout`; see `RayPolicy`."""
+def make_rollout_policy(factory: Callable[[], RolloutPolicy], *, replicas: int = 1, use_gpu: bool | None = False) -> RayPolicy:
+    """The policy that samples, on nodes that offer `train_rollout`; see `RayPolicy`. The caller closes it.
+
+    Args:
+        factory: Builds the policy where it runs; must be picklable.
+        replicas: How many.
+        use_gpu: Whether each replica has a GPU of its own; None: where the cluster has as many.
+    """
+    if use_gpu is None:
+        connect()
+        use_gpu = ray.cluster_resources().get("GPU", 0) >= replicas
     return RayPolicy(factory, replicas=replicas, use_gpu=use_gpu)

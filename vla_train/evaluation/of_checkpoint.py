@@ -9,12 +9,14 @@ Invariant: all episodes in a folder were played by the same weights on the same 
 """
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vla_train.config import EvaluateConfig, RolloutConfig, config_to_json
+from vla_train.config import EvaluateConfig, PolicyConfig, config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
 from vla_train.evaluation.display import evaluate_with_progress, show_evaluation
@@ -23,6 +25,7 @@ from vla_train.interruption import Interruption
 from vla_train.pipeline.episodes import evaluation_episodes
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
+from vla_train.policy.base import RolloutPolicy
 from vla_train.policy.checkpoint_name import require_checkpoint
 from vla_train.policy.simplevla_oft.build import build_policy
 from vla_train.trainer.checkpoint_folder import latest_checkpoint
@@ -30,6 +33,8 @@ from vla_train.trainer.manifest import CheckpointError, verify_checkpoint
 
 _ENV_CAPACITY = ("num_workers", "envs_per_worker", "worker", "step_timeout_s", "max_restarts")
 """Fields of `EnvConfig` that change how fast episodes are played, not what they are."""
+_POLICY_CAPACITY = ("worker", "replicas")
+"""The same of `PolicyConfig`."""
 
 
 class CheckpointEvaluation:
@@ -58,14 +63,16 @@ class CheckpointEvaluation:
             self.episodes = evaluation_episodes(
                 env.task_ids, env.num_init_states, config.eval, train_fraction=config.train_fraction, seed=config.seed
             )
-            policy = build_policy(
+            factory = partial(
+                build_policy,
                 replace(config.policy, checkpoint=self.checkpoint, lora_rank=0),
                 action_low=env.action_low,
                 action_high=env.action_high,
                 suite=env.suite,
                 seed=config.seed,
             )
-            self._rollout = Rollout(RolloutConfig(), policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
+            policy = _build(factory, config.policy, undo)
+            self._rollout = Rollout(config.rollout, policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
             _claim(self.output, identity)
             self._undo = undo.pop_all()
 
@@ -97,6 +104,18 @@ class CheckpointEvaluation:
         return result
 
 
+def _build(factory: Callable[[], RolloutPolicy], config: PolicyConfig, undo: ExitStack) -> RolloutPolicy:
+    """The policy in this process, or its replicas on nodes of a Ray cluster, which `undo` ends."""
+    if config.worker == "local":
+        return factory()
+    from vla_train.distributed.ray import make_rollout_policy
+
+    use_gpu = None if config.device == "auto" else config.device == "cuda"
+    replicas = make_rollout_policy(factory, replicas=config.replicas, use_gpu=use_gpu)
+    undo.callback(replicas.close)
+    return replicas
+
+
 def _find_checkpoint(config: EvaluateConfig) -> tuple[str, Path]:
     """The policy's folder or hub id, and where results go."""
     named = Path(config.checkpoint)
@@ -125,7 +144,7 @@ def _identity(config: EvaluateConfig, checkpoint: str) -> dict[str, Any]:
         "checkpoint": checkpoint,
         "weights": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in weights},
         "env": {name: value for name, value in asked["env"].items() if name not in _ENV_CAPACITY},
-        "policy": asked["policy"],
+        "policy": {name: value for name, value in asked["policy"].items() if name not in _POLICY_CAPACITY},
         "seed": config.seed,
         "train_fraction": config.train_fraction,
     }

@@ -76,6 +76,7 @@ class Run:
         self._began = time.perf_counter()
         self._show_rollout: Callable[[RolloutProgress], None] = _show_nothing
         self._unlock: Callable[[], None] = lambda: None
+        self._close_policy: Callable[[], None] = lambda: None
 
         if config.policy.checkpoint is not None:
             require_checkpoint(config.policy.checkpoint)
@@ -88,6 +89,7 @@ class Run:
                 self._unlock = lock_run(config.output)
                 undo.callback(self._unlock)
                 prepare_run(config.output)
+            undo.callback(lambda: self._close_policy())
             self._set_up(undo)
             undo.pop_all()
 
@@ -303,9 +305,10 @@ class Run:
         self.display.line(f"checkpoint: {escape(str(path))}")
 
     def close(self) -> None:
-        """End env groups and trackers; a rollout under way is broken off."""
+        """End workers, policies in Ray actors and trackers; a rollout under way is broken off."""
         self.rollout.close()
         self._background.shutdown()
+        self._close_policy()
         if self._log is not None:
             self._log.close()
         self._unlock()
@@ -357,7 +360,9 @@ class Run:
         if self.config.policy.worker == "ray":
             from vla_train.distributed.ray import make_rollout_policy
 
-            return make_rollout_policy(factory, replicas=self.config.policy.replicas, use_gpu=use_gpu)
+            replicas = make_rollout_policy(factory, replicas=self.config.policy.replicas, use_gpu=use_gpu)
+            self._close_policy = replicas.close
+            return replicas
         return factory()
 
     def _policy_factory(self, config: PolicyConfig) -> Callable[[], SimpleVLAOFTPolicy]:
