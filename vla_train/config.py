@@ -71,11 +71,11 @@ class EnvConfig:
     kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
     """Arguments of the env, values JSON or text, such as suite=libero_10 task_ids=[0,3]; they replace all defaults shown."""
     num_workers: int = 2
-    """Env groups that take turns with the policy: with 2 or more, one simulates while the policy decides for another."""
+    """Workers that take turns with the policy: with 2 or more, one simulates while the policy decides for another."""
     envs_per_worker: int = 4
-    """Envs in each env group, simulated side by side."""
+    """Envs of each worker, simulated side by side."""
     worker: Literal["thread", "process", "ray"] = "thread"
-    """Where a group runs: a thread (envs that release the GIL), a process (any other), or a Ray actor (other machines)."""
+    """Where a worker runs: a thread (envs that release the GIL), a process (any other), or a Ray actor (other machines)."""
     image_key: str = "image"
     """Key of the image in the observation; render takes the frame that the env's render() draws."""
     instruction: str | None = None
@@ -87,9 +87,9 @@ class EnvConfig:
     max_episode_steps: int | None = None
     """Time limit in env steps (single actions); None keeps the env's own."""
     step_timeout_s: float = 300.0
-    """Seconds after which an env group that does not answer counts as hung and is restarted."""
+    """Seconds after which a worker that does not answer counts as hung and is restarted."""
     max_restarts: int = 3
-    """Restarts of each env group before the run stops with the cause."""
+    """Restarts of a worker while it plays as many episodes to their end as it has envs; one more ends the run."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "env.")
@@ -155,9 +155,9 @@ class RolloutConfig:
     temperature: float = 1.6
     """Softmax temperature at which actions are sampled: above 1 explores more. Evaluation is greedy."""
     max_policy_batch: int = 256
-    """Most decisions in one policy call; ready env groups share a call up to this where sharing pays (learnt in the run)."""
+    """Most decisions in one policy call; ready workers share a call up to this where sharing pays (learnt in the run)."""
     max_wait_s: float = 0.0
-    """Seconds to wait for further env groups before serving the ready ones; above 0, these always share a call."""
+    """Seconds to wait for further workers before serving the ready ones; above 0, these always share a call."""
     min_success_rate: float = 0.1
     """Groups whose success rate (0 to 1) is below this carry no signal and are replaced (dynamic sampling)."""
     max_success_rate: float = 0.9

@@ -28,6 +28,7 @@ import numpy as np
 from vla_train.config import EnvConfig
 from vla_train.distributed.weights import PackedWeight, pack_weights, unpack_weights
 from vla_train.envs.factory import make_env_shard
+from vla_train.envs.restarts import Restarts
 from vla_train.envs.shard import EnvShard
 from vla_train.envs.worker import (
     CLOSE_TIMEOUT_S,
@@ -53,16 +54,25 @@ if TYPE_CHECKING:
 
 SIM_RESOURCE = "sim"
 TRAIN_ROLLOUT_RESOURCE = "train_rollout"
+_ANSWERS_BETWEEN_RESTARTS = 100
+"""Calls that a replica answers before a restart no longer counts."""
 
 _logger = logging.getLogger(__name__)
 
 
 def connect() -> None:
-    """Join a Ray cluster, or start one here; nothing happens where this process has done so already."""
+    """Join a Ray cluster, or start one here; nothing happens where this process has done so already.
+
+    Raises:
+        WorkerError: There is none at RAY_ADDRESS, or it cannot be started.
+    """
     if ray.is_initialized():
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(logging_level=logging.WARNING)
+    try:
+        ray.init(logging_level=logging.WARNING)
+    except (ConnectionError, OSError, RuntimeError, ray.exceptions.RayError) as error:
+        raise WorkerError(f"no Ray cluster can be joined or started (RAY_ADDRESS): {error}") from error
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own, which ends the process, in the place of any other
 
@@ -136,7 +146,7 @@ class RayWorker(EnvWorker):
         except ray.exceptions.RayTaskError as error:
             self._emit(incarnation, WorkerFault(error=_cause(error)))
         except BaseException as error:
-            self._emit(incarnation, WorkerFault(error=RuntimeError(f"the actor of env group {self.index} died: {error}")))
+            self._emit(incarnation, WorkerFault(error=RuntimeError(f"the actor of worker {self.index} died: {error}")))
         else:
             if isinstance(answer, GroupReply):
                 self._emit(incarnation, self._on_our_clock(answer))
@@ -165,7 +175,7 @@ class RayWorker(EnvWorker):
         if self._up:  # while it is being made, it does not listen
             done, _ = ray.wait([self._actor.close.remote()], timeout=CLOSE_TIMEOUT_S)
             if not done:
-                _logger.warning("env group %d did not close within %g s and is killed", self.index, CLOSE_TIMEOUT_S)
+                _logger.warning("worker %d did not close within %g s and is killed", self.index, CLOSE_TIMEOUT_S)
         self.kill()
 
 
@@ -195,7 +205,7 @@ class RayPolicy:
         replicas: How many; rows of a batch are split evenly.
         use_gpu: Whether each replica has a GPU of its own.
         timeout_s: A replica that does not answer for this long counts as hung.
-        max_restarts: How often each replica is replaced before the run stops with the cause.
+        max_restarts: How often each replica may be replaced while it answers 100 calls; one more stops the run with the cause.
 
     Raises:
         ValueError: The cluster has no room for the replicas, or the policy cannot be built (its own error is passed on).
@@ -219,7 +229,7 @@ class RayPolicy:
         self._factory = factory
         self._timeout_s = timeout_s
         self._max_restarts = max_restarts
-        self._restarts = [0] * replicas
+        self._restarts = [Restarts(most=max_restarts, window=_ANSWERS_BETWEEN_RESTARTS) for _ in range(replicas)]
         self._stored_weights: Any = None
         """Reference of the newest weights in the object store."""
         self._actor_class: Any = ray.remote(_PolicyActor).options(num_gpus=int(use_gpu), max_restarts=0, **options)
@@ -278,6 +288,7 @@ class RayPolicy:
             while True:
                 try:
                     answers.append(ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))
+                    self._restarts[index].worked()
                     break
                 except ray.exceptions.RayTaskError as error:  # the policy's own error
                     raise _cause(error) from None
@@ -293,10 +304,11 @@ class RayPolicy:
         """A new replica with the newest weights."""
         while True:
             ray.kill(self._actors[index], no_restart=True)
-            if self._restarts[index] >= self._max_restarts:
-                raise WorkerError(f"policy replica {index} failed after {self._restarts[index]} restarts: {cause}")
-            self._restarts[index] += 1
-            restart = f"restart {self._restarts[index]} of {self._max_restarts}"
+            restarts = self._restarts[index]
+            if restarts.exhausted:
+                raise WorkerError(f"policy replica {index} failed after {len(restarts)} restarts: {cause}")
+            restarts.restarted()
+            restart = f"restart {len(restarts)} of {self._max_restarts}"
             _logger.warning("policy replica %d failed (%s): %s", index, cause, restart)
             actor = self._actors[index] = self._actor_class.remote(sys.path)
             starting = [actor.build.remote(self._factory)]
@@ -312,8 +324,12 @@ class RayPolicy:
 
 
 def _cause(error: Any) -> BaseException:
-    """What went wrong in an actor, as it was raised there."""
-    return error.cause if isinstance(error.cause, BaseException) else error
+    """What went wrong in an actor, as it was raised there, with the traceback from there as a note."""
+    if not isinstance(error.cause, BaseException):
+        return error
+    cause: BaseException = error.cause
+    cause.add_note(str(error))
+    return cause
 
 
 def make_rollout_policy(factory: Callable[[], RolloutPolicy], *, replicas: int = 1, use_gpu: bool | None = False) -> RayPolicy:

@@ -46,13 +46,16 @@ class _Failed:
     error: bytes
     """Pickled; empty where it cannot be."""
     text: str
+    traceback: str
 
     def cause(self) -> BaseException:
         """The error itself where this process knows its class, and it survives pickling; else its text."""
         try:
             return pickle.loads(self.error)
         except Exception:
-            return RuntimeError(self.text)
+            error = RuntimeError(self.text)
+            error.add_note(self.traceback)
+            return error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,9 +212,10 @@ def _serve(pipe: Connection, file: SharedFile, config: EnvConfig, chunk_size: in
 
 
 def _failed(error: BaseException) -> _Failed:
-    error.add_note("".join(traceback.format_exception(error)))
+    told = "".join(traceback.format_exception(error))
+    error.add_note(told)
     try:
         pickled = pickle.dumps(error)
     except Exception:
         pickled = b""
-    return _Failed(error=pickled, text=f"{type(error).__name__}: {error}")
+    return _Failed(error=pickled, text=f"{type(error).__name__}: {error}", traceback=told)

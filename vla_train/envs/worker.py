@@ -22,6 +22,7 @@ import numpy as np
 from vla_train.config import EnvConfig
 from vla_train.envs.factory import make_env_shard
 from vla_train.envs.shard import EnvShard, ShardResult
+from vla_train.errors import RunError
 from vla_train.types import EnvDescription, EpisodeSpec
 
 START_TIMEOUT_S = 600.0
@@ -91,7 +92,7 @@ class Event:
 Sink = Callable[[Event], None]
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunError):
     """A worker failed more often than it may be restarted, or could not be started; the message holds the cause."""
 
 

@@ -25,6 +25,7 @@ from vla_train.algo.advantages import advantages
 from vla_train.algo.losses import TokenSums, clipped_policy_loss
 from vla_train.algo.weights import token_weights
 from vla_train.config import AlgoConfig, OptimConfig
+from vla_train.errors import DivergedError
 from vla_train.policy.base import RolloutPolicy, TrainablePolicy
 from vla_train.trainer.batching import TrajectorySummary, make_rows, plan_minibatches, select_rows, summarise
 from vla_train.trainer.exchange import share_rows
@@ -141,7 +142,7 @@ class Trainer:
 
         Raises:
             ValueError: The trajectories do not fit the policy, or hold numbers that are not finite.
-            RuntimeError: The loss or its gradient is not finite; the weights are as before that mini-batch.
+            DivergedError: The loss or its gradient is not finite; the weights are as before that mini-batch.
         """
         started = time.perf_counter()
         plan = _plan(groups, self._algo, self.ranks)
@@ -348,7 +349,7 @@ def _reduce(parts: Sequence[TokenSums], ranks: Ranks) -> TokenSums:
     """Sums over micro-batches and ranks.
 
     Raises:
-        RuntimeError: The loss is not finite.
+        DivergedError: The loss is not finite.
     """
     whole = parts[0]
     for part in parts[1:]:
@@ -359,7 +360,7 @@ def _reduce(parts: Sequence[TokenSums], ranks: Ranks) -> TokenSums:
         values = ranks.sum_(torch.stack([getattr(whole, name) for name in names]))
         whole = TokenSums(ratio_max=largest, **dict(zip(names, values, strict=True)))
     if not whole.loss.isfinite():
-        raise RuntimeError(
+        raise DivergedError(
             f"the loss is {float(whole.loss)}: the policy's log-probs are not finite; "
             "the weights are as they were before this mini-batch"
         )

@@ -117,6 +117,38 @@ def test_a_fault_that_never_ends_stops_the_run_with_its_cause(worker: str, fault
         rollout.close()
 
 
+def test_a_simulator_that_breaks_again_and_again_but_plays_in_between_never_ends_the_run() -> None:
+    rollout = make_rollout(drift_config(kwargs={"fault": "raise", "fault_step": "0", "spared_resets": "4"}, num_workers=1))
+    try:
+        restarts = sum(rollout.collect(prompts(), lambda group: True).stats.worker_restarts for _ in range(4))
+    finally:
+        rollout.close()
+    assert restarts > drift_config().max_restarts
+
+
+def test_an_episode_that_can_never_be_played_ends_the_run_though_others_can() -> None:
+    rollout = make_rollout(drift_config(kwargs={"fault": "raise", "fault_seed": str(make_spec(2).seed)}))
+    try:
+        with pytest.raises(WorkerError, match="failed after 3 restarts: ZeroDivisionError"):
+            rollout.collect(prompts(), lambda group: False)
+    finally:
+        rollout.close()
+
+
+def test_the_traceback_of_a_fault_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rollout = make_rollout(faulty_config("thread", "raise", tmp_path, num_workers=1, envs_per_worker=1))
+    try:
+        with caplog.at_level(logging.WARNING):
+            rollout.collect(prompts(), mixed)
+    finally:
+        rollout.close()
+    records = [record for record in caplog.records if "start again" in record.message]
+    assert len(records) == 2
+    assert all("pipeline_envs:Drift-v0" in record.message for record in records)
+    assert caplog.text.count("Traceback") == 1
+    assert "the simulator broke" in caplog.text
+
+
 def test_restarts_in_an_evaluation_are_reported_with_the_next_iteration(tmp_path: Path) -> None:
     rollout = make_rollout(faulty_config("thread", "raise", tmp_path))
     try:
