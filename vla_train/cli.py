@@ -8,6 +8,7 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ import tyro
 
 from vla_train.config import RENAMED, EvaluateConfig, TrainConfig
 from vla_train.config_file import read_config
+from vla_train.errors import RunError
 from vla_train.recipes import DEFAULT_RECIPE, RECIPES
 
 
@@ -57,8 +59,8 @@ Every option of a command: python -m vla_train COMMAND --help
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command.
 
-    What is refused before anything has begun is printed without a traceback, with exit status 2. An interrupted command ends
-    with status 130.
+    An error is one line, after the traceback of an env's bug if it is one. The exit status is 2 where the command was refused
+    before anything had begun, 1 where it could not go on, and 130 where it was interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["-h"], ["--help"], ["help"]):
@@ -71,13 +73,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     _share_cores()
     _show_log()
     try:
-        begun = commands[command](arguments)
+        work = commands[command](arguments)
     except (ValueError, ImportError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         print("interrupted before anything had begun", file=sys.stderr)
         raise SystemExit(130) from None
-    begun()
+    except (RunError, OSError) as error:
+        _stop(error)
+    try:
+        work()
+    except (RunError, OSError) as error:
+        _stop(error)
 
 
 def _share_cores() -> None:
@@ -231,9 +238,9 @@ def _refuse_names(arguments: Sequence[str]) -> None:
 
 def _train(arguments: list[str]) -> Callable[[], object]:
     config = parse_train(arguments)
-    from vla_train.loop import finish, set_up
+    from vla_train.loop import iterate, set_up
 
-    return partial(finish, set_up(config))
+    return partial(iterate, set_up(config))
 
 
 def _evaluate(arguments: list[str]) -> Callable[[], object]:
@@ -256,6 +263,17 @@ def _report(arguments: list[str]) -> Callable[[], object]:
 
     page = write_report(run)  # here, where damaged files are errors in what was given
     return lambda: print(f"report: {page}")
+
+
+def _stop(error: Exception) -> NoReturn:
+    """End a command that cannot go on, though it was right to begin it."""
+    from vla_train.envs.bugs import is_bug
+    from vla_train.envs.worker import WorkerError
+
+    if isinstance(error, WorkerError) and error.__cause__ is not None and is_bug(error.__cause__):
+        traceback.print_exception(error.__cause__)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(1)
 
 
 def _fail(message: str) -> NoReturn:

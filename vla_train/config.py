@@ -278,7 +278,7 @@ class TrainConfig:
     checkpoint_every: int = 10
     """Iterations between checkpoints; the last iteration always leaves one."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept, besides the one with the best evaluation."""
+    """Newest checkpoints kept, besides the one with the best evaluation; docs/algorithm.md says how much disk they take."""
     trackers: tuple[TrackerName, ...] = ("tensorboard",)
     """Where curves go, besides metrics.jsonl."""
     display: Literal["auto", "rich", "plain", "none"] = "auto"

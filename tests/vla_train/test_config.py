@@ -121,6 +121,7 @@ def test_every_field_is_explained(config: type) -> None:
 
 
 UNITS = (
+    "workers",
     *("seconds", "env steps", "updates", "iterations", "episodes", "decisions", "actions", "groups", "restarts", "checkpoints"),
     *("adamw steps", "l2 norm", "passes", "envs", "videos", "copies", "rank", "0 to 1", "times", "rewards", "[0, 1)"),
 )

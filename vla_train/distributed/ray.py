@@ -72,7 +72,7 @@ def connect() -> None:
     try:
         ray.init(logging_level=logging.WARNING)
     except (ConnectionError, OSError, RuntimeError, ray.exceptions.RayError) as error:
-        raise WorkerError(f"no Ray cluster can be joined or started (RAY_ADDRESS): {error}") from error
+        raise WorkerError(f"no Ray cluster can be joined or started (RAY_ADDRESS): {error}") from None
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own, which ends the process, in the place of any other
 
@@ -241,7 +241,7 @@ class RayPolicy:
             raise _cause(error) from None
         except ray.exceptions.RayError as error:
             self.close()
-            raise WorkerError(f"the policy's replicas did not start within {START_TIMEOUT_S:g} s, or died: {error}") from error
+            raise WorkerError(f"the policy's replicas did not start within {START_TIMEOUT_S:g} s, or died: {error}") from None
         self.chunk_size, self.action_dim, self.version, _ = built[0]
         self.node_ids = [node_id for _, _, _, node_id in built]
         """Ray's id of the node that each replica was started on."""

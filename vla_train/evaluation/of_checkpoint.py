@@ -53,7 +53,7 @@ class CheckpointEvaluation:
         self._display = Display(config.display)
         identity = _identity(config, self.checkpoint)
         _require_same(self.output, identity)
-        with ExitStack() as undo:
+        with ExitStack() as undo, self._display.waiting("setting up"):
             self._display.line(f"{self.checkpoint}: starting {config.env.id}")
             workers = make_workers(config.env, chunk_size=config.policy.chunk_size, seed=config.seed)
             for worker in workers:
@@ -80,9 +80,11 @@ class CheckpointEvaluation:
         """Play what is missing, write and show the results. Ctrl-C and SIGTERM end it; what was played is kept.
 
         Raises:
-            WorkerError: An env group failed more often than it may.
+            RunError: A worker failed more often than it may, or the policy gives no numbers.
             SystemExit: It was interrupted.
         """
+        if self.config.policy.compile:
+            self._display.line("compiling the policy: this takes about a minute")
         interruption = Interruption(lambda: None)
         self._rollout.breakable = interruption.allowed
         with self._undo, interruption.watch():

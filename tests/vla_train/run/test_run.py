@@ -106,7 +106,10 @@ def test_a_run_that_is_done_further_than_asked_for_says_that_it_is_complete(
 ) -> None:
     train(small_run(iterations=2))
     train(small_run(iterations=1, display="plain"))
-    assert "2 iterations done already" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2 iterations done already" in shown
+    assert "2 iterations done and no more than 1 were asked for: nothing is left to train" in shown
+    assert "2 of 1" not in shown
 
 
 def test_folders_beside_a_runs_evaluations_are_left_alone(small_run: MakeRun) -> None:
