@@ -1,18 +1,18 @@
-"""Many machines: env groups and policies as Ray actors. The only module that imports Ray.
+"""Many machines: workers and policies as Ray actors. The only module that imports Ray.
 
 Where actors run is said with Ray's custom resources, given when a node joins (`ray start --resources='{"sim": 4}'`):
 
-* `sim`: one unit per env group. Where the cluster has none, env groups are spread over all nodes.
+* `sim`: one unit per worker. Where the cluster has none, workers are spread over all nodes.
 * `train_rollout`: one unit per policy replica. Where the cluster has none, replicas run where their GPUs are.
 
-Simulators and policy share nodes (colocated) if the same nodes offer both resources, and are apart (disaggregated) if not.
+Simulators and policy share nodes (colocated) if the same nodes offer both resources, and are separate (disaggregated) if not.
 Actions and observations travel through Ray's object store: arrays are written once and read without a copy on the same node.
 Weights are put there once per push, with their version, and read by every replica.
 
 A process that is not connected to a cluster joins the one named by RAY_ADDRESS, or starts one on this machine (Ray's rules).
 
-Faults of env groups are the rollout's to mend, as with any worker. Faults of policy replicas are mended here: a replica that
-dies or stays silent is replaced, takes the newest weights, and decides its rows again with the same numbers: the same way.
+A worker that fails is restarted by the rollout, like any other. A policy replica that dies or stays silent is replaced here:
+the new one takes the newest weights and decides the same rows again, with the same random numbers, so that nothing changes.
 """
 
 import logging
@@ -112,7 +112,7 @@ class _EnvActor:
 
 
 class RayWorker(EnvWorker):
-    """An env group in a Ray actor, on this machine or another."""
+    """A worker in a Ray actor, on this machine or another."""
 
     node_id = ""
     """Ray's id of the node that it runs on; known once it has started."""

@@ -72,10 +72,10 @@ class Conductor:
     """Drives workers through a scheduler; see the module's docstring.
 
     Args:
-        workers: Started env groups; the conductor restarts them, their maker closes them.
+        workers: Started workers; the conductor restarts them, their maker closes them.
         max_batch: Most rows of one policy batch.
         max_wait_s: How long ready rows wait for more, while more are on their way; if they do, all share the call.
-        timeline: Takes the spans of the env groups.
+        timeline: Takes the spans of the workers.
     """
 
     def __init__(self, workers: Sequence[EnvWorker], *, max_batch: int, max_wait_s: float, timeline: Timeline) -> None:
