@@ -5,19 +5,22 @@
 `train` is the default command. Options are generated from `vla_train.config`; a recipe gives their defaults.
 """
 
-import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import tyro
 
-from vla_train.config import EvaluateConfig, TrainConfig, config_from_json
+from vla_train.config import RENAMED, EvaluateConfig, TrainConfig
+from vla_train.config_file import read_config
+from vla_train.errors import RunError
 from vla_train.recipes import DEFAULT_RECIPE, RECIPES
 
 
@@ -38,11 +41,14 @@ commands:
 recipes (train --recipe NAME; without one: {DEFAULT_RECIPE}; any option may still be changed):
 {_recipe_lines()}
 
+files (train and eval --config FILE): options in JSON or TOML, as the config.json of a run holds them
+
 examples:
   python -m vla_train
   python -m vla_train train --recipe one-gpu --policy.checkpoint CHECKPOINT --env.kwargs suite=libero_10
   python -m vla_train train --env.id InvertedPendulum-v5 --env.image-key render --env.instruction "balance the pole" \\
       --env.success return --env.success-return 50 --env.max-episode-steps 200 --output runs/pendulum
+  python -m vla_train train --config runs/cpu/config.json --output runs/again --seed 1
   python -m vla_train eval --checkpoint runs/cpu --eval.episodes-per-task 0
   python -m vla_train report runs/cpu
 
@@ -53,8 +59,8 @@ Every option of a command: python -m vla_train COMMAND --help
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command.
 
-    What is refused before anything has begun is printed without a traceback, with exit status 2. An interrupted command ends
-    with status 130.
+    An error is one line, after the traceback of an env's bug if it is one. The exit status is 2 where the command was refused
+    before anything had begun, 1 where it could not go on, and 130 where it was interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["-h"], ["--help"], ["help"]):
@@ -67,13 +73,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     _share_cores()
     _show_log()
     try:
-        begun = commands[command](arguments)
+        work = commands[command](arguments)
     except (ValueError, ImportError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         print("interrupted before anything had begun", file=sys.stderr)
         raise SystemExit(130) from None
-    begun()
+    except (RunError, OSError) as error:
+        _stop(error)
+    try:
+        work()
+    except (RunError, OSError) as error:
+        _stop(error)
 
 
 def _share_cores() -> None:
@@ -89,96 +100,131 @@ def _show_log() -> None:
 
 
 def parse_train(arguments: Sequence[str]) -> TrainConfig:
-    """The config of a training run, from a recipe and options.
+    """The config of a training run: a recipe, a file on top of it, options on top of both.
 
     Raises:
-        ValueError: The recipe is unknown, it needs a checkpoint, or an option was given twice.
+        ValueError: Recipe or file is unknown or cannot work, it needs a checkpoint, or an option was given twice or has
+            another name by now.
         SystemExit: An option is unknown, or its value cannot work; the reason was printed.
     """
     arguments = list(arguments)
-    _refuse_repeats(arguments)
-    recipe = DEFAULT_RECIPE
-    for index, argument in enumerate(arguments):
-        if argument == "--recipe" or argument.startswith("--recipe="):
-            _, equals, recipe = argument.partition("=")
-            if not equals:
-                if index + 1 == len(arguments):
-                    raise ValueError(f"--recipe needs a name: choose one of {', '.join(RECIPES)}")
-                recipe = arguments[index + 1]
-            del arguments[index : index + (1 if equals else 2)]
-            break
-    if recipe not in RECIPES:
+    _refuse_names(arguments)
+    recipe, file = _take(arguments, "--recipe"), _take(arguments, "--config")
+    if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
-    defaults = RECIPES[recipe]()
+    if file is None:
+        recipe = recipe or DEFAULT_RECIPE
+        defaults, source = RECIPES[recipe](), f"recipe {recipe!r}"
+    else:
+        defaults, source = read_config(Path(file), defaults=RECIPES[recipe]() if recipe else None), f"file {file}"
     if any(argument.partition("=")[0] == "--env.id" for argument in arguments):
         defaults = replace(defaults, env=replace(defaults.env, kwargs={}))
-    config = tyro.cli(
+    return tyro.cli(
         TrainConfig,
         prog="python -m vla_train train",
-        description=f"Train with GRPO.\n\nThe defaults shown are those of the recipe {recipe!r}; --recipe NAME takes another:\n"
-        + _recipe_lines(),
+        description=f"Train with GRPO.\n\nThe defaults shown are those of the {source}; --recipe NAME takes another:\n"
+        + _recipe_lines()
+        + f"\n\n{_CONFIG_HELP}",
         default=defaults,
         args=arguments,
     )
-    if config.policy.size == "openvla-7b" and config.policy.checkpoint is None:
-        who = f"recipe {recipe!r}" if defaults.policy.size == "openvla-7b" else "policy.size openvla-7b"
-        raise ValueError(f"{who} goes on from a trained policy: name one with --policy.checkpoint")
-    return config
+
+
+_CONFIG_HELP = (
+    "--config FILE takes options from a file, JSON or TOML, as the config.json of a run holds them. Options given here come "
+    "on top; what the file leaves out is the recipe's where one is named, else the default."
+)
 
 
 def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig:
-    """The config of an evaluation; a checkpoint inside a run takes env, policy, seed, split and evaluation of that run.
+    """The config of an evaluation: a checkpoint inside a run takes that run's options; a file and options come on top.
 
     Raises:
-        ValueError: The run's config cannot be read, or an option was given twice.
+        ValueError: The file or the run's config cannot be read, or an option was given twice or has another name by now.
         SystemExit: An option is unknown, or its value cannot work; the reason was printed.
     """
-    _refuse_repeats(arguments)
+    arguments = list(arguments)
+    _refuse_names(arguments)
+    file = _take(arguments, "--config")
     return tyro.cli(
         EvaluateConfig,
         prog="python -m vla_train eval",
         description="Play a checkpoint greedily, and write success rates per task and videos. The checkpoint of a run takes "
-        "that run's options as defaults: name it to see them here.",
-        default=_defaults_of_run(arguments),
-        args=list(arguments),
+        "that run's options as defaults: name it to see them here.\n\n--config FILE takes options from a file, JSON or TOML, "
+        "as the config.json of a run holds them. Options given here come on top.",
+        default=_evaluate_defaults(arguments, file),
+        args=arguments,
     )
 
 
-def _defaults_of_run(arguments: Sequence[str]) -> EvaluateConfig:
-    checkpoint = tyro.MISSING
-    for index, argument in enumerate(arguments):
-        if argument == "--checkpoint" and index + 1 < len(arguments):
-            checkpoint = arguments[index + 1]
-        elif argument.startswith("--checkpoint="):
-            checkpoint = argument.partition("=")[2]
-    config = EvaluateConfig(checkpoint=checkpoint)
-    if not isinstance(checkpoint, str):
+def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateConfig:
+    """What the run of the checkpoint was told, and the file on top of it."""
+    checkpoint = _value_of(arguments, "--checkpoint")
+    config = EvaluateConfig(checkpoint=tyro.MISSING if checkpoint is None else checkpoint)
+    run = None if checkpoint is None else _config_of_run(Path(checkpoint))
+    if file is not None:
+        run = read_config(Path(file), defaults=run or TrainConfig(eval=config.eval))
+        config = replace(config, display=run.display)
+    if run is None:
         return config
-    folder = Path(checkpoint).resolve()
+    nothing_held_out = run.train_fraction == 1 and run.eval.initial_states == "held-out"
+    return replace(
+        config,
+        seed=run.seed,
+        train_fraction=run.train_fraction,
+        env=run.env,
+        policy=replace(run.policy, checkpoint=None, random_weights=False),
+        rollout=run.rollout,
+        eval=replace(run.eval, initial_states="all") if nothing_held_out else run.eval,
+    )
+
+
+def _config_of_run(checkpoint: Path) -> TrainConfig | None:
+    """The config of the run that holds a checkpoint, or is named itself; None where there is none."""
+    folder = checkpoint.resolve()
     for candidate in (folder, *folder.parents[:3]):
         file = candidate / "config.json"
         if file.is_file() and (candidate / "checkpoints").is_dir():
-            try:
-                run = config_from_json(json.loads(file.read_text()))
-            except ValueError as error:
-                raise ValueError(f"{file} cannot be read: {error}") from error
-            nothing_held_out = run.train_fraction == 1 and run.eval.initial_states == "held-out"
-            return replace(
-                config,
-                seed=run.seed,
-                train_fraction=run.train_fraction,
-                env=run.env,
-                policy=replace(run.policy, checkpoint=None),
-                eval=replace(run.eval, initial_states="all") if nothing_held_out else run.eval,
-            )
-    return config
+            return read_config(file)
+    return None
 
 
-def _refuse_repeats(arguments: Sequence[str]) -> None:
-    """The later one would silently replace the earlier, and with env.kwargs all of its pairs."""
+def _take(arguments: list[str], option: str) -> str | None:
+    """The value of an option, which is taken out of `arguments`; None where it was not given.
+
+    Raises:
+        ValueError: It has no value.
+    """
+    value = _value_of(arguments, option)
+    for index, argument in enumerate(arguments):
+        if argument.partition("=")[0] == option:
+            if value is None:
+                wanted = f"a name: choose one of {', '.join(RECIPES)}" if option == "--recipe" else "a file"
+                raise ValueError(f"{option} needs {wanted}")
+            del arguments[index : index + (1 if "=" in argument else 2)]
+            break
+    return value
+
+
+def _value_of(arguments: Sequence[str], option: str) -> str | None:
+    for argument, following in zip_longest(arguments, arguments[1:]):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            return value if equals else following
+    return None
+
+
+def _refuse_names(arguments: Sequence[str]) -> None:
+    """Refuse an option under a name that it no longer has, and one given twice.
+
+    The later of two would silently replace the earlier, and with env.kwargs all of its pairs.
+    """
+    renamed = {f"--{old.replace('_', '-')}": f"--{new.replace('_', '-')}" for old, new in RENAMED.items()}
     seen: set[str] = set()
     for argument in arguments:
         name = argument.partition("=")[0].replace("_", "-")
+        if name in renamed:
+            raise ValueError(f"{name} is now called {renamed[name]}")
         if name.startswith("--") and name in seen:
             raise ValueError(
                 f"{name} was given twice; several values go behind one: --env.kwargs suite=libero_10 task_ids=[0,3]"
@@ -188,9 +234,9 @@ def _refuse_repeats(arguments: Sequence[str]) -> None:
 
 def _train(arguments: list[str]) -> Callable[[], object]:
     config = parse_train(arguments)
-    from vla_train.loop import finish, set_up
+    from vla_train.loop import iterate, set_up
 
-    return partial(finish, set_up(config))
+    return partial(iterate, set_up(config))
 
 
 def _evaluate(arguments: list[str]) -> Callable[[], object]:
@@ -213,6 +259,17 @@ def _report(arguments: list[str]) -> Callable[[], object]:
 
     page = write_report(run)  # here, where damaged files are errors in what was given
     return lambda: print(f"report: {page}")
+
+
+def _stop(error: Exception) -> NoReturn:
+    """End a command that cannot go on, though it was right to begin it."""
+    from vla_train.envs.bugs import is_bug
+    from vla_train.envs.worker import WorkerError
+
+    if isinstance(error, WorkerError) and error.__cause__ is not None and is_bug(error.__cause__):
+        traceback.print_exception(error.__cause__)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(1)
 
 
 def _fail(message: str) -> NoReturn:

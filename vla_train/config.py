@@ -4,10 +4,13 @@ A config that cannot work is refused when it is built, before anything starts. T
 classes: the text under each field is its `--help`.
 """
 
+import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -70,7 +73,7 @@ class EnvConfig:
     kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
     """Arguments of the env, values JSON or text, such as suite=libero_10 task_ids=[0,3]; they replace all defaults shown."""
     num_workers: int = 2
-    """Env workers, each with envs of its own: with 2 or more, one simulates while the policy decides for another."""
+    """Workers that take turns with the policy: with 2 or more, one simulates while the policy decides for another."""
     envs_per_worker: int = 4
     """Envs of each worker, simulated side by side."""
     worker: Literal["thread", "process", "ray"] = "thread"
@@ -88,7 +91,7 @@ class EnvConfig:
     step_timeout_s: float = 300.0
     """Seconds after which a worker that does not answer counts as hung and is restarted."""
     max_restarts: int = 3
-    """Restarts of each env group before the run stops with the cause."""
+    """Restarts of a worker while it plays as many episodes to their end as it has envs; one more ends the run."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "env.")
@@ -111,7 +114,7 @@ class PolicyConfig:
     kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
     """Arguments for a factory of your own, as KEY=VALUE; simplevla_oft takes none."""
     checkpoint: str | None = None
-    """Folder or Hugging Face id of a checkpoint in the published layout; None: random weights, see policy.size."""
+    """A run's folder, one of its checkpoints, or a folder or Hugging Face id in the published layout; None: random weights."""
     size: Literal["tiny", "small", "openvla-7b"] = "tiny"
     """Size of the model where no checkpoint is given: about 5 million, 16 million, or 7.5 billion weights."""
     random_weights: bool = False
@@ -163,9 +166,9 @@ class RolloutConfig:
     temperature: float = 1.6
     """Softmax temperature at which actions are sampled: above 1 explores more. Evaluation is greedy."""
     max_policy_batch: int = 256
-    """Most decisions in one policy call; ready env groups share a call up to this where sharing pays (learnt in the run)."""
+    """Most decisions in one policy call; ready workers share a call up to this where sharing pays (learnt in the run)."""
     max_wait_s: float = 0.0
-    """Seconds to wait for further env groups before serving the ready ones; above 0, these always share a call."""
+    """Seconds to wait for further workers before serving the ready ones; above 0, these always share a call."""
     min_success_rate: float = 0.1
     """Groups whose success rate (0 to 1) is below this carry no signal and are replaced (dynamic sampling)."""
     max_success_rate: float = 0.9
@@ -286,7 +289,7 @@ class TrainConfig:
     checkpoint_every: int = 10
     """Iterations between checkpoints; the last iteration always leaves one."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept, besides the one with the best evaluation."""
+    """Newest checkpoints kept, besides the one with the best evaluation; docs/algorithm.md says how much disk they take."""
     trackers: tuple[TrackerName, ...] = ("tensorboard",)
     """Where curves go, besides metrics.jsonl."""
     display: Literal["auto", "rich", "plain", "none"] = "auto"
@@ -329,6 +332,8 @@ class EvaluateConfig:
     """Progress on the terminal; auto is rich on a terminal, plain lines elsewhere."""
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Only max_policy_batch and max_wait_s matter here: an evaluation is greedy, and has no groups."""
     eval: EvalConfig = field(default_factory=lambda: EvalConfig(episodes_per_task=0))
 
     def __post_init__(self) -> None:
@@ -359,30 +364,71 @@ def config_to_json(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
     return plain(asdict(config))
 
 
-def config_from_json(data: dict[str, Any]) -> TrainConfig:
-    """Rebuild a config that `config_to_json` wrote.
+def config_from_json(data: Mapping[str, Any], *, defaults: TrainConfig | None = None) -> TrainConfig:
+    """The config that JSON data of `config_to_json`, or a part of it, stands for.
+
+    Args:
+        data: Fields by name; a section is a mapping of its own.
+        defaults: Gives the fields that `data` leaves out; None takes those of `TrainConfig`.
 
     Raises:
-        ValueError: A section or field is unknown (the config is from another version), or its values cannot work.
+        ValueError: A section or field is unknown or has another name by now, or a value cannot work; the message names it.
     """
-    sections = {
-        "env": EnvConfig,
-        "policy": PolicyConfig,
-        "rollout": RolloutConfig,
-        "algo": AlgoConfig,
-        "optim": OptimConfig,
-        "eval": EvalConfig,
-    }
-    arguments = {name: _build(sections[name], value) if name in sections else value for name, value in data.items()}
-    if "output" in arguments:
-        arguments["output"] = Path(arguments["output"])
-    if "trackers" in arguments:
-        arguments["trackers"] = tuple(arguments["trackers"])
-    return _build(TrainConfig, arguments)
+    return _updated(TrainConfig() if defaults is None else defaults, data, section="")
 
 
-def _build(cls: type[_Config], data: dict[str, Any]) -> _Config:
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - known)
-    _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}: this config was written by another version")
-    return cls(**data)
+RENAMED = {"env.num_groups": "env.num_workers", "env.envs_per_group": "env.envs_per_worker"}
+"""Fields that had another name in earlier versions."""
+
+
+def _updated(config: _Config, data: Any, *, section: str) -> _Config:
+    """`config` with the fields that `data` holds."""
+    _require(isinstance(data, Mapping), f"{section.rstrip('.') or 'a config'} must be a table of fields, got {data!r}")
+    known = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    for name, value in data.items():
+        full_name = f"{section}{name}"
+        _require(full_name not in RENAMED, f"{full_name} is now called {RENAMED.get(full_name)}: rename it")
+        _require(
+            name in known,
+            f"unknown field {full_name} (of another version, or mistyped): {section.rstrip('.') or 'a config'} has "
+            + ", ".join(known),
+        )
+        before = getattr(config, name)
+        if is_dataclass(before):
+            changes[name] = _updated(before, value, section=f"{full_name}.")
+        else:
+            changes[name] = _read(full_name, known[name].type, value)
+    if "id" in changes and changes["id"] != getattr(config, "id", None):
+        changes.setdefault("kwargs", {})  # another env does not take the arguments of the default one
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def _read(name: str, kind: Any, value: Any) -> Any:
+    """The value of a field, from JSON or TOML."""
+    if get_origin(kind) in (UnionType, Union):
+        if value is None:
+            return None
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Annotated:
+        _require(isinstance(value, Mapping), f"{name} must be a table of arguments, got {value!r}")
+        return {key: _argument_text(f"{name}.{key}", argument) for key, argument in value.items()}
+    if get_origin(kind) is tuple:
+        wanted, fits = "a list of names", isinstance(value, list) and all(isinstance(item, str) for item in value)
+    elif kind in (int, float):
+        wanted = "a whole number" if kind is int else "a number"
+        fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    else:
+        wanted, fits = ("true or false", isinstance(value, bool)) if kind is bool else ("a text", isinstance(value, str))
+    _require(fits, f"{name} must be {wanted}, got {value!r}")
+    return value if get_origin(kind) is Literal else (get_origin(kind) or kind)(value)
+
+
+def _argument_text(name: str, value: Any) -> str:
+    """An argument as the command line would have it: JSON, or a text as it is."""
+    try:
+        return value if isinstance(value, str) else json.dumps(value)
+    except TypeError:
+        raise ValueError(
+            f"{name} must be a text, a number, true or false, or a list or table of these, got {value!r}"
+        ) from None

@@ -1,10 +1,12 @@
 """What a run shows on the terminal: the phase it is in, how far, how fast; and one line per iteration.
 
-On a terminal this is a live bar (rich); elsewhere plain lines, at most one per phase every few seconds, so that a log file
-stays readable. It knows nothing of training: it is told names, counts and texts.
+On a terminal this is a live bar (rich); elsewhere plain lines, at most one every few seconds, so that a log file stays
+readable. Where nothing new is told for ten seconds, a line says what is going on. It knows nothing of training: it is told
+names, counts and texts.
 """
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 _PLAIN_INTERVAL_S = 10.0
+"""Between two lines that tell news."""
+_SILENCE_S = 10.0
+"""Without news, until a line says that the same is still going on."""
 
 PhaseUpdate = Callable[[int, str], None]
 """Called with how much is done and a short status text; an empty one shows how fast it goes."""
@@ -54,6 +59,18 @@ class Display:
         self._console.print(table)
 
     @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Say what is going on while the block runs, where that takes long: `what` is a phrase such as "setting up"."""
+        if self._mode == "rich":
+            columns = (SpinnerColumn(), TextColumn("[bold]{task.description}"), TimeElapsedColumn())
+            with Progress(*columns, console=self._console, transient=True, redirect_stdout=False) as progress:
+                progress.add_task(escape(what), total=None)
+                yield
+        else:
+            with self._heartbeat(lambda: what):
+                yield
+
+    @contextmanager
     def phase(self, name: str, *, total: int, unit: str) -> Iterator[PhaseUpdate]:
         """Show a phase of known length while the block runs.
 
@@ -89,16 +106,46 @@ class Display:
     def _plain(self, name: str, total: int, unit: str) -> Iterator[PhaseUpdate]:
         last_printed = time.monotonic()
         speed = _Speed(unit)
+        newest = f"{name}: 0/{total} {unit}"
 
         def update(completed: int, status: str) -> None:
-            nonlocal last_printed
+            nonlocal last_printed, newest
             now = time.monotonic()
             status = status or speed.text(completed)
+            newest = f"{name}: {completed}/{total} {unit}  {status}"
             if now - last_printed >= _PLAIN_INTERVAL_S:
                 last_printed = now
-                self._console.print(f"  {name}: {completed}/{total} {unit}  {status}", markup=False)
+                self._console.print(f"  {newest}", markup=False)
+                heard()
 
-        yield update
+        with self._heartbeat(lambda: newest) as heard:
+            yield update
+
+    @contextmanager
+    def _heartbeat(self, what: Callable[[], str]) -> Iterator[Callable[[], None]]:
+        """Print what is going on, and for how long, whenever no line told news for a while: each time what is yielded is
+        called, the while begins anew."""
+        if self._mode == "none":
+            yield lambda: None
+            return
+        began = time.monotonic()
+        told, ended = threading.Event(), threading.Event()
+
+        def beat() -> None:
+            while not ended.is_set():
+                if told.wait(_SILENCE_S):
+                    told.clear()
+                else:
+                    self._console.print(f"  {what()}  ({time.monotonic() - began:.0f} s so far)", markup=False)
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield told.set
+        finally:
+            ended.set()
+            told.set()
+            thread.join()
 
 
 class _Speed:

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM as one exception, raised only where a run can be saved.
 
-Invariant: the first signal raises inside an `allowed` block, where what is broken off can be done again, or else waits for the
-next such block or `check`; the second one raises at once, wherever that is.
+Invariant: the first signal raises inside an `allowed` block, whose work can be done again. Elsewhere it waits for the next
+such block or `check`. The second signal raises at once, wherever it comes.
 """
 
 import _thread
@@ -32,7 +32,7 @@ class Interruption:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Handle the signals; in another thread than the main one, where Python allows no handlers, do nothing."""
+        """Handle the signals while the block runs. Only the main thread can: in any other, this does nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -45,7 +45,7 @@ class Interruption:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """A block that may be broken off at any moment; in another thread than the main one, which alone hears signals, any."""
+        """A block that a signal may break off. Signals reach the main thread only: in any other, this does nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -69,4 +69,4 @@ class Interruption:
         if again:
             self.broke_off = True
             raise Interrupted
-        _thread.start_new_thread(self._on_wait, ())  # a print in whose middle the signal came cannot be entered again
+        _thread.start_new_thread(self._on_wait, ())  # not here: the signal may have interrupted a print

@@ -28,6 +28,7 @@ class DriftEnv(gym.Env[dict[str, Any], np.ndarray]):
 
     Args:
         fault: What goes wrong at step `fault_step` of an episode (0: its reset): "raise", "die", "hang", "nan" or "shape".
+        fault_seed: The fault happens only in episodes with this reset seed; None means in any.
         spared_resets: Resets of this env before the fault may happen.
         marker: The fault happens once in each of this folder's first `fault_times` visits; None never stops it.
         seconds_per_step: Time that a step takes without holding the GIL.
@@ -49,6 +50,7 @@ class DriftEnv(gym.Env[dict[str, Any], np.ndarray]):
         fault: str = "",
         fault_step: int = 3,
         fault_times: int = 1,
+        fault_seed: int | None = None,
         spared_resets: int = 0,
         marker: str | None = None,
         seconds_per_step: float = 0.0,
@@ -57,9 +59,12 @@ class DriftEnv(gym.Env[dict[str, Any], np.ndarray]):
         self._fault, self._fault_step, self._fault_times, self._marker = fault, fault_step, fault_times, marker
         self._seconds_per_step, self._jitter_s = seconds_per_step, jitter_s
         self._spared_resets = spared_resets
+        self._fault_seed = fault_seed
 
     def _faulty_now(self) -> bool:
         if not self._fault or self._steps != self._fault_step or self._spared_resets >= 0:
+            return False
+        if self._fault_seed not in (None, self._seed):
             return False
         if self._marker is None:
             return True

@@ -61,6 +61,7 @@ def test_the_overview_names_every_command_and_recipe(help_of: Callable[..., str]
     assert overview == help_of("help") == help_of("-h")
     for word in ("train", "eval", "report", *RECIPES):
         assert f"\n  {word} " in overview
+    assert "--config FILE" in overview
 
 
 @pytest.mark.parametrize(("command", "config"), [("train", TrainConfig), ("eval", EvaluateConfig)])
@@ -133,7 +134,7 @@ def test_an_evaluation_takes_the_options_of_the_run_that_its_checkpoint_belongs_
         assert config.policy == dataclasses.replace(run.policy, checkpoint=None)
         assert config.eval == dataclasses.replace(run.eval, videos=3)
     (run.output / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"config\.json is neither JSON nor TOML"):
         parse_evaluate([f"--checkpoint={run.output}"])
 
 
@@ -161,6 +162,11 @@ def test_a_run_that_held_nothing_out_is_evaluated_on_all_initial_states(small_ru
         (["--iterations", "two"], "--iterations"),
         (["--algo.advantage", "ppo"], "'ppo'"),
         (["--nonsense", "1"], "--nonsense"),
+        (["--env.num-groups", "3"], "--env.num-groups is now called --env.num-workers"),
+        (["--env.envs_per_group=3"], "--env.envs-per-group is now called --env.envs-per-worker"),
+        (["eval", "--checkpoint", "x", "--env.num-groups=3"], "--env.num-groups is now called --env.num-workers"),
+        (["--config"], "--config needs a file"),
+        (["--config", "no/such/file"], "no/such/file cannot be read: No such file or directory"),
         (["--env.kwargs", "suite"], "expected KEY=VALUE, got 'suite'"),
         (["--env.kwargs", "suite=libero_10", "--env.kwargs", "task_ids=[0]"], "--env.kwargs was given twice"),
         (["--recipe", "nope"], "unknown recipe 'nope': choose one of cpu, one-gpu, paper"),

@@ -1,6 +1,8 @@
 """What a run shows says which phase it is in, how far, and how fast, on a terminal and in a log file."""
 
 import re
+import threading
+import time
 
 import pytest
 
@@ -38,6 +40,44 @@ def test_a_log_file_does_not_fill_with_progress(capsys: pytest.CaptureFixture[st
         for done in range(10_000):
             show(done, "")
     assert capsys.readouterr().out.count("\n") <= 1
+
+
+def shown_within(seconds: float, capsys: pytest.CaptureFixture[str], wanted: str) -> str:
+    """What is printed until `wanted` is among it."""
+    shown, deadline = "", time.monotonic() + seconds
+    while wanted not in shown and time.monotonic() < deadline:
+        time.sleep(0.01)
+        shown += capsys.readouterr().out
+    return shown
+
+
+def test_a_silent_phase_says_that_it_is_still_going_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vla_train.display, "_SILENCE_S", 0.05)
+    with Display("plain").phase("update", total=8, unit="chunks") as show:
+        assert re.search(r"  update: 0/8 chunks  \(\d+ s so far\)\n", shown_within(60, capsys, "so far)\n"))
+        show(3, "compiled")
+        assert re.search(r"  update: 3/8 chunks  compiled  \(\d+ s so far\)\n", shown_within(60, capsys, "compiled"))
+
+
+def test_whatever_takes_long_says_what_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vla_train.display, "_SILENCE_S", 0.05)
+    with Display("plain").waiting("setting [up]"):
+        assert "  setting [up]  (0 s so far)\n" in shown_within(60, capsys, "so far)\n")
+    with Display("rich").waiting("setting [up]"):
+        pass
+    assert "setting [up]" in without_control_codes(capsys.readouterr().out)
+
+
+def test_what_is_quick_says_nothing_and_leaves_no_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    before = threading.active_count()
+    with Display("plain").waiting("setting up"), Display("none").waiting("more"):
+        pass
+    with Display("plain").phase("update", total=8, unit="chunks"):
+        pass
+    assert capsys.readouterr().out == ""
+    assert threading.active_count() == before
 
 
 def test_plain_lines_are_never_wrapped_nor_coloured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def test_the_display_says_what_is_done_how_fast_and_where_results_are(
     train(config)
     shown = capsys.readouterr().out
     assert "starting 2 workers of 2 reach_env:Reach-v0 envs" in shown
-    assert "1 tasks, policy of 0.125 M weights on cpu, reads image 28x28x3" in shown
+    assert "1 tasks, policy of 125 k weights on cpu, reads image 28x28x3" in shown
     assert "iteration 1/1" in shown
     assert "chunks/s" in shown
     assert "go to the right" in shown
@@ -91,6 +91,11 @@ def test_an_iteration_without_signal_says_so_and_leaves_the_weights_alone(
     assert "nothing was learnt" in shown
     record = only(read_records(config.output, "iteration"))
     assert (record["rollout/groups_kept"], record["rollout/groups_rejected"], record["update/updates"]) == (0, 2, 0)
+    assert {name for name in record if name.startswith("update/")} == {"update/updates"}, "nothing else was measured"
+    events = EventAccumulator(str(config.output / "tensorboard"))
+    events.Reload()
+    assert not [name for name in events.Tags()["scalars"] if name.startswith("update/")]
+    assert "rollout/success_rate" in events.Tags()["scalars"]
     before = Path(config.policy.checkpoint) / "model.safetensors"
     after = config.output / "checkpoints" / "step_000001" / "policy" / "model.safetensors"
     assert tensors(before).keys() == tensors(after).keys()

@@ -328,7 +328,7 @@ def test_missing_videos_are_counted_and_the_others_shown(tmp_path: Path) -> None
     assert "1 videos that the results name" in page.text
 
 
-def test_restarted_env_groups_are_told(tmp_path: Path) -> None:
+def test_restarted_workers_are_told(tmp_path: Path) -> None:
     log = begin(tmp_path)
     log.log("iteration", 1, iteration_values(updates=4) | {"rollout/worker_restarts": 2, "rollout/episodes_requeued": 9})
     log.close()

@@ -1,18 +1,18 @@
-"""Many machines: env groups and policies as Ray actors. The only module that imports Ray.
+"""Many machines: workers and policies as Ray actors. The only module that imports Ray.
 
 Where actors run is said with Ray's custom resources, given when a node joins (`ray start --resources='{"sim": 4}'`):
 
-* `sim`: one unit per env group. Where the cluster has none, env groups are spread over all nodes.
+* `sim`: one unit per worker. Where the cluster has none, workers are spread over all nodes.
 * `train_rollout`: one unit per policy replica. Where the cluster has none, replicas run where their GPUs are.
 
-Simulators and policy share nodes (colocated) if the same nodes offer both resources, and are apart (disaggregated) if not.
+Simulators and policy share nodes (colocated) if the same nodes offer both resources, and are separate (disaggregated) if not.
 Actions and observations travel through Ray's object store: arrays are written once and read without a copy on the same node.
 Weights are put there once per push, with their version, and read by every replica.
 
 A process that is not connected to a cluster joins the one named by RAY_ADDRESS, or starts one on this machine (Ray's rules).
 
-Faults of env groups are the rollout's to mend, as with any worker. Faults of policy replicas are mended here: a replica that
-dies or stays silent is replaced, takes the newest weights, and decides its rows again with the same numbers: the same way.
+A worker that fails is restarted by the rollout, like any other. A policy replica that dies or stays silent is replaced here:
+the new one takes the newest weights and decides the same rows again, with the same random numbers, so that nothing changes.
 """
 
 import logging
@@ -29,6 +29,7 @@ import numpy as np
 from vla_train.config import EnvConfig
 from vla_train.distributed.weights import PackedWeight, pack_weights, unpack_weights
 from vla_train.envs.factory import make_env_shard
+from vla_train.envs.restarts import Restarts
 from vla_train.envs.shard import EnvShard, ShardResult
 from vla_train.envs.worker import (
     CLOSE_TIMEOUT_S,
@@ -53,16 +54,25 @@ if TYPE_CHECKING:
 
 SIM_RESOURCE = "sim"
 TRAIN_ROLLOUT_RESOURCE = "train_rollout"
+_ANSWERS_BETWEEN_RESTARTS = 100
+"""Calls that a replica answers before a restart no longer counts."""
 
 _logger = logging.getLogger(__name__)
 
 
 def connect() -> None:
-    """Join a Ray cluster, or start one here; nothing happens where this process has done so already."""
+    """Join a Ray cluster, or start one here; nothing happens where this process has done so already.
+
+    Raises:
+        WorkerError: There is none at RAY_ADDRESS, or it cannot be started.
+    """
     if ray.is_initialized():
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(logging_level=logging.WARNING)
+    try:
+        ray.init(logging_level=logging.WARNING)
+    except (ConnectionError, OSError, RuntimeError, ray.exceptions.RayError) as error:
+        raise WorkerError(f"no Ray cluster can be joined or started (RAY_ADDRESS): {error}") from None
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own, which ends the process, in the place of any other
 
@@ -102,7 +112,7 @@ class _EnvActor:
 
 
 class RayWorker(EnvWorker):
-    """An env group in a Ray actor, on this machine or another."""
+    """A worker in a Ray actor, on this machine or another."""
 
     node_id = ""
     """Ray's id of the node that it runs on; known once it has started."""
@@ -136,7 +146,7 @@ class RayWorker(EnvWorker):
         except ray.exceptions.RayTaskError as error:
             self._emit(incarnation, WorkerFault(error=_cause(error)))
         except BaseException as error:
-            self._emit(incarnation, WorkerFault(error=RuntimeError(f"the actor of env group {self.index} died: {error}")))
+            self._emit(incarnation, WorkerFault(error=RuntimeError(f"the actor of worker {self.index} died: {error}")))
         else:
             if isinstance(answer, ShardResult):
                 self._emit(incarnation, self._on_our_clock(answer))
@@ -165,7 +175,7 @@ class RayWorker(EnvWorker):
         if self._up:  # while it is being made, it does not listen
             done, _ = ray.wait([self._actor.close.remote()], timeout=CLOSE_TIMEOUT_S)
             if not done:
-                _logger.warning("env group %d did not close within %g s and is killed", self.index, CLOSE_TIMEOUT_S)
+                _logger.warning("worker %d did not close within %g s and is killed", self.index, CLOSE_TIMEOUT_S)
         self.kill()
 
 
@@ -200,7 +210,7 @@ class RayPolicy:
         replicas: How many; rows of a batch are split evenly.
         use_gpu: Whether each replica has a GPU of its own.
         timeout_s: A replica that does not answer for this long counts as hung.
-        max_restarts: How often each replica is replaced before the run stops with the cause.
+        max_restarts: How often each replica may be replaced while it answers 100 calls; one more stops the run with the cause.
 
     Raises:
         ValueError: The cluster has no room for the replicas, or the policy cannot be built (its own error is passed on).
@@ -224,7 +234,7 @@ class RayPolicy:
         self._factory = factory
         self._timeout_s = timeout_s
         self._max_restarts = max_restarts
-        self._restarts = [0] * replicas
+        self._restarts = [Restarts(most=max_restarts, window=_ANSWERS_BETWEEN_RESTARTS) for _ in range(replicas)]
         self._stored_weights: Any = None
         """Reference of the newest weights in the object store."""
         self._actor_class: Any = ray.remote(_PolicyActor).options(num_gpus=int(use_gpu), max_restarts=0, **options)
@@ -236,7 +246,7 @@ class RayPolicy:
             raise _cause(error) from None
         except ray.exceptions.RayError as error:
             self.close()
-            raise WorkerError(f"the policy's replicas did not start within {START_TIMEOUT_S:g} s, or died: {error}") from error
+            raise WorkerError(f"the policy's replicas did not start within {START_TIMEOUT_S:g} s, or died: {error}") from None
         said = built[0][0]
         self.chunk_size: int = said["chunk_size"]
         self.action_dim: int = said["action_dim"]
@@ -286,6 +296,7 @@ class RayPolicy:
             while True:
                 try:
                     answers.append(ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))
+                    self._restarts[index].worked()
                     break
                 except ray.exceptions.RayTaskError as error:  # the policy's own error
                     raise _cause(error) from None
@@ -301,10 +312,11 @@ class RayPolicy:
         """A new replica with the newest weights."""
         while True:
             ray.kill(self._actors[index], no_restart=True)
-            if self._restarts[index] >= self._max_restarts:
-                raise WorkerError(f"policy replica {index} failed after {self._restarts[index]} restarts: {cause}")
-            self._restarts[index] += 1
-            restart = f"restart {self._restarts[index]} of {self._max_restarts}"
+            restarts = self._restarts[index]
+            if restarts.exhausted:
+                raise WorkerError(f"policy replica {index} failed after {len(restarts)} restarts: {cause}")
+            restarts.restarted()
+            restart = f"restart {len(restarts)} of {self._max_restarts}"
             _logger.warning("policy replica %d failed (%s): %s", index, cause, restart)
             actor = self._actors[index] = self._actor_class.remote(sys.path)
             starting = [actor.build.remote(self._factory)]
@@ -320,10 +332,23 @@ class RayPolicy:
 
 
 def _cause(error: Any) -> BaseException:
-    """What went wrong in an actor, as it was raised there."""
-    return error.cause if isinstance(error.cause, BaseException) else error
+    """What went wrong in an actor, as it was raised there, with the traceback from there as a note."""
+    if not isinstance(error.cause, BaseException):
+        return error
+    cause: BaseException = error.cause
+    cause.add_note(str(error))
+    return cause
 
 
-def make_rollout_policy(factory: Callable[[], RolloutPolicy], *, replicas: int = 1, use_gpu: bool = False) -> RolloutPolicy:
-    """The policy that samples, on nodes that offer `train_rollout`; see `RayPolicy`."""
+def make_rollout_policy(factory: Callable[[], RolloutPolicy], *, replicas: int = 1, use_gpu: bool | None = False) -> RayPolicy:
+    """The policy that samples, on nodes that offer `train_rollout`; see `RayPolicy`. The caller closes it.
+
+    Args:
+        factory: Builds the policy where it runs; must be picklable.
+        replicas: How many.
+        use_gpu: Whether each replica has a GPU of its own; None: where the cluster has as many.
+    """
+    if use_gpu is None:
+        connect()
+        use_gpu = ray.cluster_resources().get("GPU", 0) >= replicas
     return RayPolicy(factory, replicas=replicas, use_gpu=use_gpu)

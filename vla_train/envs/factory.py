@@ -14,6 +14,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from vla_train.config import EnvConfig
+from vla_train.envs.bugs import as_refusal
 from vla_train.envs.observations import RENDER
 from vla_train.envs.shard import EnvShard
 from vla_train.envs.single import SingleEnvsShard
@@ -24,22 +25,18 @@ def make_env_shard(config: EnvConfig, *, chunk_size: int) -> EnvShard:
     """Build one shard as the config says.
 
     Raises:
-        ValueError: The env is unknown, or cannot be used (its actions are not continuous, it has no
+        EnvRefusal: The env is unknown, or cannot be used (its actions are not continuous, it has no
             time limit, it does not say what a success is, ...); the message says what to change.
-        ImportError: The env needs a package that is not installed.
+        EnvPackageMissing: The env needs a package that is not installed.
+        Exception: A bug of the env.
     """
     try:
         return _make(config, chunk_size=chunk_size)
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{config.id}: {error}") from error
-    except gym.error.DependencyNotInstalled as error:
-        raise ImportError(f"{config.id}: {error}") from error
-    except gym.error.Error as error:
-        raise ValueError(f"{config.id}: {error}") from error
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+    except Exception as error:
+        refusal = as_refusal(error, config)
+        if refusal is None:
             raise
-        raise ValueError(f"{config.id} does not take all of env.kwargs: {error}") from error
+        raise refusal from error
 
 
 def _make(config: EnvConfig, *, chunk_size: int) -> EnvShard:

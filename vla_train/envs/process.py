@@ -45,13 +45,16 @@ class _Failed:
     error: bytes
     """Pickled; empty where it cannot be."""
     text: str
+    traceback: str
 
     def cause(self) -> BaseException:
         """The error itself where this process knows its class, and it survives pickling; else its text."""
         try:
             return pickle.loads(self.error)
         except Exception:
-            return RuntimeError(self.text)
+            error = RuntimeError(self.text)
+            error.add_note(self.traceback)
+            return error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +132,7 @@ class ProcessWorker(EnvWorker):
             process.join(CLOSE_TIMEOUT_S)
             code = process.exitcode
             how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
-            self._emit(incarnation, WorkerFault(error=RuntimeError(f"the process of env worker {self.index} {how}")))
+            self._emit(incarnation, WorkerFault(error=RuntimeError(f"the process of worker {self.index} {how}")))
         except Exception as error:  # the fault boundary of this thread
             self._emit(incarnation, WorkerFault(error=error))
         finally:
@@ -217,9 +220,10 @@ def _serve(pipe: Connection, file: SharedFile, config: EnvConfig, chunk_size: in
 
 
 def _failed(error: BaseException) -> _Failed:
-    error.add_note("".join(traceback.format_exception(error)))
+    told = "".join(traceback.format_exception(error))
+    error.add_note(told)
     try:
         pickled = pickle.dumps(error)
     except Exception:
         pickled = b""
-    return _Failed(error=pickled, text=f"{type(error).__name__}: {error}")
+    return _Failed(error=pickled, text=f"{type(error).__name__}: {error}", traceback=told)

@@ -22,6 +22,7 @@ import numpy as np
 from vla_train.config import EnvConfig
 from vla_train.envs.factory import make_env_shard
 from vla_train.envs.shard import EnvShard, ShardResult
+from vla_train.errors import RunError
 from vla_train.types import EnvDescription, EpisodeSpec
 
 START_TIMEOUT_S = 600.0
@@ -83,7 +84,7 @@ class Event:
 Sink = Callable[[Event], None]
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunError):
     """A worker failed more often than it may be restarted, or could not be started; the message holds the cause."""
 
 
@@ -176,7 +177,7 @@ class ThreadWorker(EnvWorker):
                 try:
                     shard.close()
                 except Exception:
-                    _logger.warning("closing env worker %d failed", self.index, exc_info=True)
+                    _logger.warning("closing worker %d failed", self.index, exc_info=True)
 
     def send(self, command: Command) -> None:
         self._inbox.put(command)
@@ -193,4 +194,4 @@ class ThreadWorker(EnvWorker):
         self.kill()
         thread.join(timeout=CLOSE_TIMEOUT_S)
         if thread.is_alive():
-            _logger.warning("env worker %d did not end within %g s and is left behind", self.index, CLOSE_TIMEOUT_S)
+            _logger.warning("worker %d did not end within %g s and is left behind", self.index, CLOSE_TIMEOUT_S)

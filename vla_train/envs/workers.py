@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from vla_train.config import EnvConfig
+from vla_train.envs.bugs import EnvPackageMissing, EnvRefusal
 from vla_train.envs.process import ProcessWorker
 from vla_train.envs.worker import START_TIMEOUT_S, EnvWorker, Event, ThreadWorker, WorkerError, WorkerFault
 from vla_train.types import EnvDescription
@@ -15,9 +16,9 @@ def make_workers(config: EnvConfig, *, chunk_size: int) -> list[EnvWorker]:
     """Start `config.num_workers` workers, in parallel, and wait until all are there.
 
     Raises:
-        ValueError: The env cannot be made as configured (the env's own error, whatever its type, is passed on).
-        ImportError: Ray is asked for and not installed.
-        WorkerError: A worker died or did not start in time.
+        EnvRefusal: The env cannot be used as configured; the message says what to change.
+        ImportError: The env, or Ray where it is asked for, is not installed.
+        WorkerError: A worker died or did not start in time, or the env has a bug, which is the error's cause.
     """
     workers = [_worker_type(config.worker)(config, index=index, chunk_size=chunk_size) for index in range(config.num_workers)]
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -30,9 +31,12 @@ def make_workers(config: EnvConfig, *, chunk_size: int) -> list[EnvWorker]:
             try:
                 event = events.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise WorkerError(f"{config.id}: an env worker did not start within {START_TIMEOUT_S:.0f} s") from None
+                raise WorkerError(f"{config.id}: a worker did not start within {START_TIMEOUT_S:.0f} s") from None
             if isinstance(event.content, WorkerFault):
-                raise event.content.error
+                error = event.content.error
+                if isinstance(error, EnvRefusal | EnvPackageMissing):
+                    raise error
+                raise WorkerError(f"{config.id} cannot be made: {type(error).__name__}: {error}") from error
         require_same_env([worker.description for worker in workers])
     except BaseException:
         for worker in workers:
@@ -51,7 +55,7 @@ def require_same_env(descriptions: Sequence[EnvDescription]) -> None:
     """Raise `WorkerError` unless any episode may be played on any of these."""
     for index, description in enumerate(descriptions):
         if not descriptions[0].same_env(description):
-            raise WorkerError(f"env worker {index} differs from env worker 0: {description} against {descriptions[0]}")
+            raise WorkerError(f"worker {index} has other envs than worker 0: {description} against {descriptions[0]}")
 
 
 def _worker_type(kind: str) -> type[EnvWorker]:

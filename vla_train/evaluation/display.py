@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vla_train.config import EvalConfig
 from vla_train.display import Display
-from vla_train.evaluation.evaluate import EpisodeResult, EvaluationResult, evaluate
+from vla_train.evaluation.evaluate import EvaluationResult, evaluate
 from vla_train.pipeline.rollout import Rollout
 from vla_train.types import EpisodeSpec
 
@@ -20,13 +20,6 @@ def evaluate_with_progress(
     display: Display,
 ) -> EvaluationResult:
     """Play the episodes that `folder` does not hold yet, greedily, and return all of them; see `evaluate`."""
-    successes = 0
-
-    def count(result: EpisodeResult, done: int, total: int) -> None:
-        nonlocal successes
-        successes += result.success
-        show(done, f"{successes} succeeded")
-
     with display.phase("evaluation", total=len(episodes), unit="episodes") as show:
         return evaluate(
             episodes,
@@ -34,7 +27,7 @@ def evaluate_with_progress(
             folder=folder,
             videos=config.videos,
             mirrored_images=mirrored_images,
-            on_episode=count,
+            on_episode=lambda successes, done, _: show(done, f"{successes} succeeded"),
         )
 
 

@@ -121,7 +121,7 @@ def evaluate(
     folder: Path,
     videos: int,
     mirrored_images: bool,
-    on_episode: Callable[[EpisodeResult, int, int], None] | None = None,
+    on_episode: Callable[[int, int, int], None] | None = None,
 ) -> EvaluationResult:
     """Play the episodes that `folder` does not hold yet, and return all of them.
 
@@ -131,7 +131,8 @@ def evaluate(
         folder: Takes `episodes.jsonl`, one line per finished episode, and `videos/`.
         videos: Most videos kept of successes, and of failures.
         mirrored_images: Images are mirrored left to right; videos undo it, so that "left" in an instruction is left.
-        on_episode: Called with each result, how many are done, and how many there are.
+        on_episode: Told after each episode how many have succeeded, how many are done, and how many there are, those of an
+            earlier part included.
     """
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / "episodes.jsonl"
@@ -164,7 +165,7 @@ def evaluate(
             lines.write(json.dumps(asdict(result)) + "\n")
             lines.flush()
             if on_episode is not None:
-                on_episode(result, len(results), len(episodes))
+                on_episode(sum(r.success for r in results), len(results), len(episodes))
     return EvaluationResult(episodes=tuple(results))
 
 

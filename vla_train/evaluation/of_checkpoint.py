@@ -9,12 +9,14 @@ Invariant: all episodes in a folder were played by the same weights on the same 
 """
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vla_train.config import EvaluateConfig, RolloutConfig, config_to_json
+from vla_train.config import EvaluateConfig, PolicyConfig, config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
 from vla_train.evaluation.display import evaluate_with_progress, show_evaluation
@@ -23,11 +25,14 @@ from vla_train.interruption import Interruption
 from vla_train.pipeline.episodes import evaluation_episodes
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
+from vla_train.policy.base import RolloutPolicy
 from vla_train.policy.factory import policy_factory
 from vla_train.run.named_checkpoint import checkpoint_of_run, resolve_checkpoint
 
 _ENV_CAPACITY = ("num_workers", "envs_per_worker", "worker", "step_timeout_s", "max_restarts")
 """Fields of `EnvConfig` that change how fast episodes are played, not what they are."""
+_POLICY_CAPACITY = ("worker", "replicas")
+"""The same of `PolicyConfig`."""
 
 
 class CheckpointEvaluation:
@@ -50,7 +55,7 @@ class CheckpointEvaluation:
         self._display = Display(config.display)
         identity = _identity(config, self.checkpoint)
         _require_same(self.output, identity)
-        with ExitStack() as undo:
+        with ExitStack() as undo, self._display.waiting("setting up"):
             self._display.line(f"{self.checkpoint}: starting {config.env.id}")
             workers = make_workers(config.env, chunk_size=config.policy.chunk_size)
             for worker in workers:
@@ -60,8 +65,8 @@ class CheckpointEvaluation:
             self.episodes = evaluation_episodes(
                 env.task_ids, env.num_init_states, config.eval, train_fraction=config.train_fraction, seed=config.seed
             )
-            policy = build_policy(policy_config, env, seed=config.seed)
-            self._rollout = Rollout(RolloutConfig(), policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
+            policy = _build(partial(build_policy, policy_config, env, seed=config.seed), config.policy, undo)
+            self._rollout = Rollout(config.rollout, policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
             _claim(self.output, identity)
             self._undo = undo.pop_all()
 
@@ -69,9 +74,11 @@ class CheckpointEvaluation:
         """Play what is missing, write and show the results. Ctrl-C and SIGTERM end it; what was played is kept.
 
         Raises:
-            WorkerError: An env group failed more often than it may.
+            RunError: A worker failed more often than it may, or the policy gives no numbers.
             SystemExit: It was interrupted.
         """
+        if self.config.policy.compile:
+            self._display.line("compiling the policy: this takes about a minute")
         interruption = Interruption(lambda: None)
         self._rollout.breakable = interruption.allowed
         with self._undo, interruption.watch():
@@ -103,6 +110,18 @@ def _default_output(checkpoint: str) -> Path:
     return step.parent.parent / "evaluations" / step.name
 
 
+def _build(factory: Callable[[], RolloutPolicy], config: PolicyConfig, undo: ExitStack) -> RolloutPolicy:
+    """The policy in this process, or its replicas on nodes of a Ray cluster, which `undo` ends."""
+    if config.worker == "local":
+        return factory()
+    from vla_train.distributed.ray import make_rollout_policy
+
+    use_gpu = None if config.device == "auto" else config.device == "cuda"
+    replicas = make_rollout_policy(factory, replicas=config.replicas, use_gpu=use_gpu)
+    undo.callback(replicas.close)
+    return replicas
+
+
 def _identity(config: EvaluateConfig, checkpoint: str) -> dict[str, Any]:
     """What all episodes of one evaluation have in common. How many are played is free: more can be added."""
     asked = config_to_json(config)
@@ -111,7 +130,7 @@ def _identity(config: EvaluateConfig, checkpoint: str) -> dict[str, Any]:
         "checkpoint": checkpoint,
         "weights": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in weights},
         "env": {name: value for name, value in asked["env"].items() if name not in _ENV_CAPACITY},
-        "policy": asked["policy"],
+        "policy": {name: value for name, value in asked["policy"].items() if name not in _POLICY_CAPACITY},
         "seed": config.seed,
         "train_fraction": config.train_fraction,
     }

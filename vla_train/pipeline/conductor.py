@@ -15,7 +15,7 @@
   finished slot is refilled while the policy is busy with other rows.
 * *Workers* produce events, consume commands, and wait for nothing else.
 
-Faults: an env group's episodes are queued again, from their beginning, and the group is restarted, a bounded number of times.
+Faults: the episodes of a worker that failed are queued again, from their beginning, and it is restarted (see `restarts`).
 """
 
 import logging
@@ -27,6 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vla_train.envs.bugs import is_bug
+from vla_train.envs.restarts import Restarts
 from vla_train.envs.shard import ShardResult
 from vla_train.envs.worker import (
     START_TIMEOUT_S,
@@ -70,11 +72,11 @@ class Conductor:
     """Drives workers through a scheduler; see the module's docstring.
 
     Args:
-        workers: Started env groups; the conductor restarts them, their maker closes them.
+        workers: Started workers; the conductor restarts them, their maker closes them.
         keys: Of the observation: what workers bring along and trajectories keep, where `run` does not say otherwise.
         max_batch: Most rows of one policy batch.
         max_wait_s: How long ready rows wait for more, while more are on their way; if they do, all share the call.
-        timeline: Takes the spans of the env groups.
+        timeline: Takes the spans of the workers.
     """
 
     def __init__(
@@ -102,7 +104,9 @@ class Conductor:
         self._results: list[ShardResult | None] = [None] * len(workers)
         self._recorders: dict[int, EpisodeRecorder] = {}  # by lease
         self._deadlines: dict[int, float] = {}  # of commands and starts under way, by worker
-        self._restarts = [0] * len(workers)
+        self._restarts = [Restarts(most=self._config.max_restarts, window=worker.description.num_slots) for worker in workers]
+        self._told_of: set[str] = set()
+        """Errors whose traceback was logged."""
         self._outstanding: PolicyBatch | None = None
         self._keys = self._usual_keys = keys
         self._ready_since = 0.0
@@ -114,7 +118,7 @@ class Conductor:
     # --- the loop
 
     def run(self, objective: Objective, outbox: Outbox, *, also: tuple[str, ...] = ()) -> None:
-        """Play until the objective is complete, `Stop` is asked for, or a fault cannot be mended. Never raises.
+        """Play until the objective is complete, `Stop` is asked for, or a worker fails too often. Never raises.
 
         Args:
             also: Keys of the observation to keep besides the usual ones, in this run.
@@ -203,7 +207,7 @@ class Conductor:
         now = time.monotonic()
         for worker in [worker for worker, deadline in self._deadlines.items() if deadline <= now]:
             silent_s = START_TIMEOUT_S if self.scheduler.state(worker) is WorkerState.DOWN else self._config.step_timeout_s
-            self._mend(worker, TimeoutError(f"no answer for {silent_s:g} s"))
+            self._restart(worker, TimeoutError(f"no answer for {silent_s:g} s"))
         return None
 
     # --- events
@@ -218,7 +222,7 @@ class Conductor:
         self._deadlines.pop(event.worker, None)
         content = event.content
         if isinstance(content, WorkerFault):
-            self._mend(event.worker, content.error)
+            self._restart(event.worker, content.error)
         elif isinstance(content, Started):
             require_same_env([worker.description for worker in self._workers])
             self.scheduler.restored(event.worker)
@@ -281,6 +285,7 @@ class Conductor:
                 ended.append(assignment)
         self.scheduler.stepped(worker, finished=[assignment.slot for assignment in ended])
         for assignment in ended:
+            self._restarts[worker].worked()
             self._finish(assignment, result, objective)
 
     def _finish(self, assignment: Assignment, result: ShardResult, objective: Objective) -> None:
@@ -295,8 +300,8 @@ class Conductor:
 
     # --- faults
 
-    def _mend(self, worker: int, error: BaseException) -> None:
-        """Queue the worker's episodes again and restart it.
+    def _restart(self, worker: int, error: BaseException) -> None:
+        """Queue the worker's episodes again and start it anew.
 
         Raises:
             WorkerError: It has been restarted as often as it may be.
@@ -308,21 +313,22 @@ class Conductor:
         requeued = self.scheduler.lost(worker)
         self._results[worker] = None
         self.counts.requeued += len(requeued)
-        cause = f"{type(error).__name__}: {error}"
-        if self._restarts[worker] >= self._config.max_restarts:
-            raise WorkerError(
-                f"env group {worker} ({self._config.id}) failed after {self._restarts[worker]} restarts: {cause}"
-            ) from error
-        self._restarts[worker] += 1
+        restarts, cause = self._restarts[worker], f"{type(error).__name__}: {error}"
+        if restarts.exhausted:
+            raise WorkerError(f"worker {worker} ({self._config.id}) failed after {len(restarts)} restarts: {cause}") from error
+        restarts.restarted()
         self.counts.restarts += 1
         _logger.warning(
-            "env group %d failed (%s): restart %d of %d, %d episodes start again",
+            "worker %d (%s) failed (%s): restart %d of %d, %d episodes start again",
             worker,
+            self._config.id,
             cause,
-            self._restarts[worker],
+            len(restarts),
             self._config.max_restarts,
             len(requeued),
+            exc_info=error if is_bug(error) and cause not in self._told_of else None,
         )
+        self._told_of.add(cause)
         self._start(worker)
 
     def _start(self, worker: int) -> None:

@@ -1,8 +1,8 @@
-"""How long a policy call takes by its rows, learnt while running: is it worth making env groups share a call?
+"""How long a policy call takes by its rows, learnt while running: is it worth making workers share a call?
 
 A call of r rows takes about `fixed + r * per_row`. Sharing saves the fixed part and delays those who could have been served
 first. Where calls cost little more for more rows, sharing wins; where the cost is proportional to the rows, it only makes all
-env groups wait together for the same answer, and then the policy for all of them.
+workers wait together for the same answer, and then the policy for all of them.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Plays episodes on env groups with a policy: groups for training, single episodes for evaluation.
+"""Plays episodes on workers with a policy: groups for training, single episodes for evaluation.
 
 Invariant: an episode is a function of the policy's weights, its `EpisodeSpec` and the run's seed; never of timing, of the
 slot it was played in or of what shared its batch (up to the policy's own numerics in batches of different size).
@@ -38,7 +38,7 @@ class Rollout:
         config: How many groups, how batches are made.
         policy: Decides.
         workers: Started ones (`make_workers`); `close` closes them.
-        timeline: Takes the spans of env groups and policy.
+        timeline: Takes the spans of workers and policy.
         seed: Seed of the sampling numbers.
     """
 
@@ -46,7 +46,7 @@ class Rollout:
         self, config: RolloutConfig, *, policy: Policy, workers: Sequence[EnvWorker], timeline: Timeline, seed: int
     ) -> None:
         if not workers:
-            raise ValueError("a rollout needs at least one env group")
+            raise ValueError("a rollout needs at least one worker")
         require_fit(policy, workers[0].description)
         self._config = config
         self._policy = policy
@@ -98,7 +98,7 @@ class Rollout:
             on_progress: Told a few times per second how far it is.
 
         Raises:
-            WorkerError: An env group failed more often than it may; the cause is in the message.
+            WorkerError: A worker failed more often than it may; the cause is in the message.
             ValueError: The policy returned a wrong shape or NaN.
         """
         started, before = time.perf_counter(), self._snapshot()

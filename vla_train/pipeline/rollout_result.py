@@ -53,14 +53,14 @@ class RolloutStats:
     policy_s: float
     """Time the policy worked."""
     env_s: float
-    """Time the busiest env group worked."""
+    """Time the busiest worker worked."""
     overlap_efficiency: float
     """max(policy_s, env_s) / duration_s: 1 when the slower of the two never waited; NaN where nothing was played, since all
     groups had been carried over."""
     worker_restarts: int
     """Since the last iteration: in an evaluation in between, too."""
     episodes_requeued: int
-    """Episodes that started again because their env group failed."""
+    """Episodes that started again because their worker failed."""
 
     @property
     def decisions_per_s(self) -> float:

@@ -1,4 +1,4 @@
-"""Which slot plays which episode, and which env groups the policy serves next: a pure state machine.
+"""Which slot plays which episode, and which workers the policy serves next: a pure state machine.
 
 It has no threads, no clock and does no work itself; the rollout tells it what happened and asks what to do.
 
@@ -8,7 +8,7 @@ It has no threads, no clock and does no work itself; the rollout tells it what h
       +-- lost(), evict_all(): episodes go back    +-- fill() gives freed slots the next episodes first: RESETTING ------+
 
 Invariants (property-tested): every submitted episode is finished exactly once; after `fill` no slot stays free while work
-waits, unless its env group is in the middle of a command, is down, or can only be reset as a whole; env groups are served
+waits, unless its worker is in the middle of a command, is down, or can only be reset as a whole; workers are served
 in the order in which they became ready.
 """
 
@@ -22,7 +22,7 @@ from vla_train.types import EpisodeSpec
 
 
 class WorkerState(Enum):
-    """What an env group is doing."""
+    """What a worker is doing."""
 
     IDLE = "idle"
     """No slot is playing."""
@@ -58,7 +58,7 @@ class _Worker:
 
 
 class Scheduler:
-    """Slots of several env groups ("workers"), a queue of episodes, and the order in which the policy serves.
+    """Slots of several workers ("workers"), a queue of episodes, and the order in which the policy serves.
 
     Args:
         slots: Number of slots of each worker.

@@ -34,7 +34,7 @@ class Span(NamedTuple):
     """One stretch of work of one resource; times are `time.perf_counter()` seconds."""
 
     resource: str
-    """Who worked: "policy", "trainer", or an env group ("env 0", ...)."""
+    """Who worked: "policy", "trainer", or a worker ("env 0", ...)."""
     kind: SpanKind
     start: float
     end: float
@@ -211,7 +211,7 @@ def read_chrome_trace(path: Path) -> list[Span]:
 
 
 def ordered_resources(spans: Sequence[Span]) -> list[str]:
-    """Trainer and policy on top, then env groups by number."""
+    """Trainer and policy on top, then workers by number."""
 
     def rank(resource: str) -> tuple[int, int, str]:
         name, _, number = resource.rpartition(" ")

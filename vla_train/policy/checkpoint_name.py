@@ -1,6 +1,6 @@
 """What names a checkpoint: a folder here, or `owner/name` on the Hugging Face hub.
 
-A mistyped folder is noticed here, at once, and not after the env groups were started, as something that the hub lacks.
+A mistyped folder is noticed here, at once, and not after the workers were started, as something that the hub lacks.
 """
 
 import re

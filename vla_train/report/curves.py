@@ -130,11 +130,11 @@ def throughput_panels(run: RunContents) -> list[Panel]:
             curves=[
                 _iteration_curve(run, "rollout", PURPLE, "rollout/duration_s"),
                 _iteration_curve(run, "policy", ORANGE, "rollout/policy_s"),
-                _iteration_curve(run, "env group", BLUE, "rollout/env_s"),
+                _iteration_curve(run, "busiest worker", BLUE, "rollout/env_s"),
                 _iteration_curve(run, "update", RED, "update/duration_s"),
             ],
             x_max=x_max,
-            note="Policy and busiest env group: while they worked, which is at the same time. The rollout should take little "
+            note="Policy and busiest worker: the time in which each worked, at the same time. The rollout should take little "
             "more than the slower of them.",
         ),
         Panel(
@@ -142,7 +142,7 @@ def throughput_panels(run: RunContents) -> list[Panel]:
             y_label="slower of the two / rollout",
             curves=[_iteration_curve(run, "overlap", GREEN, "rollout/overlap_efficiency")],
             x_max=x_max,
-            note="100 %: the slower of policy and env groups never waited.",
+            note="100 %: the slower of policy and workers never waited.",
             percent=True,
         ),
     ]

@@ -31,8 +31,8 @@ def headline(run: RunContents) -> list[tuple[str, str]]:
     trained = f"LoRA of rank {policy.lora_rank}" if policy.lora_rank else "all weights"
     return [
         ("Environment", f"{env.id} {arguments}".rstrip()),
-        ("Simulators", f"{env.num_workers} groups of {env.envs_per_worker} slots ({env.worker}){limit}"),
-        ("Policy", f"SimpleVLA-OFT {weights}; {trained}; chunks of {policy.chunk_size} actions"),
+        ("Simulators", f"{env.num_workers} workers of {env.envs_per_worker} envs ({env.worker}){limit}"),
+        ("Policy", f"{policy.factory} {weights}; {trained}; chunks of {policy.chunk_size} actions"),
         (
             "Rollout",
             f"{rollout.groups_per_iteration} groups of {rollout.group_size} episodes per iteration, "
@@ -112,7 +112,7 @@ def notices(run: RunContents) -> list[str]:
     restarts = sum(int(record.get("rollout/worker_restarts") or 0) for record in run.iterations)
     if restarts:
         replayed = sum(int(record.get("rollout/episodes_requeued") or 0) for record in run.iterations)
-        found.append(f"Env groups failed and were restarted ({restarts} in all); {replayed} episodes were played again.")
+        found.append(f"Workers failed and were restarted ({restarts} in all); {replayed} episodes were played again.")
     return found
 
 

@@ -1,16 +1,41 @@
 """What makes a run the one it is: a resumed run may change how fast, how long or how it learns, but not what it plays."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 from vla_train.config import TrainConfig, config_to_json
+from vla_train.run.named_checkpoint import resolve_checkpoint
 
 _FIXED = {
     "": ("seed", "train_fraction"),
     "env": ("id", "kwargs", "image_key", "instruction", "success", "success_return", "max_episode_steps"),
-    "policy": ("checkpoint", "size", "chunk_size", "statistics_key", "gripper", "jpeg", "lora_rank"),
+    "policy": ("factory", "kwargs", "checkpoint", "size", "chunk_size", "statistics_key", "gripper", "jpeg", "lora_rank"),
     "rollout": ("group_size", "temperature"),
 }
 """What a resumed run cannot change, by section of the config: episodes begun before would not be its own."""
+
+
+def start_of(config: TrainConfig) -> TrainConfig:
+    """The config with a run's folder in `policy.checkpoint` replaced by its newest checkpoint; a resumed run keeps its own.
+
+    Raises:
+        ValueError: There is no such checkpoint.
+    """
+    asked = config.policy.checkpoint
+    if asked is None:
+        return config
+    held = _held_checkpoint(config.output)
+    name = held if held is not None and Path(held).is_relative_to(Path(asked) / "checkpoints") else resolve_checkpoint(asked)
+    return replace(config, policy=replace(config.policy, checkpoint=name))
+
+
+def _held_checkpoint(output: Path) -> str | None:
+    """The checkpoint that the run in this folder started from, where it says so."""
+    try:
+        return json.loads((output / "config.json").read_text())["policy"]["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # `require_same_run` says what is wrong
 
 
 def require_same_run(config: TrainConfig) -> None:

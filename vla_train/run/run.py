@@ -31,17 +31,18 @@ from vla_train.pipeline.episodes import PromptStream, evaluation_episodes
 from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
 from vla_train.pipeline.rollout_result import combine_stats
 from vla_train.pipeline.timeline import Timeline
-from vla_train.policy.base import PolicyFactory, RolloutPolicy, TrainablePolicy
-from vla_train.policy.checkpoint_name import require_checkpoint
-from vla_train.registry import POLICIES, load
-from vla_train.run.identity import require_same_run
+from vla_train.policy.base import RolloutPolicy, TrainablePolicy
+from vla_train.policy.factory import policy_factory
+from vla_train.run.identity import require_same_run, start_of
 from vla_train.run.lock import lock_run
+from vla_train.run.room import least_checkpoint_bytes
 from vla_train.run.tracking import RunLog
-from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, save_checkpoint
+from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, require_room, save_checkpoint
 from vla_train.trainer.checkpoint_folder import latest_checkpoint, list_checkpoints
 from vla_train.trainer.parallel import Ranks, share_of_rank, useful_slots
 from vla_train.trainer.trainer import Trainer, UpdateMetrics
 from vla_train.types import EpisodeSpec, Group
+from vla_train.units import format_count
 
 
 class Run:
@@ -49,7 +50,7 @@ class Run:
 
     Args:
         config: What to train, where, and how.
-        ranks: Who else trains. Each rank has env groups and a sampling policy of its own, and plays its share of the groups.
+        ranks: Who else trains. Each rank has workers and a sampling policy of its own, and plays its share of the groups.
         display: Where progress is shown.
 
     Raises:
@@ -57,7 +58,7 @@ class Run:
     """
 
     def __init__(self, config: TrainConfig, *, ranks: Ranks, display: Display) -> None:
-        self.config = config
+        self.config = config = start_of(config)
         self.ranks = ranks
         self.display = display
         self.timeline = Timeline()
@@ -72,13 +73,15 @@ class Run:
         self._before_next: dict[str, Any] | None = None
         """State of rollout and prompts before the rollout that is under way in the background."""
         self._background = ThreadPoolExecutor(1, thread_name_prefix="next-rollout")
-        self._breakable: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._compiled: set[str] = set()
+        """What the policy was compiled for so far."""
         self._began = time.perf_counter()
         self._show_rollout: Callable[[RolloutProgress], None] = _show_nothing
         self._unlock: Callable[[], None] = lambda: None
+        self._close_policy: Callable[[], None] = lambda: None
 
-        if config.policy.checkpoint is not None:
-            require_checkpoint(config.policy.checkpoint)
+        policy_factory(config.policy)  # refuses at once what cannot become a policy
         if list_checkpoints(config.output):
             require_same_run(config)
         with ExitStack() as undo:
@@ -88,7 +91,11 @@ class Run:
                 self._unlock = lock_run(config.output)
                 undo.callback(self._unlock)
                 prepare_run(config.output)
-            self._set_up(undo)
+                checkpoint_bytes = least_checkpoint_bytes(config.policy)
+                require_room(config.output, checkpoint_bytes=checkpoint_bytes, keep=config.keep_checkpoints)
+            undo.callback(lambda: self._close_policy())
+            with self.display.waiting("setting up"):
+                self._set_up(undo)
             undo.pop_all()
 
     def _set_up(self, undo: ExitStack) -> None:
@@ -103,9 +110,9 @@ class Run:
             undo.callback(worker.close)
         self.env = workers[0].description
         # Nobody may sample from weights that change, or that are spread over ranks or machines.
-        apart = self._rollout_config.max_staleness > 0 or ranks.size > 1 or config.policy.worker == "ray"
-        policy = self._policy_factory(replace(config.policy, fp8=False) if apart else config.policy)()
-        self.policy = self._build_sampler(use_gpu=_device(policy).type == "cuda") if apart else policy
+        separate = self._rollout_config.max_staleness > 0 or ranks.size > 1 or config.policy.worker == "ray"
+        policy = self._policy_factory(replace(config.policy, fp8=False) if separate else config.policy)()
+        self.policy = self._build_sampler(use_gpu=_device(policy).type == "cuda") if separate else policy
         self.rollout = Rollout(
             self._rollout_config, policy=self.policy, workers=workers, timeline=self.timeline, seed=config.seed
         )
@@ -144,13 +151,19 @@ class Run:
         )
         self.display.line(
             f"set up in {time.perf_counter() - self._began:.1f} s: {len(self.env.task_ids)} tasks, "
-            f"policy of {weights / 1e6:.3g} M weights on {_device(policy)}, reads {reads}; {left}, "
+            f"policy of {format_count(weights)} weights on {_device(policy)}, reads {reads}; {left}, "
             f"each of {config.rollout.groups_per_iteration} groups of {config.rollout.group_size} episodes"
         )
 
-    def allow_breaking_off(self, breakable: Callable[[], AbstractContextManager[None]]) -> None:
-        """Enter `breakable()` wherever a signal may break off what is under way, and nothing is lost; see `interruption`."""
-        self._breakable = self.rollout.breakable = breakable
+    def interrupt_in(self, interruptible: Callable[[], AbstractContextManager[None]]) -> None:
+        """Enter `interruptible()` around work that a signal may break off without loss; see `interruption`."""
+        self._interruptible = self.rollout.breakable = interruptible
+
+    def _announce_compiling(self, what: str) -> None:
+        """Say, once for each use of the policy, why its first calls take long."""
+        if self.config.policy.compile and what not in self._compiled:
+            self._compiled.add(what)
+            self.display.line(f"compiling the policy for {what}: this takes about a minute")
 
     # --- an iteration
 
@@ -173,13 +186,14 @@ class Run:
     def collect(self) -> RolloutResult:
         """Play the groups of the next iteration, or wait for those that are being played in the background."""
         self._began = time.perf_counter()
+        self._announce_compiling("sampling")
         with self.display.phase("rollout", total=self._rollout_config.groups_per_iteration, unit="groups with signal") as show:
             self._show_rollout = lambda progress: show(progress.kept, _status(progress))
             try:
                 if self._next is None:
                     self._push_weights()
                     return self._play()
-                with self._breakable():
+                with self._interruptible():
                     result = self._next.result()
             finally:
                 self._show_rollout = _show_nothing
@@ -187,7 +201,7 @@ class Run:
         return result
 
     def begin_next(self) -> None:
-        """Let the env groups work while the model trains: resets, or with `max_staleness` the whole next rollout."""
+        """Let the workers work while the model trains: resets, or with `max_staleness` the whole next rollout."""
         if self.done + 1 >= self.config.iterations:
             return
         if self._rollout_config.max_staleness > 0:
@@ -201,6 +215,8 @@ class Run:
     def update(self, groups: tuple[Group, ...]) -> UpdateMetrics:
         """Train on the groups."""
         rows = sum(len(trajectory) for group in groups for trajectory in group.trajectories)
+        if rows:
+            self._announce_compiling("updates")
         with self.display.phase("update", total=max(1, rows * self.config.optim.epochs), unit="chunks") as show:
             metrics = self.trainer.update(groups, iteration=self.done, on_progress=lambda done, total: show(done, ""))
         if self._next is None:
@@ -224,10 +240,12 @@ class Run:
             speed = f"{stats.decisions_per_s:.1f} chunks/s, overlap {stats.overlap_efficiency:.2f}"
         values = {f"rollout/{name}": value for name, value in asdict(stats).items()}
         values |= {"rollout/decisions_per_s": stats.decisions_per_s, "rollout/rows_per_batch": stats.rows_per_batch}
-        values |= {f"update/{name}": value for name, value in asdict(update).items() if name != "loss_metrics"}
-        values |= {f"update/{name}": value for name, value in update.loss_metrics.items()}
-        values |= {"update/chunks_per_s": update.chunks_per_s, "time/iteration_s": ended - self._began}
-        self._log.log("iteration", self.done, values)
+        values["time/iteration_s"] = ended - self._began
+        if update.updates:
+            values |= {f"update/{name}": value for name, value in asdict(update).items() if name != "loss_metrics"}
+            values |= {f"update/{name}": value for name, value in update.loss_metrics.items()}
+            values["update/chunks_per_s"] = update.chunks_per_s
+        self._log.log("iteration", self.done, values, file_only={"update/updates": update.updates})
         self.display.line(
             f"iteration {self.done}/{self.config.iterations}  success {stats.success_rate:.0%}  "
             f"groups {stats.groups_kept} with signal, {stats.groups_rejected} without  "
@@ -240,7 +258,7 @@ class Run:
         )
         if stats.worker_restarts:
             self.display.line(
-                f"  [yellow]{stats.worker_restarts} env groups restarted, {stats.episodes_requeued} episodes replayed[/yellow]"
+                f"  [yellow]{stats.worker_restarts} restarts of workers, {stats.episodes_requeued} episodes replayed[/yellow]"
             )
         if self.checkpoint_due:
             name = self.config.output / "timeline" / f"iteration_{self.done:06d}"
@@ -251,9 +269,10 @@ class Run:
     def evaluate(self) -> EvaluationResult:
         """Play the evaluation episodes greedily, with the trained weights; each rank plays its share."""
         if self._next is not None:
-            with self._breakable():
+            with self.display.waiting("finishing the rollout under way"), self._interruptible():
                 self._next.result()
         self._push_weights()
+        self._announce_compiling("sampling")
         folder = self.config.output / "evaluations" / f"iteration_{self.done:06d}"
         mine = self._evaluation_episodes[self.ranks.rank :: self.ranks.size]
         self.display.line(f"evaluating: {len(self._evaluation_episodes)} greedy episodes")
@@ -293,22 +312,24 @@ class Run:
             CheckpointError: It could not be written; older ones are as they were.
         """
         state = self._before_next or self._rollout_state()
-        path = save_checkpoint(
-            self.config.output,
-            iteration=self.done,
-            trainer=self.trainer,
-            rollout_state=state["rollout"],
-            extra={"next_group_ids": self.ranks.gather_objects(state["next_group_id"])},
-            score=self._score,
-            keep=self.config.keep_checkpoints,
-        )
+        with self.display.waiting(f"writing the checkpoint of iteration {self.done}"):
+            path = save_checkpoint(
+                self.config.output,
+                iteration=self.done,
+                trainer=self.trainer,
+                rollout_state=state["rollout"],
+                extra={"next_group_ids": self.ranks.gather_objects(state["next_group_id"])},
+                score=self._score,
+                keep=self.config.keep_checkpoints,
+            )
         self._saved = self.done
         self.display.line(f"checkpoint: {escape(str(path))}")
 
     def close(self) -> None:
-        """End env groups and trackers; a rollout under way is broken off."""
+        """End workers, policies in Ray actors and trackers; a rollout under way is broken off."""
         self.rollout.close()
         self._background.shutdown()
+        self._close_policy()
         if self._log is not None:
             self._log.close()
         self._unlock()
@@ -337,7 +358,10 @@ class Run:
             self._prompts.next_group_id = next_group_ids[self.ranks.rank]
             if self.ranks.rank == 0:
                 self.rollout.load_state_dict(checkpoint.rollout_state)
-            self.display.line(f"going on from {escape(str(path))}, iteration {self.done} of {self.config.iterations}")
+            asked = f"of {self.config.iterations}"
+            if self.complete:
+                asked = f"and no more than {self.config.iterations} were asked for: nothing is left to train"
+            self.display.line(f"going on from {escape(str(path))}: {self.done} iterations done {asked}")
         if self.ranks.rank == 0:
             for folder in (self.config.output / "evaluations").glob("iteration_*"):
                 number = re.fullmatch(r"iteration_(\d+)", folder.name)
@@ -360,12 +384,13 @@ class Run:
         if self.config.policy.worker == "ray":
             from vla_train.distributed.ray import make_rollout_policy
 
-            return make_rollout_policy(factory, replicas=self.config.policy.replicas, use_gpu=use_gpu)
+            replicas = make_rollout_policy(factory, replicas=self.config.policy.replicas, use_gpu=use_gpu)
+            self._close_policy = replicas.close
+            return replicas
         return factory()
 
     def _policy_factory(self, config: PolicyConfig) -> Callable[[], TrainablePolicy]:
-        build: PolicyFactory = load(config.factory, POLICIES, option="policy.factory")
-        return partial(build, config, self.env, seed=self.config.seed)
+        return partial(policy_factory(config), config, self.env, seed=self.config.seed)
 
     def _plan_evaluation(self) -> list[EpisodeSpec]:
         if self.config.eval.every == 0:

@@ -59,12 +59,16 @@ class RunLog:
         self._file = self._path.open("a", encoding="utf-8")
         self._trackers = [make_tracker(name, run, config, resume_iteration) for name in trackers]
 
-    def log(self, kind: RecordKind, iteration: int, values: Mapping[str, Any]) -> None:
+    def log(
+        self, kind: RecordKind, iteration: int, values: Mapping[str, Any], *, file_only: Mapping[str, Any] | None = None
+    ) -> None:
         """Write a record: numbers under names such as `update/loss`, and for `eval` anything JSON (tables per task).
 
         Trackers get the finite numbers; those of `eval` under `eval/`. A number that is not finite is written as null.
+        `file_only` is written to the file beside them, and shown to no tracker.
         """
-        record = {"kind": kind, "iteration": iteration, "time": round(time.time(), 3), **_finite(dict(values))}
+        told = _finite({**values, **(file_only or {})})
+        record = {"kind": kind, "iteration": iteration, "time": round(time.time(), 3), **told}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         prefix = "eval/" if kind == "eval" else ""

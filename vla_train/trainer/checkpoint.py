@@ -28,6 +28,7 @@ from vla_train.safetensors_file import save_file
 from vla_train.trainer.checkpoint_folder import WRITING, keep_newest_and_best, put_in_place, restore_replaced, step_name
 from vla_train.trainer.manifest import CheckpointError, read_manifest, write_manifest
 from vla_train.trainer.trainer import Trainer
+from vla_train.units import format_bytes
 
 _ROLLOUT = "rollout.npz"
 _POLICY = "policy"
@@ -61,7 +62,7 @@ def prepare_run(run: Path, *, trainer: Trainer | None = None, rollout_bytes: int
         run: The run's folder.
         trainer: Whose checkpoints there must be room for; None only tests that the folder can be written to.
         rollout_bytes: What a rollout's state may take in each checkpoint.
-        keep: Newest checkpoints kept; one more is held while a new one is written, and one as the best.
+        keep: See `require_room`.
 
     Raises:
         ValueError: The folder cannot be made or written to, or its disk has too little room.
@@ -82,13 +83,28 @@ def prepare_run(run: Path, *, trainer: Trainer | None = None, rollout_bytes: int
         shutil.rmtree(abandoned, ignore_errors=True)
     if trainer is None:
         return
-    wanted = (keep + 2) * (trainer.optimizer.num_bytes + trainer.policy_bytes + rollout_bytes) + _SPARE_BYTES
+    require_room(run, checkpoint_bytes=trainer.optimizer.num_bytes + trainer.policy_bytes + rollout_bytes, keep=keep)
+
+
+def require_room(run: Path, *, checkpoint_bytes: int, keep: int) -> None:
+    """Refuse a disk on which the checkpoints of a run have no room; those that it holds already count as room.
+
+    Args:
+        run: The run's folder, prepared.
+        checkpoint_bytes: Size of one checkpoint.
+        keep: Newest checkpoints kept; one more is held while a new one is written, and one as the best.
+
+    Raises:
+        ValueError: There is too little room.
+    """
+    folder = run / "checkpoints"
+    wanted = (keep + 2) * checkpoint_bytes + _SPARE_BYTES
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
     if free + held < wanted:
         raise ValueError(
-            f"{folder} has {free / 1e9:.1f} GB free, checkpoints of this run take up to {wanted / 1e9:.1f} GB: "
-            "free some, choose another output, or lower keep_checkpoints"
+            f"{folder} has {format_bytes(free)} free, checkpoints of this run take up to {format_bytes(wanted)} "
+            f"({keep + 2} of {format_bytes(checkpoint_bytes)}): free some, choose another output, or lower keep_checkpoints"
         )
 
 

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vla_train.errors import RunError
+
 _FORMAT = 1
 _NAME = "manifest.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint is damaged, or could not be written."""
 
 

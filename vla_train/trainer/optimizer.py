@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_train.config import OptimConfig
+from vla_train.errors import DivergedError
 from vla_train.trainer.parallel import Ranks, full_tensor, is_sharded, local_part, part_of, squared_norm
 
 _STATE_KEYS = ("exp_avg", "exp_avg_sq")
@@ -74,7 +75,7 @@ class MasterAdamW:
             The gradients' norm before clipping, over all ranks.
 
         Raises:
-            RuntimeError: The gradients are not finite; the weights are as they were.
+            DivergedError: The gradients are not finite; the weights are as they were.
         """
         sums, self._sums = self._sums, {}
         if not sums:
@@ -89,7 +90,7 @@ class MasterAdamW:
             square += self._ranks.sum_(squared_norm(sharded, device))
         norm = float(square.sqrt())
         if not math.isfinite(norm):
-            raise RuntimeError(f"the gradients are not finite (norm {norm}): the weights are as they were before this update")
+            raise DivergedError(f"the gradients are not finite (norm {norm}): the weights are as they were before this update")
         scale = min(1.0, self._config.max_grad_norm / (norm + 1e-6))
         for name, part in sums.items():
             master = self._masters[name]

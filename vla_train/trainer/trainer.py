@@ -25,6 +25,7 @@ from vla_train.algo.advantages import Estimator, advantages
 from vla_train.algo.losses import Loss, LossInputs, LossOutput
 from vla_train.algo.weights import action_weights
 from vla_train.config import AlgoConfig, OptimConfig
+from vla_train.errors import DivergedError
 from vla_train.policy.base import RolloutPolicy, TrainablePolicy
 from vla_train.registry import ESTIMATORS, LOSSES, load
 from vla_train.trainer.batching import TrajectorySummary, make_rows, no_rows, plan_minibatches, summarise
@@ -132,7 +133,7 @@ class Trainer:
 
         Raises:
             ValueError: The trajectories do not fit the policy, or hold numbers that are not finite.
-            RuntimeError: The loss or its gradient is not finite; the weights are as before that mini-batch.
+            DivergedError: The loss or its gradient is not finite; the weights are as before that mini-batch.
         """
         started = time.perf_counter()
         plan = _plan(groups, self._algo, self._estimator, self.ranks)
@@ -316,7 +317,7 @@ def _reduce(parts: Sequence[LossOutput], ranks: Ranks) -> LossOutput:
     """Sums over micro-batches and ranks.
 
     Raises:
-        RuntimeError: The loss is not finite.
+        DivergedError: The loss is not finite.
     """
     whole = parts[0]
     for part in parts[1:]:
@@ -333,7 +334,7 @@ def _reduce(parts: Sequence[LossOutput], ranks: Ranks) -> LossOutput:
             maxima={name: ranks.max_(value.clone()) for name, value in whole.maxima.items()},
         )
     if not whole.loss.isfinite():
-        raise RuntimeError(
+        raise DivergedError(
             f"the loss is {float(whole.loss)}: what the policy evaluates is not finite; "
             "the weights are as they were before this mini-batch"
         )

@@ -9,7 +9,7 @@ import pytest
 from pipeline_envs import DrawingPolicy
 
 from vla_train.config import TrainConfig
-from vla_train.loop import finish, set_up
+from vla_train.loop import iterate, set_up
 
 
 class SlowPolicy(DrawingPolicy):
@@ -30,7 +30,7 @@ def test_a_signal_during_a_long_policy_call_saves_the_run(number: int, small_run
     threading.Timer(1.0, signal.pthread_kill, (threading.get_ident(), number)).start()
     try:
         with pytest.raises(SystemExit) as stop:
-            finish(run)
+            iterate(run)
     finally:
         policy.close()
     assert stop.value.code == 130

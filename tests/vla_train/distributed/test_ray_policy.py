@@ -99,7 +99,7 @@ def mixed(group: Group) -> bool:
 
 
 @pytest.mark.parametrize("fault", ["", "die", "hang"])
-def test_env_groups_and_policy_on_nodes_of_their_own_play_the_same_episodes(fault: str, tmp_path: Path) -> None:
+def test_workers_and_policy_on_nodes_of_their_own_play_the_same_episodes(fault: str, tmp_path: Path) -> None:
     policy = make_policy(fault=fault, marker=tmp_path / "failed", timeout_s=2.0 if fault == "hang" else 60.0)
     policy.load_weights({"weight": torch.zeros(3)}, version=5)
     env = drift_config(worker="ray" if not fault else "thread")

@@ -1,4 +1,4 @@
-"""Env groups as Ray actors on another node: the same episodes, the same faults, the same ends."""
+"""Workers as Ray actors on another node: the same episodes, the same faults, the same ends."""
 
 import itertools
 import os
@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from buggy_env import BUGS
 from pipeline_envs import DrawingPolicy, assert_played_as_alone, drift_config, make_spec
 from ray_nodes import TESTS, RayNodes
 
@@ -31,7 +33,7 @@ CAUSES = {
     "hang": "no answer for 2 s",
     "nan": "reward of slot . is nan",
     "shape": r"must be uint8 of shape \(1, 4, 5, 3\)",
-    "die": r"actor of env group \d died",
+    "die": r"actor of worker \d died",
 }
 
 
@@ -78,7 +80,7 @@ def test_a_fault_that_never_ends_stops_the_run_with_its_cause(fault: str) -> Non
         rollout.close()
 
 
-def test_env_groups_run_on_nodes_that_offer_to_simulate(ray_nodes: RayNodes) -> None:
+def test_workers_run_on_nodes_that_offer_to_simulate(ray_nodes: RayNodes) -> None:
     from vla_train.distributed.ray import RayWorker
 
     workers = make_workers(drift_config(worker="ray"), chunk_size=3)
@@ -95,12 +97,24 @@ def test_an_env_that_cannot_be_made_in_an_actor_is_the_users_error() -> None:
         make_workers(drift_config(worker="ray", id="Nonsense-v0"), chunk_size=3)
 
 
-def test_more_env_groups_than_the_cluster_has_room_for_are_refused() -> None:
+@pytest.mark.parametrize(("method", "bug"), [("make", "shapes"), ("first reset", "value"), ("step", "import")])
+def test_a_bug_of_an_env_in_an_actor_keeps_its_traceback_and_names_the_env(method: str, bug: str) -> None:
+    env = drift_config(
+        id="buggy_env:Buggy-v0", worker="ray", kwargs={"method": method, "bug": bug}, num_workers=1, max_restarts=0
+    )
+    with pytest.raises(WorkerError, match=rf"buggy_env:Buggy-v0.*{BUGS[bug]}") as failure:
+        make_rollout(env).collect(prompts(), mixed)
+    told = "".join(traceback.format_exception(failure.value.__cause__))
+    assert "buggy_env.py" in told
+    assert "in _visit" in told
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused() -> None:
     with pytest.raises(ValueError, match="'sim'"):
         make_workers(drift_config(worker="ray", num_workers=3), chunk_size=3)
 
 
-def test_a_restarted_env_group_waits_for_the_node_it_was_meant_for(
+def test_a_restarted_worker_waits_for_the_node_it_was_meant_for(
     ray_nodes: RayNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rollout = make_rollout(drift_config(worker="ray", kwargs={"fault": "die", "marker": str(tmp_path)}))

@@ -1,10 +1,7 @@
-"""What happens where Ray is not installed, and the same interface without it."""
+"""What happens where Ray is not installed."""
 
 import subprocess
 import sys
-
-from pipeline_envs import DrawingPolicy
-from vla_train.distributed.local import make_rollout_policy
 
 _SCRIPT = """
 import sys
@@ -27,7 +24,3 @@ def test_the_pipeline_imports_neither_torch_nor_ray() -> None:
     script = "import sys, vla_train.pipeline.rollout, vla_train.envs.process; print({'torch', 'ray'} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "set()"
-
-
-def test_a_local_rollout_policy_is_a_copy_of_its_own() -> None:
-    assert make_rollout_policy(DrawingPolicy) is not make_rollout_policy(DrawingPolicy)  # type: ignore[arg-type]

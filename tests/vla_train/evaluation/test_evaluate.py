@@ -70,15 +70,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
     arguments = {"folder": tmp_path, "videos": 1, "mirrored_images": False}
     with pytest.raises(RuntimeError, match="power cut"):
         evaluate(specs, lambda episodes: play(episodes, fail_after=4), **arguments)
-    progress: list[tuple[int, int]] = []
+    progress: list[tuple[int, int, int]] = []
     result = evaluate(
         specs,
         lambda episodes: play(episodes, fail_after=99),
-        on_episode=lambda _, done, total: progress.append((done, total)),
+        on_episode=lambda *counts: progress.append(counts),
         **arguments,
     )
     assert played == specs
-    assert progress == [(5, 6), (6, 6)]
+    assert progress == [(3, 5, 6), (3, 6, 6)], "successes of the first part count too"
     assert (len(result.episodes), result.successes) == (6, 3)
     assert evaluate(specs, lambda episodes: play(episodes, fail_after=0), **arguments) == result
     assert len(list((tmp_path / "videos").iterdir())) == 2, "videos kept before the interruption count too"

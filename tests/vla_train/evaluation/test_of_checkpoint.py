@@ -12,11 +12,13 @@ import pytest
 from small_runs import save_small_checkpoint
 
 from vla_train.cli import main
-from vla_train.config import EnvConfig, EvalConfig, EvaluateConfig, PolicyConfig, TrainConfig
+from vla_train.config import EnvConfig, EvalConfig, EvaluateConfig, PolicyConfig, RolloutConfig, TrainConfig
 from vla_train.evaluation.evaluate import read_episodes
 from vla_train.evaluation.of_checkpoint import CheckpointEvaluation
 from vla_train.loop import train
 from vla_train.pipeline.episodes import evaluation_episodes
+from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
+from vla_train.types import Observation
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,7 @@ def evaluation(small_checkpoint: Path, tmp_path: Path) -> Callable[..., Evaluate
         sections: dict[str, Any] = {
             "env": EnvConfig(id="reach_env:Reach-v0", num_workers=1, envs_per_worker=2, success="terminated"),
             "policy": PolicyConfig(chunk_size=2, device="cpu"),
+            "rollout": RolloutConfig(),
             "eval": EvalConfig(episodes_per_task=4, videos=1),
         }
         for name, section in sections.items():
@@ -152,6 +155,19 @@ def test_a_damaged_checkpoint_is_refused(run: TrainConfig, tmp_path: Path) -> No
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"step_000002 is damaged.*policy/model\.safetensors"):
         CheckpointEvaluation(EvaluateConfig(checkpoint=str(weights.parent), env=run.env))
+
+
+def test_an_evaluation_makes_batches_as_it_is_told(evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    act = SimpleVLAOFTPolicy.act
+
+    def noted(policy: SimpleVLAOFTPolicy, observation: Observation, **options: Any) -> Any:
+        sizes.append(len(observation))
+        return act(policy, observation, **options)
+
+    monkeypatch.setattr(SimpleVLAOFTPolicy, "act", noted)
+    CheckpointEvaluation(evaluation(rollout={"max_policy_batch": 1})).play()
+    assert set(sizes) == {1}
 
 
 def test_results_that_cannot_be_written_are_an_error_before_anything_is_played(evaluation, tmp_path: Path) -> None:

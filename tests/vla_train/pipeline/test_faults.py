@@ -1,4 +1,4 @@
-"""Env groups that raise, die, hang or return nonsense: the same episodes come out, or the run stops with the cause."""
+"""Workers that raise, die, hang or return nonsense: the same episodes come out, or the run stops with the cause."""
 
 import contextlib
 import itertools
@@ -92,7 +92,7 @@ def test_a_fault_changes_no_episode(
 def test_a_fault_while_an_episode_is_reset_changes_no_episode(
     fault: str, tmp_path: Path, undisturbed_groups: list[int]
 ) -> None:
-    # Making an env group resets one env: the first visit must not be the fault.
+    # Making a worker resets one env: the first visit must not be the fault.
     config = faulty_config("thread", fault, tmp_path)
     rollout = make_rollout(replace(config, kwargs={**config.kwargs, "fault_step": "0", "spared_resets": "2"}))
     try:
@@ -115,6 +115,38 @@ def test_a_fault_that_never_ends_stops_the_run_with_its_cause(worker: str, fault
                 rollout.collect(prompts(), mixed)
     finally:
         rollout.close()
+
+
+def test_a_simulator_that_breaks_again_and_again_but_plays_in_between_never_ends_the_run() -> None:
+    rollout = make_rollout(drift_config(kwargs={"fault": "raise", "fault_step": "0", "spared_resets": "4"}, num_workers=1))
+    try:
+        restarts = sum(rollout.collect(prompts(), lambda group: True).stats.worker_restarts for _ in range(4))
+    finally:
+        rollout.close()
+    assert restarts > drift_config().max_restarts
+
+
+def test_an_episode_that_can_never_be_played_ends_the_run_though_others_can() -> None:
+    rollout = make_rollout(drift_config(kwargs={"fault": "raise", "fault_seed": str(make_spec(2).seed)}))
+    try:
+        with pytest.raises(WorkerError, match="failed after 3 restarts: ZeroDivisionError"):
+            rollout.collect(prompts(), lambda group: False)
+    finally:
+        rollout.close()
+
+
+def test_the_traceback_of_a_fault_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rollout = make_rollout(faulty_config("thread", "raise", tmp_path, num_workers=1, envs_per_worker=1))
+    try:
+        with caplog.at_level(logging.WARNING):
+            rollout.collect(prompts(), mixed)
+    finally:
+        rollout.close()
+    records = [record for record in caplog.records if "start again" in record.message]
+    assert len(records) == 2
+    assert all("pipeline_envs:Drift-v0" in record.message for record in records)
+    assert caplog.text.count("Traceback") == 1
+    assert "the simulator broke" in caplog.text
 
 
 def test_restarts_in_an_evaluation_are_reported_with_the_next_iteration(tmp_path: Path) -> None:
@@ -181,7 +213,7 @@ def test_closing_leaves_neither_threads_nor_processes_nor_shared_memory(worker: 
 
 
 @pytest.mark.parametrize("worker", ["thread", "process"])
-def test_closing_does_not_wait_for_env_groups_that_hang(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_does_not_wait_for_workers_that_hang(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (vla_train.envs.worker, vla_train.envs.process):
         monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.5)
     rollout = make_rollout(drift_config(worker=worker, kwargs={"fault": "hang", "fault_step": "1"}))

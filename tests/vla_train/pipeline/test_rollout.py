@@ -260,7 +260,7 @@ def test_resets_of_the_next_iteration_are_done_while_the_caller_trains() -> None
     rollout = make_rollout(drift_config(), deterministic=True)
     try:
         rollout.prefetch(prompts())
-        while rollout._conductor.inbox.qsize() < 2:  # both env groups have answered
+        while rollout._conductor.inbox.qsize() < 2:  # both workers have answered
             time.sleep(0.001)
         trained = time.perf_counter()
         rollout.collect(prompts(3), mixed)
@@ -270,7 +270,7 @@ def test_resets_of_the_next_iteration_are_done_while_the_caller_trains() -> None
         rollout.close()
 
 
-def test_told_to_wait_the_policy_serves_all_env_groups_at_once() -> None:
+def test_told_to_wait_the_policy_serves_all_workers_at_once() -> None:
     policy = DrawingPolicy()
     env = drift_config(kwargs={"jitter_s": "0.005"}, max_episode_steps=9)
     rollout = make_rollout(env, policy, max_wait_s=30.0)

@@ -196,7 +196,7 @@ TestScheduler = pytest.mark.filterwarnings("ignore")(SchedulerMachine.TestCase)
 
 @given(slots=st.lists(st.integers(1, 6), min_size=2, max_size=5), episodes=st.integers(1, 12))
 @settings(deadline=None, max_examples=50)
-def test_few_episodes_are_spread_evenly_over_the_env_groups(slots: list[int], episodes: int) -> None:
+def test_few_episodes_are_spread_evenly_over_the_workers(slots: list[int], episodes: int) -> None:
     scheduler = Scheduler(slots, whole_resets=[False] * len(slots), max_batch=100)
     scheduler.submit(make_spec(index) for index in range(episodes))
     scheduler.fill()
@@ -223,7 +223,7 @@ def test_a_late_decision_for_a_worker_that_died_is_ignored() -> None:
     max_batch=st.integers(1, 20),
 )
 @settings(deadline=None, max_examples=100)
-def test_env_groups_share_a_call_as_long_as_that_saves_more_than_it_delays(
+def test_workers_share_a_call_as_long_as_that_saves_more_than_it_delays(
     slots: list[int], fixed_rows: float, max_batch: int
 ) -> None:
     scheduler = Scheduler(slots, whole_resets=[False] * len(slots), max_batch=max_batch)

@@ -19,7 +19,7 @@ class Situation:
     scheduler: Scheduler
     faults_left: int
     ready: list[int] = field(default_factory=list)
-    """Env groups in the order in which they became ready: kept apart from the scheduler's own order."""
+    """Workers in the order in which they became ready: kept apart from the scheduler's own order."""
     finished: tuple[int, ...] = ()
 
     def key(self, num_workers: int) -> tuple[object, ...]:

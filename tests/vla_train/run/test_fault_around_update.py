@@ -10,7 +10,7 @@ import pytest
 
 from vla_train.config import TrainConfig
 from vla_train.envs.worker import WorkerError
-from vla_train.loop import finish, set_up
+from vla_train.loop import iterate, set_up
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.run.run import Run
 from vla_train.run.tracking import read_records
@@ -48,7 +48,7 @@ def test_weights_that_cannot_be_pushed_are_saved_as_those_of_their_iteration(max
     run = set_up(config)
     fail_at_push(run, 2)
     with pytest.raises(WorkerError, match="policy replica"):
-        finish(run)
+        iterate(run)
     manifest = json.loads((newest_checkpoint(config) / "manifest.json").read_text())
     assert manifest["iteration"] == manifest["version"] == run.done == 2
     assert manifest["num_updates"] == run.trainer.num_updates
@@ -64,7 +64,7 @@ def test_groups_are_kept_until_they_were_trained_on(small_run: MakeRun) -> None:
 
     begin_next, run.begin_next = run.begin_next, lambda: lost(0) if run.done else begin_next()  # type: ignore[method-assign]
     with pytest.raises(WorkerError, match="straw"):
-        finish(run)
+        iterate(run)
     assert newest_checkpoint(config).name == "step_000001"
     assert saved_groups(config) == {2, 3}
 
@@ -82,7 +82,7 @@ def test_a_signal_around_an_update_ends_the_run_after_it(when: str, small_run: M
 
     setattr(run, when, signalled)
     with pytest.raises(SystemExit):
-        finish(run)
+        iterate(run)
     assert newest_checkpoint(config).name == "step_000001"
     assert not saved_groups(config) & {0, 1}
     assert [record["iteration"] for record in read_records(config.output)] == [1]
@@ -110,8 +110,8 @@ def test_no_two_sets_of_weights_that_sample_have_the_same_version(small_run: Mak
 
     run.update = interrupted_after_two  # type: ignore[method-assign]
     with pytest.raises(SystemExit):
-        finish(run)
-    finish(set_up(run.config))
+        iterate(run)
+    iterate(set_up(run.config))
     assert len(sampled) >= 5
     assert all(len(weights) == 1 for weights in sampled.values())
     lags = [record["update/policy_lag"] for record in read_records(run.config.output, "iteration")]

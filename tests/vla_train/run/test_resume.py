@@ -63,7 +63,7 @@ def assert_same_run(run: TrainConfig, expected: TrainConfig, *, exactly: bool = 
 def test_a_run_killed_in_the_middle_of_an_iteration_goes_on_as_if_nothing_had_happened(
     small_run: MakeRun, tmp_path: Path
 ) -> None:
-    # One env group, so that batches are cut alike and even rounding is the same.
+    # One worker, so that batches are cut alike and even rounding is the same.
     config = faulty(small_run, tmp_path, "kill", env={"num_workers": 1, "envs_per_worker": 4})
     killed = run_command("train", *command_line(config))
     assert killed.returncode == -signal.SIGKILL, killed.stderr

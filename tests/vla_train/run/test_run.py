@@ -106,7 +106,10 @@ def test_a_run_that_is_done_further_than_asked_for_says_that_it_is_complete(
 ) -> None:
     train(small_run(iterations=2))
     train(small_run(iterations=1, display="plain"))
-    assert "2 iterations done already" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2 iterations done already" in shown
+    assert "2 iterations done and no more than 1 were asked for: nothing is left to train" in shown
+    assert "2 of 1" not in shown
 
 
 def test_folders_beside_a_runs_evaluations_are_left_alone(small_run: MakeRun) -> None:
@@ -121,10 +124,10 @@ def test_folders_beside_a_runs_evaluations_are_left_alone(small_run: MakeRun) ->
 
 
 @pytest.mark.parametrize("name", ["run/policy", "no/such/folder"])
-def test_a_mistyped_checkpoint_is_refused_before_env_groups_are_started(
+def test_a_mistyped_checkpoint_is_refused_before_workers_are_started(
     name: str, small_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(vla_train.run.run, "make_workers", lambda *_, **__: pytest.fail("env groups were started"))
+    monkeypatch.setattr(vla_train.run.run, "make_workers", lambda *_, **__: pytest.fail("workers were started"))
     monkeypatch.setattr(vla_train.evaluation.of_checkpoint, "make_workers", vla_train.run.run.make_workers)
     (tmp_path / "run" / "other" / "checkpoints").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

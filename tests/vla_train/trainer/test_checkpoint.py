@@ -311,7 +311,7 @@ def test_too_little_room_is_an_error_before_training(tmp_path: Path, monkeypatch
     prepare_run(tmp_path, trainer=trainer, keep=2)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(checkpoint_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(ValueError, match="GB free"):
+    with pytest.raises(ValueError, match="has 1 kB free"):
         prepare_run(tmp_path, trainer=trainer, keep=2)
     monkeypatch.setattr(checkpoint_module.shutil, "disk_usage", lambda path: usage._replace(free=2 * 10**9))
     prepare_run(tmp_path, trainer=trainer, keep=2)

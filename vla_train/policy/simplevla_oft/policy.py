@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_train.errors import DivergedError
 from vla_train.policy.cuda_graphs import GraphedFunction
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec
@@ -137,7 +138,7 @@ class SimpleVLAOFTPolicy:
         token_ids = indices[:num_rows].cpu().numpy().astype(np.int32) + self.model.config.first_action_id
         chosen = logprobs[:num_rows].cpu().numpy()
         if not np.isfinite(chosen).all():
-            raise RuntimeError(f"the policy's log-probs are not finite at version {self.version}: its weights have diverged")
+            raise DivergedError(f"the policy's log-probs are not finite at version {self.version}: its weights have diverged")
         return PolicyOutput(
             actions=self._codec.decode(token_ids),
             decision={"token_ids": token_ids, "logprobs": chosen},

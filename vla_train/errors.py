@@ -1,0 +1,9 @@
+"""What ends a run that had begun, though nobody's code is wrong: one line says what happened and what is saved."""
+
+
+class RunError(RuntimeError):
+    """The run, or an evaluation, cannot go on."""
+
+
+class DivergedError(RunError):
+    """A loss, a gradient or a log-prob is not finite."""
