@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, Literal
 
 from vla_envs.errors import RenderingUnavailableError
+from vla_envs.vector.mesa_driver import keep_driver_local
 
 logger = logging.getLogger(__name__)
 
@@ -204,6 +205,7 @@ def _probe(display: Any, *, is_gpu: bool) -> GLDevice:
     from mujoco.egl import egl_ext as egl
 
     _openers.add(os.getpid())
+    keep_driver_local()
     if display == egl.EGL_NO_DISPLAY or egl.eglInitialize(display, None, None) != egl.EGL_TRUE:
         raise RenderingUnavailableError("an EGL display could not be initialised")
     configs = (egl.EGLConfig * 1)()
