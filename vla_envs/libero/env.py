@@ -21,13 +21,14 @@ from vla_envs.vector.start import Start
 class LiberoEnv(ChunkedVectorEnv):
     """Tasks of one LIBERO suite in N slots.
 
-    Without options, slot i plays tasks i, i + N, i + 2N, ... of `task_ids` (cyclically), each time from an initial state
+    Without options, slot i plays entries i, i + N, i + 2N, ... of `task_ids` (cyclically), each time from an initial state
     drawn from its own seeded stream. `reset` takes the options `task_id` and `init_state_id`.
 
     Args:
         num_envs: N.
         suite: Any suite that the installed LIBERO knows, or that `scene_dir` holds.
-        task_ids: The tasks that may be played; None: all of the suite.
+        task_ids: The tasks that may be played, in their order; one that is listed twice has two turns. None: all of the suite.
+            The attribute of this name lists each task once.
         task_id: Short for `task_ids` of one task.
         chunk_size: K: `step` takes (N, K, 7) and plays up to K actions; None: it takes (N, 7).
         image_size: Height and width of the pictures in pixels.
@@ -95,6 +96,7 @@ class LiberoEnv(ChunkedVectorEnv):
             render_mode=render_mode,
         )
         self.num_init_states = {chosen_id: tasks[chosen_id].num_init_states for chosen_id in chosen}
+        self._turns = chosen
         self._scenes = RecentScenes(suite, detail, folder)
 
     def _check_options(self, options: Mapping[str, np.ndarray], slots: Sequence[int], episodes: np.ndarray) -> None:
@@ -117,7 +119,7 @@ class LiberoEnv(ChunkedVectorEnv):
     def _task_of(self, slot: int, episode: int, options: Mapping[str, np.ndarray]) -> int:
         if "task_id" in options:
             return int(options["task_id"][slot])
-        return self.task_ids[(slot + episode * self.num_envs) % len(self.task_ids)]
+        return self._turns[(slot + episode * self.num_envs) % len(self._turns)]
 
     def _next_start(self, slot: int, rng: np.random.Generator, episode: int, options: Mapping[str, np.ndarray]) -> Start:
         task_id = self._task_of(slot, episode, options)
