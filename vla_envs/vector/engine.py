@@ -158,3 +158,10 @@ class Engine(Protocol):
     def close(self) -> None:
         """Wait for what is under way, then free everything. Calling it again does nothing."""
         ...
+
+
+def array_bytes(saved: Any) -> int:
+    """Bytes of the arrays in what `save` returned, a tree of tuples."""
+    if isinstance(saved, tuple):
+        return sum(map(array_bytes, saved))
+    return saved.nbytes if isinstance(saved, np.ndarray) else 0

@@ -24,6 +24,8 @@ from vla_envs.errors import NotResetError
 from vla_envs.vector.allowance import allowed_cores
 from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player, StepResult
 from vla_envs.vector.gl_context import Device, check_device, open_device
+from vla_envs.vector.mujoco_warnings import log_mujoco_warnings
+from vla_envs.vector.options import EnvOptions
 from vla_envs.vector.rendering import Frame, RenderPool
 
 _open_engines: "WeakSet[MujocoEngine]" = WeakSet()
@@ -58,6 +60,7 @@ class MujocoEngine:
         """When it drew last: `time.perf_counter()` at the first picture asked for and at the last one there."""
         threads = min(num_slots, num_threads or allowed_cores())
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="vla_envs-physics")
+        log_mujoco_warnings()
         _open_engines.add(self)
         _close_open_engines_at_exit()
 
@@ -223,6 +226,11 @@ class MujocoEngine:
             raise
         for end in ends:
             end.result()
+
+
+def mujoco_engine(num_slots: int, options: EnvOptions) -> MujocoEngine:
+    """The engine for an env's options: without cameras it needs nothing to draw with."""
+    return MujocoEngine(num_slots, device=options.device if options.cameras else None, num_threads=options.num_threads)
 
 
 @cache

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM
+from vla_envs.vector.instruction import Instruction
 
 _CHARACTERS = ascii_letters + digits + punctuation + " "
 _MAX_INSTRUCTION_LENGTH = 256
@@ -29,7 +30,7 @@ def observation_space(cameras: Sequence[str], image_size: int, instructions: Ite
         {
             **{image_key(camera): picture for camera in cameras},
             "state": gym.spaces.Box(-np.inf, np.inf, (PROPRIOCEPTION_DIM,), np.float32),
-            "instruction": gym.spaces.Text(max_length=longest, charset=characters),
+            "instruction": Instruction(max_length=longest, charset=characters),
         }
     )
 
