@@ -1,4 +1,4 @@
-"""LIBERO tasks the way Isaac Lab runs tasks: one task shared by all slots, every episode from a random initial state."""
+"""LIBERO tasks as Isaac Lab runs tasks: all slots play the same one, and each episode begins in a random initial state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,15 +23,15 @@ BACKENDS = ("auto", "isaaclab", "mujoco")
 class IsaacEnv(ChunkedVectorEnv):
     """N slots of one task, each episode from collision-free placements drawn from the task's own regions.
 
-    Observations, actions and info are `LiberoEnv`'s; `init_state_id` is -1, since no state is a stored one. `reset` takes no
-    option but `reset_mask`.
+    Observations, actions and info are as in `LiberoEnv`, but `init_state_id` is always -1: no state is a stored one. The only
+    option of `reset` is `reset_mask`.
 
     Args:
         num_envs: N.
         suite: Suite of the task.
         task_id: The task of all slots.
         backend: "mujoco" runs on any CPU; "isaaclab" needs Isaac Lab; "auto" takes what can run here. The attribute `backend`
-            says which it is.
+            says what was taken.
 
     Raises:
         MissingDependencyError: Isaac Lab was asked for and is not installed, or LIBERO is needed and is not.

@@ -1,4 +1,4 @@
-"""The LIBERO benchmark as a vector env: each slot plays its own task, from the benchmark's stored initial states."""
+"""The LIBERO benchmark as a vector env: each slot plays a task of its own, from the initial states that LIBERO stores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

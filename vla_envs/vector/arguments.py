@@ -1,4 +1,4 @@
-"""What users hand to a vector env, checked before anything moves and brought into the shape the env works with."""
+"""Checks what users give to a vector env's methods, before anything moves, and returns it as the arrays the env works with."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,10 +44,10 @@ def read_reset_options(options: Mapping[str, Any] | None, num_envs: int) -> tupl
 
 
 def read_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[list[int] | None]:
-    """What each slot's random stream starts from: (seed, slot) for one seed, (its own, slot) for one per slot; None keeps it.
+    """What each slot's random stream starts from: [seed, slot] for one seed, [its own seed] for one per slot; None keeps it.
 
     Raises:
-        ValueError: Not N seeds, or a negative one.
+        ValueError: Neither an integer nor N of them, or a negative one.
     """
     single = seed is None or isinstance(seed, int | np.integer)
     if not single and not isinstance(seed, Sequence) and getattr(seed, "ndim", None) != 1:

@@ -3,9 +3,9 @@
     reset: pick starts -> restore or settle them -> observe
     step:  check actions -> play each live slot's chunk until its goal, its time limit or a fault -> observe -> autoreset
 
-Invariants: actions are checked before anything moves; cameras draw once per slot and call; a slot whose episode is over does
-not move until it is reset; what a slot does depends on its starts and actions only; calls from several threads, `close`
-among them, take turns. Knows no simulator and no benchmark.
+Invariants: Actions are checked before anything moves. Cameras draw once per slot and call. A slot whose episode is over does
+not move until it is reset. What a slot does depends on nothing but its starts and actions. Calls from several threads take
+turns, and so does `close`. Knows no simulator and no benchmark.
 """
 
 import sys
@@ -69,7 +69,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
     suite: str | None = None
     num_init_states: Mapping[int, int] = {}
     mirrored_images = True
-    """Observed pictures are mirrored left to right, as those of the published LIBERO sets are; `render` undoes it."""
+    """Whether observed pictures are mirrored left to right, as in the published LIBERO sets; those of `render` are not."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
 
         Args:
             seed: Seeds every slot's stream of starts (slot i from (seed, i)), or one seed per slot.
-            options: `reset_mask`, and what the env's starts can be chosen by; arrays of N, or one value for all.
+            options: `reset_mask`, and what this env lets one choose a start by; each an array of N, or one value for all.
 
         Returns:
             Observation of all slots, and info: `task_id`, `init_state_id`, and `renderer`, what draws (see `Engine.renderer`).
@@ -168,10 +168,10 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
 
         Returns:
             observation; reward (N,) float64, 1 where the goal was reached; terminated (N,) bool, the same; truncated (N,) bool,
-            by the time limit or a fault; info: `num_steps` (actions played), `success`, `task_id`, `init_state_id`, where an
-            episode ended `episode_return`, `episode_length` (control steps), `episode_seconds` and, if the physics gave up,
-            `fault`. With `SAME_STEP`, all this is in `final_info` for a slot whose episode ended, beside `final_obs`, and the
-            info itself speaks of the next episode's start, as in Gymnasium's own vector envs.
+            by the time limit or a fault; info: `num_steps` (actions played), `success`, `task_id`, `init_state_id`. Where an
+            episode ended it also has `episode_return`, `episode_length` (control steps), `episode_seconds` and, if the physics
+            gave up, `fault`. With `SAME_STEP`, the info of a step that ended an episode is in `final_info`, beside `final_obs`;
+            for that slot the info itself speaks of the next episode's start, as in Gymnasium's own vector envs.
 
         Raises:
             NotResetError: Some slot was never reset, or the env is closed.
@@ -276,7 +276,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             self._check_open()
             self._check_begun("render", range(self.num_envs))
             first = next(iter(self._images.values()))
-            # Observations are rotated by 180 degrees against OpenGL's bottom-up rows: undo the mirroring that is left.
+            # Observed pictures are upright already, and mirrored.
             return tuple(picture[:, ::-1].copy() for picture in first)
 
     def close(self, **kwargs: Any) -> None:
@@ -295,7 +295,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         self._starts = [None] * self.num_envs
 
     def __del__(self) -> None:
-        """Close the engine, in a thread of its own: the collector runs in any thread, also in one that closing waits for."""
+        """Close the engine in a thread of its own: the garbage collector may run in a thread that closing waits for."""
         if hasattr(self, "_engine") and not self.closed and not sys.is_finalizing():
             threading.Thread(target=self._engine.close, name="vla_envs-close").start()
 

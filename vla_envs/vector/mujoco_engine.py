@@ -3,8 +3,8 @@
     step --slot--> worker thread: play the chunk, judge its K states at once,  --frame--> GL thread: draw --> step returns
                    rewind and replay up to the step whose goal held
 
-Judging after the chunk costs one Python call per slot and chunk instead of one per control step; the replay is exact,
-because a player is deterministic, and rare: once per success. What a slot does never depends on the number of threads.
+Judging after the chunk costs one Python call per slot and chunk instead of one per control step. The replay is exact, because
+a player is deterministic; and it is rare: once per success. What a slot does never depends on the number of threads.
 No display is opened and no GL thread started before the first picture is asked for: until then the process may be forked, as
 Gymnasium's AsyncVectorEnv does after it has made an env to look at its spaces.
 """
@@ -155,7 +155,7 @@ class MujocoEngine:
         return player
 
     def _occupy(self, slot: int, scene: EngineScene) -> None:
-        """Give the slot a player of this scene; one of another scene goes, for it would hold that, and is quickly made anew."""
+        """Give the slot a player of this scene. A player of another scene is dropped: it would keep that scene in memory."""
         self._check_open()
         if self._scenes[slot] is not scene:
             self._players[slot] = scene.new_player()
@@ -184,7 +184,7 @@ class MujocoEngine:
             self._renderers = RenderPool.acquire(self._device)
 
     def _draw(self, slot: int, images: Mapping[str, np.ndarray]) -> list[Frame]:
-        """Ask for the slot's pictures; the pixels of a slot whose physics gave up show the last state before."""
+        """Ask for the slot's pictures; where the physics gave up, they show the last state before that."""
         scene = self._scenes[slot]
         assert scene is not None
         view = self._player(slot).view
@@ -205,7 +205,7 @@ class MujocoEngine:
         if len(slots) == 1:
             work(0)
             return
-        ends: list[Future] = [Future() for _ in slots]  # not the pool's: an interrupt may lose one that it is just giving
+        ends: list[Future] = [Future() for _ in slots]  # our own: an interrupted `submit` may lose the pool's
 
         def run(index: int) -> None:
             if not ends[index].set_running_or_notify_cancel():
@@ -235,7 +235,7 @@ def mujoco_engine(num_slots: int, options: EnvOptions) -> MujocoEngine:
 
 @cache
 def _close_open_engines_at_exit() -> None:
-    """See to it that no thread of an engine still draws or plays when the process unloads the libraries that it is in."""
+    """Close all engines at exit: their threads must end before the process unloads the libraries they run in."""
 
     def close_all() -> None:
         for engine in list(_open_engines):
