@@ -1,7 +1,7 @@
 """Robot-manipulation benchmarks as Gymnasium vector environments.
 
-Importing this package starts no simulator and loads nothing heavy: it only sees to it that Gymnasium knows the ids
-(`Libero-v0`, `Isaac-v0` and one per LIBERO suite). Where it is installed, even that import is not needed.
+Importing this package registers its ids with Gymnasium (`Libero-v0`, `Isaac-v0` and one per LIBERO suite). It starts no
+simulator and loads nothing heavy. Where the package is installed, the import is not even needed.
 """
 
 from vla_envs import _gymnasium_plugin

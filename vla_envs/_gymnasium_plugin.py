@@ -1,8 +1,8 @@
 """Registers the `vla_envs` ids as soon as `gymnasium` is imported, in any process of the environment.
 
-Gymnasium 1.0 dropped its plugin entry point, so the distribution installs a one-line `.pth` file that imports this module
-whenever Python starts. That is why it imports nothing but `sys`, why nothing happens in a process that never imports
-Gymnasium, and why a failure here is a warning: other people's programs must start as if this package were not there.
+Gymnasium 1.0 dropped its plugin entry point. So the distribution installs a one-line `.pth` file that imports this module
+whenever Python starts, in other people's programs too. They must start as if this package were not there: the module imports
+nothing but `sys`, does nothing in a process that never imports Gymnasium, and turns its failures into warnings.
 """
 
 from __future__ import annotations

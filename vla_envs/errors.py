@@ -14,4 +14,4 @@ class RenderingUnavailableError(RuntimeError):
 
 
 class NotResetError(RuntimeError):
-    """A call that needs episodes came before `reset` or after `close`, or `step` of a single env after its episode's end."""
+    """A call that needs episodes came before `reset` or after `close`, or a single env's `step` after its episode's end."""

@@ -1,4 +1,4 @@
-"""Gymnasium ids of this package; the classes behind them are imported when an env is made."""
+"""The ids of this package's envs. Their classes are imported when an env is made."""
 
 _LIBERO_SUITES = {
     "Libero-v0": "libero_spatial",

@@ -1,4 +1,4 @@
-"""The Isaac Lab backend's door: the only module that knows Isaac Lab, which it looks for and never imports unasked."""
+"""The Isaac Lab backend, which does not exist yet: says so, and what it would need. The only module that knows Isaac Lab."""
 
 from importlib.util import find_spec
 
@@ -6,11 +6,11 @@ from vla_envs.errors import MissingDependencyError
 
 
 def require_isaaclab() -> None:
-    """Say why LIBERO's tasks cannot run on Isaac Lab here.
+    """Raise the reason why LIBERO's tasks cannot run on Isaac Lab here.
 
     Raises:
-        MissingDependencyError: Isaac Lab is not installed; the message says what that takes, and that it would not be enough.
-        ValueError: It is, and this version does not bring the tasks to it.
+        MissingDependencyError: Isaac Lab is not installed; installing it would not be enough, and the message says so.
+        ValueError: Isaac Lab is installed, but this version cannot run on it.
     """
     if find_spec("isaaclab") is None:
         raise MissingDependencyError(

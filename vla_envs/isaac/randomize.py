@@ -1,8 +1,8 @@
-"""Random initial states of a task: movable objects placed anew in the regions that the task itself allows, never in collision.
+"""Random initial states of a task: its movable objects are placed anew in the regions that the task allows, without collisions.
 
-Places and angles are drawn as LIBERO's own samplers draw them; what is not a movable object (robot, drawers, knobs) and all
-heights come from one of the benchmark's stored states, drawn too. LIBERO keeps objects apart by nominal radii, smaller than the
-objects; here MuJoCo's own contacts decide, so that nothing is thrown about when the episode starts.
+Places and angles are drawn as LIBERO's own samplers draw them. All else (robot, drawers, knobs, and the objects' heights) comes
+from one of the benchmark's stored states, drawn at random. LIBERO keeps objects apart by nominal radii that are too small; here
+MuJoCo's contacts decide, so that nothing is thrown about when the episode begins.
 """
 
 import mujoco
@@ -12,11 +12,11 @@ from vla_envs.libero.scene import Placement, Scene
 
 _MAX_ATTEMPTS = 1000
 _TOLERANCE = 1e-3
-"""Metres by which bodies that lie in each other in all stored states (a can and the floor) may be deeper than there."""
+"""Metres. Bodies that overlap in all stored states (a can and the floor) may overlap by this much more."""
 
 
 class InitialStates:
-    """Draws initial states of one scene, one thread at a time.
+    """Draws initial states of one scene; for one thread at a time.
 
     Args:
         scene: The task.
@@ -69,9 +69,9 @@ class InitialStates:
         return state
 
     def _depths(self, state: np.ndarray) -> np.ndarray:
-        """(nbody, nbody) metres: how deep a movable body and another one are in each other; 0 if they do not touch.
+        """(nbody, nbody) metres: how deep a movable body and another one overlap; 0 if they do not touch.
 
-        Bodies are named by the root of their tree: a whole object, fixture or robot.
+        A whole object, fixture or robot counts as one body: the root of its tree.
         """
         self._data.qpos[:] = state[1 : 1 + self._model.nq]
         mujoco.mj_fwdPosition(self._model, self._data)

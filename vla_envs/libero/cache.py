@@ -21,6 +21,7 @@ from vla_envs.errors import SceneFormatError
 from vla_envs.libero.bundle import FORMAT, load_bundle, save_bundle
 from vla_envs.libero.scene import Scene
 from vla_envs.libero.suites import INDEX_FILE, SuiteTask, libero_version, suite_tasks
+from vla_envs.vector.mujoco_warnings import log_mujoco_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def load_scene(suite: str, task_id: int, *, detail: str = "full", scene_dir: Pat
         SceneFormatError: A file in `scene_dir` is missing, damaged, or of another version.
         MissingDependencyError: The scene must be compiled, and LIBERO is not installed or lacks its files.
     """
+    log_mujoco_warnings()
     if scene_dir is not None:
         return load_bundle(exported_file(suite, task_id, detail=detail, scene_dir=scene_dir))
     libero, origin = libero_version(), _origin(detail)

@@ -1,46 +1,38 @@
-"""The LIBERO benchmark as a vector env: each slot plays its own task, from the benchmark's stored initial states."""
+"""The LIBERO benchmark as a vector env: each slot plays a task of its own, from the initial states that LIBERO stores."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
 
-from vla_envs.libero.arguments import check_arguments, choose_tasks, task_span
+from vla_envs.libero.arguments import choose_tasks, task_span
 from vla_envs.libero.cache import exported_file
 from vla_envs.libero.recent_scenes import RecentScenes
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv
-from vla_envs.vector.gl_context import Device
-from vla_envs.vector.mujoco_engine import MujocoEngine
-from vla_envs.vector.single_env import SingleEnv
+from vla_envs.vector.mujoco_engine import mujoco_engine
+from vla_envs.vector.options import EnvOptions, check_integer, takes_options
+from vla_envs.vector.single_env import maker_of_single
 from vla_envs.vector.start import Start
 
 
+@takes_options
 class LiberoEnv(ChunkedVectorEnv):
     """Tasks of one LIBERO suite in N slots.
 
-    Without options, slot i plays tasks i, i + N, i + 2N, ... of `task_ids` (cyclically), each time from an initial state
+    Without options, slot i plays entries i, i + N, i + 2N, ... of `task_ids` (cyclically), each time from an initial state
     drawn from its own seeded stream. `reset` takes the options `task_id` and `init_state_id`.
 
     Args:
         num_envs: N.
         suite: Any suite that the installed LIBERO knows, or that `scene_dir` holds.
-        task_ids: The tasks that may be played; None: all of the suite.
+        task_ids: The tasks that may be played, in their order; one that is listed twice has two turns. None: all of the suite.
+            The attribute of this name lists each task once.
         task_id: Short for `task_ids` of one task.
-        chunk_size: K: `step` takes (N, K, 7) and plays up to K actions; None: it takes (N, 7).
-        image_size: Height and width of the pictures in pixels.
-        cameras: Any of "agentview" (observed as `image`) and "wrist" (`wrist_image`); none draws nothing.
-        detail: "full" draws what LIBERO draws, "fast" simplified meshes and smaller textures.
-        device: "cuda" draws on the GPU, or in software with a warning where there is none; "cpu" draws in software; "auto" on
-            what there is. The attribute `renderer`, the info of `reset` and the log say what draws.
-        max_episode_steps: Time limit in control steps; None: the suite's own.
-        autoreset_mode: See `ChunkedVectorEnv`.
-        settle_steps: Control steps without motion at the start of each episode, not counted.
-        scene_dir: Folder of exported scenes; then LIBERO need not be installed.
-        num_threads: Threads that step physics; None: one per core that this process may use.
-        render_mode: "rgb_array" or None.
+
+    Raises:
+        MissingDependencyError: LIBERO is needed and is not installed.
+        ValueError: An argument that cannot work; nothing was started.
     """
 
     def __init__(
@@ -50,52 +42,27 @@ class LiberoEnv(ChunkedVectorEnv):
         suite: str = "libero_spatial",
         task_ids: Sequence[int] | None = None,
         task_id: int | None = None,
-        chunk_size: int | None = None,
-        image_size: int = 256,
-        cameras: Sequence[str] = ("agentview",),
-        detail: str = "full",
-        device: Device = "auto",
-        max_episode_steps: int | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        settle_steps: int = 10,
-        scene_dir: str | Path | None = None,
-        num_threads: int | None = None,
-        render_mode: str | None = None,
+        **options: Any,
     ) -> None:
-        check_arguments(
-            num_envs=num_envs,
-            chunk_size=chunk_size,
-            image_size=image_size,
-            cameras=cameras,
-            detail=detail,
-            device=device,
-            max_episode_steps=max_episode_steps,
-            autoreset_mode=autoreset_mode,
-            settle_steps=settle_steps,
-            num_threads=num_threads,
-            render_mode=render_mode,
-        )
+        settings = EnvOptions(**options)
+        check_integer("num_envs", num_envs, least=1)
         self.suite = suite
-        folder = None if scene_dir is None else Path(scene_dir)
+        folder = settings.scene_folder
         tasks = suite_tasks(suite, scene_dir=folder)
         chosen = choose_tasks(suite, tasks, task_ids=task_ids, task_id=task_id)
         if folder is not None:
             for chosen_id in chosen:
-                exported_file(suite, chosen_id, detail=detail, scene_dir=folder)
+                exported_file(suite, chosen_id, detail=settings.detail, scene_dir=folder)
         super().__init__(
             num_envs,
-            engine=MujocoEngine(num_envs, device=device if cameras else None, num_threads=num_threads),
+            engine=mujoco_engine(num_envs, settings),
             instructions={chosen_id: tasks[chosen_id].instruction for chosen_id in chosen},
-            max_episode_steps=max_episode_steps or tasks[chosen[0]].max_episode_steps,
-            chunk_size=chunk_size,
-            image_size=image_size,
-            cameras=cameras,
-            autoreset_mode=autoreset_mode,
-            settle_steps=settle_steps,
-            render_mode=render_mode,
+            time_limit=tasks[chosen[0]].max_episode_steps,
+            options=settings,
         )
         self.num_init_states = {chosen_id: tasks[chosen_id].num_init_states for chosen_id in chosen}
-        self._scenes = RecentScenes(suite, detail, folder)
+        self._turns = chosen
+        self._scenes = RecentScenes(suite, settings.detail, folder)
 
     def _check_options(self, options: Mapping[str, np.ndarray], slots: Sequence[int], episodes: np.ndarray) -> None:
         unknown = set(options) - {"task_id", "init_state_id"}
@@ -117,7 +84,7 @@ class LiberoEnv(ChunkedVectorEnv):
     def _task_of(self, slot: int, episode: int, options: Mapping[str, np.ndarray]) -> int:
         if "task_id" in options:
             return int(options["task_id"][slot])
-        return self.task_ids[(slot + episode * self.num_envs) % len(self.task_ids)]
+        return self._turns[(slot + episode * self.num_envs) % len(self._turns)]
 
     def _next_start(self, slot: int, rng: np.random.Generator, episode: int, options: Mapping[str, np.ndarray]) -> Start:
         task_id = self._task_of(slot, episode, options)
@@ -138,12 +105,4 @@ class LiberoEnv(ChunkedVectorEnv):
         self._scenes.clear()
 
 
-def make_libero_env(*, time_limit: int | None = None, **kwargs: Any) -> SingleEnv:
-    """One LIBERO env for `gymnasium.make`; takes `LiberoEnv`'s arguments, with `time_limit` for `max_episode_steps`.
-
-    Args:
-        time_limit: In control steps; None: the suite's own. `gymnasium.make` keeps an argument called `max_episode_steps` to
-            itself, and counts calls of `step` with it (chunks, if there is a `chunk_size`); this limit holds as well.
-        kwargs: See `LiberoEnv`.
-    """
-    return SingleEnv(LiberoEnv(1, autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=time_limit, **kwargs))
+make_libero_env = maker_of_single(LiberoEnv)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from vla_envs.errors import MissingDependencyError, SceneFormatError
+from vla_envs.libero.libero_paths import check_paths
 
 TIME_LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 """Control steps per episode, as OpenVLA's evaluation counts them. LIBERO-PRO's suites have the limit of the suite they vary."""
@@ -49,7 +50,7 @@ def suite_tasks(suite: str, *, scene_dir: Path | None = None) -> dict[int, Suite
         scene_dir: Folder of exported scenes; then LIBERO is not asked.
 
     Raises:
-        ValueError: There is no such suite; the message names those that exist.
+        ValueError: There is no such suite, and the message names those that exist; or it has no tasks.
         MissingDependencyError: LIBERO is not installed, or lists the suite and does not hold its files.
         SceneFormatError: `scene_dir` is not a folder of exported scenes.
     """
@@ -120,6 +121,10 @@ def quiet() -> Iterator[None]:
 @lru_cache(maxsize=128)
 def _installed_tasks(suite: str) -> dict[int, SuiteTask]:
     benchmark = benchmark_suite(suite)
+    if not benchmark.tasks:
+        raise ValueError(
+            f"{libero_version()} lists suite {suite!r} without any tasks: choose another, such as libero_90 or libero_10"
+        )
     tasks = {}
     for task_id, task in enumerate(benchmark.tasks):
         tasks[task_id] = SuiteTask(
@@ -172,6 +177,7 @@ def _import_benchmark() -> Any:
         raise MissingDependencyError(
             f"LIBERO cannot be imported ({error}): pip install 'vla-envs[libero]', or use exported scenes with scene_dir="
         ) from error
+    check_paths()
     return benchmark
 
 

@@ -1,4 +1,4 @@
-"""What of the machine this process may use: cores and free memory, within the limits of its container.
+"""How much of the machine this process may use: cores and free memory, within the limits of its container.
 
 Containers are control groups (cgroups, versions 1 and 2): a process obeys the limits of its own group and of all above it.
 Where there are none, or they cannot be read, the whole machine counts.

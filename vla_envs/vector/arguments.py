@@ -1,4 +1,4 @@
-"""What users hand to a vector env, checked before anything moves and brought into the shape the env works with."""
+"""Checks what users give to a vector env's methods, before anything moves, and returns it as the arrays the env works with."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,12 +26,14 @@ def read_reset_options(options: Mapping[str, Any] | None, num_envs: int) -> tupl
     """The reset mask (N,) bool, all True by default, and the other options, each (N,).
 
     Raises:
-        ValueError: Wrong shape, or a mask that is not boolean.
+        ValueError: Wrong shape, or a mask that is not boolean or names no slot.
     """
     chosen = dict(options or {})
     mask = np.array(chosen.pop("reset_mask", np.ones(num_envs, bool)))
     if mask.shape != (num_envs,) or mask.dtype != bool:
         raise ValueError(f"reset_mask must be ({num_envs},) bool, got {mask.shape} {mask.dtype}")
+    if not mask.any():
+        raise ValueError("reset_mask must be True for at least one slot, got False for all")
     arrays = {}
     for name, value in chosen.items():
         array = np.asarray(value)
@@ -42,17 +44,19 @@ def read_reset_options(options: Mapping[str, Any] | None, num_envs: int) -> tupl
 
 
 def read_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[list[int] | None]:
-    """What each slot's random stream starts from: (seed, slot) for one seed, (its own, slot) for one per slot; None keeps it.
+    """What each slot's random stream starts from: [seed, slot] for one seed, [its own seed] for one per slot; None keeps it.
 
     Raises:
-        ValueError: Not N seeds, or a negative one.
+        ValueError: Neither an integer nor N of them, or a negative one.
     """
     single = seed is None or isinstance(seed, int | np.integer)
+    if not single and not isinstance(seed, Sequence) and getattr(seed, "ndim", None) != 1:
+        raise ValueError(f"seed must be an integer, {num_envs} of them, or None, got {seed!r}")
     seeds = [seed] * num_envs if single else list(seed)  # type: ignore[arg-type]
     if len(seeds) != num_envs:
         raise ValueError(f"seed must be one number or {num_envs} of them, got {len(seeds)}")
     for number in seeds:
-        if number is not None and (not isinstance(number, int | np.integer) or number < 0):
+        if number is not None and (not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0):
             raise ValueError(f"seeds must be integers from 0 upwards, got {number!r}")
     return [
         None if number is None else [int(number), slot] if single else [int(number)]  # type: ignore[arg-type]

@@ -3,9 +3,9 @@
     reset: pick starts -> restore or settle them -> observe
     step:  check actions -> play each live slot's chunk until its goal, its time limit or a fault -> observe -> autoreset
 
-Invariants: actions are checked before anything moves; cameras draw once per slot and call; a slot whose episode is over does
-not move until it is reset; what a slot does depends on its starts and actions only; calls from several threads, `close`
-among them, take turns. Knows no simulator and no benchmark.
+Invariants: Actions are checked before anything moves. Cameras draw once per slot and call. A slot whose episode is over does
+not move until it is reset. What a slot does depends on nothing but its starts and actions. Calls from several threads take
+turns, and so does `close`. Knows no simulator and no benchmark.
 """
 
 import sys
@@ -19,14 +19,18 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from vla_envs.errors import NotResetError
 from vla_envs.vector.arguments import read_actions, read_reset_options, read_seeds, read_states
-from vla_envs.vector.engine import ACTION_DIM, Engine
+from vla_envs.vector.conversion import convert_texts_to_themselves
+from vla_envs.vector.engine import ACTION_DIM, Engine, array_bytes
 from vla_envs.vector.infos import with_masks
+from vla_envs.vector.options import RENDER_MODES, EnvOptions
 from vla_envs.vector.spaces import action_space, image_key, observation_space
+from vla_envs.vector.spec import plain_spec
 from vla_envs.vector.start import Start
 
 SETTLING_ACTION = np.array([0.0] * (ACTION_DIM - 1) + [-1.0])
@@ -35,7 +39,8 @@ SETTLING_ACTION = np.array([0.0] * (ACTION_DIM - 1) + [-1.0])
 CONTROL_HZ = 20
 """Control steps in a second of the robot's time."""
 
-_CACHED_STARTS = 512
+SETTLED_BYTES = 256 << 20
+"""Of the settled starts that an env keeps: states and pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,31 +49,27 @@ class _Settled:
 
     saved: Any
     images: dict[str, np.ndarray]
+    num_bytes: int
 
 
 class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
     """N slots of robot manipulation with chunked actions.
 
-    Shape letters: N slots, K actions of a chunk, H = W = `image_size`.
+    Shape letters: N slots, K actions of a chunk, H = W = `options.image_size`.
 
     Args:
         num_envs: N.
         engine: Physics and cameras; this env closes it.
         instructions: Task id -> instruction, for every task that may come.
-        max_episode_steps: Time limit in control steps, settling not counted.
-        chunk_size: K: `step` takes (N, K, 7); None: it takes (N, 7).
-        image_size: Height and width of the pictures in pixels.
-        cameras: Camera names; "agentview" is observed as `image`, any other NAME as `NAME_image`.
-        autoreset_mode: What happens to a slot whose episode is over. `DISABLED`: it stays as it is, costs nothing, and
-            reports no reward and no steps, until `reset` names it in `options["reset_mask"]`.
-        settle_steps: Control steps without motion at the start of each episode.
-        render_mode: "rgb_array" or None.
+        time_limit: That of the task in control steps; `options.max_episode_steps` goes before it.
+        options: All else.
     """
 
+    _spec: EnvSpec | None = None
     suite: str | None = None
     num_init_states: Mapping[int, int] = {}
     mirrored_images = True
-    """Observed pictures are mirrored left to right, as those of the published LIBERO sets are; `render` undoes it."""
+    """Whether observed pictures are mirrored left to right, as in the published LIBERO sets; those of `render` are not."""
 
     def __init__(
         self,
@@ -76,33 +77,30 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         *,
         engine: Engine,
         instructions: Mapping[int, str],
-        max_episode_steps: int,
-        chunk_size: int | None,
-        image_size: int,
-        cameras: Sequence[str],
-        autoreset_mode: AutoresetMode | str,
-        settle_steps: int,
-        render_mode: str | None,
+        time_limit: int,
+        options: EnvOptions,
     ) -> None:
+        convert_texts_to_themselves()
         self._engine = engine
         self._busy = threading.RLock()
         """Held by whatever uses the engine."""
-        self._autoreset = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = AutoresetMode(options.autoreset_mode)
         self.num_envs = num_envs
         self.instructions = dict(instructions)
         self.task_ids = tuple(instructions)
-        self.max_episode_steps = max_episode_steps
-        self.chunk_size = chunk_size
-        self.render_mode = render_mode
-        fps = CONTROL_HZ / (chunk_size or 1)  # of what `render` shows after each step
-        self.metadata = {"autoreset_mode": self._autoreset, "render_modes": ["rgb_array"], "render_fps": fps}
-        self._settle_steps = settle_steps
+        self.max_episode_steps = options.max_episode_steps or time_limit
+        self.chunk_size = options.chunk_size
+        self.render_mode = options.render_mode
+        fps = CONTROL_HZ / (options.chunk_size or 1)  # of what `render` shows after each step
+        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": list(RENDER_MODES), "render_fps": fps}
+        self._settle_steps = options.settle_steps
         self._settled: OrderedDict[Hashable, _Settled] = OrderedDict()
 
-        self._images = {name: np.zeros((num_envs, image_size, image_size, 3), np.uint8) for name in cameras}
-        self.single_observation_space = observation_space(cameras, image_size, self.instructions.values())
+        size = options.image_size
+        self._images = {name: np.zeros((num_envs, size, size, 3), np.uint8) for name in options.cameras}
+        self.single_observation_space = observation_space(options.cameras, size, self.instructions.values())
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.single_action_space = action_space(chunk_size)
+        self.single_action_space = action_space(options.chunk_size)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
         self._starts: list[Start | None] = [None] * num_envs
@@ -138,7 +136,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
 
         Args:
             seed: Seeds every slot's stream of starts (slot i from (seed, i)), or one seed per slot.
-            options: `reset_mask`, and what the env's starts can be chosen by; arrays of N, or one value for all.
+            options: `reset_mask`, and what this env lets one choose a start by; each an array of N, or one value for all.
 
         Returns:
             Observation of all slots, and info: `task_id`, `init_state_id`, and `renderer`, what draws (see `Engine.renderer`).
@@ -170,10 +168,10 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
 
         Returns:
             observation; reward (N,) float64, 1 where the goal was reached; terminated (N,) bool, the same; truncated (N,) bool,
-            by the time limit or a fault; info: `num_steps` (actions played), `success`, `task_id`, `init_state_id`, where an
-            episode ended `episode_return`, `episode_length` (control steps), `episode_seconds` and, if the physics gave up,
-            `fault`. With `SAME_STEP`, all this is in `final_info` for a slot whose episode ended, beside `final_obs`, and the
-            info itself speaks of the next episode's start, as in Gymnasium's own vector envs.
+            by the time limit or a fault; info: `num_steps` (actions played), `success`, `task_id`, `init_state_id`. Where an
+            episode ended it also has `episode_return`, `episode_length` (control steps), `episode_seconds` and, if the physics
+            gave up, `fault`. With `SAME_STEP`, the info of a step that ended an episode is in `final_info`, beside `final_obs`;
+            for that slot the info itself speaks of the next episode's start, as in Gymnasium's own vector envs.
 
         Raises:
             NotResetError: Some slot was never reset, or the env is closed.
@@ -186,7 +184,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
 
     def _play(self, chunk: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """`step` with checked actions, (N, K, 7)."""
-        restarting = self._over.copy() if self._autoreset == AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
+        restarting = self._over.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
         playing = ~self._over
         num_steps = np.zeros(self.num_envs, np.int32)
         success = np.zeros(self.num_envs, bool)
@@ -215,7 +213,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         everyone = np.ones(self.num_envs, bool)
         played = {"num_steps": num_steps, "success": success}
         endings = with_masks(self._statistics(), ended) | (with_masks({"fault": faults}, faulted) if faulted.any() else {})
-        if self._autoreset == AutoresetMode.SAME_STEP and ended.any():
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
             final = with_masks({**played, **self._identity()}, ended) | endings
             endings = with_masks({"final_obs": self._observe_singly(ended), "final_info": final}, ended)
             self._begin(np.flatnonzero(ended).tolist(), {})
@@ -223,6 +221,15 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         else:
             info = with_masks({**played, **self._identity()}, everyone)
         return self._observe(), success.astype(np.float64), success, truncated, info | (endings if ended.any() else {})
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """How the env was made; Gymnasium sets it."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = plain_spec(spec)
 
     @property
     def renderer(self) -> str:
@@ -269,7 +276,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             self._check_open()
             self._check_begun("render", range(self.num_envs))
             first = next(iter(self._images.values()))
-            # Observations are rotated by 180 degrees against OpenGL's bottom-up rows: undo the mirroring that is left.
+            # Observed pictures are upright already, and mirrored.
             return tuple(picture[:, ::-1].copy() for picture in first)
 
     def close(self, **kwargs: Any) -> None:
@@ -288,7 +295,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         self._starts = [None] * self.num_envs
 
     def __del__(self) -> None:
-        """Close the engine, in a thread of its own: the collector runs in any thread, also in one that closing waits for."""
+        """Close the engine in a thread of its own: the garbage collector may run in a thread that closing waits for."""
         if hasattr(self, "_engine") and not self.closed and not sys.is_finalizing():
             threading.Thread(target=self._engine.close, name="vla_envs-close").start()
 
@@ -332,8 +339,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             if start.cache_key is not None:
                 self._copy_settled(slot, start)
             self._starts[slot] = start
-        while len(self._settled) > _CACHED_STARTS:
-            self._settled.popitem(last=False)
+        self._forget_settled()
         self._episodes[slots] += 1
         self._over[slots] = False
         self._elapsed[slots] = 0
@@ -353,7 +359,15 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         for slot, start in starts.items():
             if start.cache_key is not None:
                 images = {name: pictures[slot].copy() for name, pictures in self._images.items()}
-                self._settled[start.cache_key] = _Settled(saved=self._engine.save(slot), images=images)
+                saved = self._engine.save(slot)
+                num_bytes = array_bytes(saved) + sum(picture.nbytes for picture in images.values())
+                self._settled[start.cache_key] = _Settled(saved=saved, images=images, num_bytes=num_bytes)
+
+    def _forget_settled(self) -> None:
+        """Let the starts that were not used for longest go, until the others fit."""
+        num_bytes = sum(settled.num_bytes for settled in self._settled.values())
+        while num_bytes > SETTLED_BYTES:
+            num_bytes -= self._settled.popitem(last=False)[1].num_bytes
 
     def _copy_settled(self, slot: int, start: Start) -> None:
         settled = self._settled[start.cache_key]

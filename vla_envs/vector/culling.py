@@ -1,7 +1,7 @@
-"""Leaves out of a picture what its camera cannot see; OpenGL would look at every triangle to find out.
+"""Leaves out of a picture what its camera cannot see, before OpenGL looks at each of its triangles.
 
-Invariant: pictures stay the same, bit for bit. A geom is left out if its bounding box is outside of the camera's pyramid; where
-a light casts shadows or a mirror is in view, things out of view may be seen all the same, and nothing is left out.
+Invariant: pictures stay the same, bit for bit. A geom is left out if its bounding box is outside of the camera's pyramid. Where
+a light casts shadows or a mirror is in view, things outside may show all the same, and nothing is left out.
 """
 
 import mujoco

@@ -1,7 +1,8 @@
 """What a vector env asks of physics and cameras: N slots, each holding one scene in one state.
 
-An engine knows models, control steps and pictures; what a task is, which start comes next and when an episode is over by
-time is the env's business. Shape letters: N slots, n slots of one call, K control steps, H x W image.
+An engine knows models, control steps and pictures. The env knows tasks, the order of starts and time limits.
+
+Shape letters: N slots, n slots of one call, K control steps, H x W image.
 """
 
 import threading
@@ -158,3 +159,10 @@ class Engine(Protocol):
     def close(self) -> None:
         """Wait for what is under way, then free everything. Calling it again does nothing."""
         ...
+
+
+def array_bytes(saved: Any) -> int:
+    """Bytes of the arrays in what `save` returned, a tree of tuples."""
+    if isinstance(saved, tuple):
+        return sum(map(array_bytes, saved))
+    return saved.nbytes if isinstance(saved, np.ndarray) else 0

@@ -1,8 +1,9 @@
 """OpenGL contexts without a window: on the GPU where there is one, in software otherwise.
 
-The choice is made once per process and device argument; `GLDevice.renderer` says what it is. Displays stay initialised until
-the process ends, since other users of EGL may share them: Mesa keeps its worker threads. They do not outlive a fork, so a
-forked process is refused a device if a display was opened before it; until then forking is safe. Knows EGL, not MuJoCo.
+The choice is made once per process and device argument; `GLDevice.renderer` and the log say what it is.
+
+Displays stay initialised until the process ends, since other users of EGL may share them, and Mesa keeps its worker threads.
+Threads do not outlive a fork: a process forked after a display was opened is refused a device. Before that, forking is safe.
 """
 
 import ctypes
@@ -15,14 +16,14 @@ from functools import cache
 from typing import Any, Literal
 
 from vla_envs.errors import RenderingUnavailableError
+from vla_envs.vector.egl_devices import EGLDevice, in_order_of_preference, list_devices, local_rank, named_device
+from vla_envs.vector.mesa_driver import keep_driver_local
 
 logger = logging.getLogger(__name__)
 
 Device = Literal["auto", "cuda", "cpu"]
 
 _PACKAGES = "libegl1 libgl1 libgl1-mesa-dri"
-_EGL_EXTENSIONS = 0x3055
-_EGL_CUDA_DEVICE_NV = 0x323A
 _EGL_PLATFORM_SURFACELESS_MESA = 0x31DD
 _GL_RENDERER = 0x1F01
 
@@ -58,9 +59,8 @@ class GLContext:
     """An OpenGL context that belongs to the thread that made it."""
 
     def __init__(self, device: GLDevice) -> None:
-        from mujoco.egl import egl_ext as egl
-
-        self._egl, self._display = egl, device.display
+        egl = self._egl = _egl()
+        self._display = device.display
         egl.eglBindAPI(egl.EGL_OPENGL_API)
         self._context = egl.eglCreateContext(device.display, device.config, egl.EGL_NO_CONTEXT, None)
         if not self._context:
@@ -82,19 +82,23 @@ def check_device(device: Device) -> None:
     """Find out whether there is anything to draw with, without opening a display: forking is as safe afterwards as before.
 
     Raises:
+        ValueError: `MUJOCO_EGL_DEVICE_ID` names no device.
         RenderingUnavailableError: There is not, or it is of no use to a forked process; see `open_device`.
     """
     _check_not_forked()
-    if not _wanted_displays(device):
+    devices = _list_devices()
+    named_device(devices, os.environ)
+    if not any(_will_do(found, device) for found in devices):
         raise _unavailable(device, [])
 
 
 def open_device(device: Device) -> GLDevice:
     """The GPU for "cuda" and "auto" where there is one, else software ("cuda" then warns); "cpu" is always software.
 
-    With several GPUs, `MUJOCO_EGL_DEVICE_ID` (an index into EGL's list) or else the first of `CUDA_VISIBLE_DEVICES` decides.
+    With several GPUs, the environment decides; see `egl_devices`.
 
     Raises:
+        ValueError: `MUJOCO_EGL_DEVICE_ID` names no device.
         RenderingUnavailableError: There is no usable OpenGL; names the system packages to install. Or this process was forked
             from one that had opened a display.
     """
@@ -107,16 +111,19 @@ def open_device(device: Device) -> GLDevice:
 def _choose_device(device: Device) -> GLDevice:
     os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo asks it where to look up OpenGL's functions
     reasons = []
-    for display, is_gpu in _wanted_displays(device):
+    for found in in_order_of_preference(_list_devices(), os.environ):
+        if not _will_do(found, device):
+            continue
         try:
-            opened = _open(display, is_gpu=is_gpu)
+            display = _egl().eglGetPlatformDisplayEXT(_egl().EGL_PLATFORM_DEVICE_EXT, found.handle, None)
+            opened = _open(display, is_gpu=found.is_gpu)
         except Exception as error:  # drivers fail in many ways; what counts is whether another one works
             reasons.append(repr(error))
             continue
-        if device == "cuda" and not is_gpu:
+        if device == "cuda" and not opened.is_gpu:
             logger.warning("no GPU can render here: rendering in software (%s)", opened.renderer)
-        logger.info("rendering on %s", opened.renderer)
-        return opened if is_gpu else replace(opened, twin=_twin(opened))
+        _log_once(_description(opened, found))
+        return opened if opened.is_gpu else replace(opened, twin=_twin(opened))
     raise _unavailable(device, reasons)
 
 
@@ -136,19 +143,13 @@ def _unavailable(device: Device, reasons: list[str]) -> RenderingUnavailableErro
     )
 
 
-def _wanted_displays(device: Device) -> list[tuple[Any, bool]]:
-    """The displays that will do as (display, is_gpu), none of them opened; GPUs first, the preferred one before all."""
-    displays = [(display, is_gpu) for display, is_gpu in _displays() if not (device == "cpu" and is_gpu)]
-    return sorted(displays, key=lambda entry: not entry[1])
+def _will_do(found: EGLDevice, device: Device) -> bool:
+    return not (device == "cpu" and found.is_gpu)
 
 
-def _displays() -> list[tuple[Any, bool]]:
-    """All EGL devices as (display, is_gpu), the preferred GPU first."""
+def _list_devices() -> list[EGLDevice]:
     try:
-        from mujoco.egl import egl_ext as egl
-        from OpenGL.EGL.EXT.device_query import eglQueryDeviceStringEXT
-
-        devices = egl.eglQueryDevicesEXT()
+        return list_devices(_egl())
     except Exception as error:  # without EGL, its bindings fail in many ways
         platform = os.environ.get("PYOPENGL_PLATFORM", "egl")
         if platform != "egl":
@@ -157,34 +158,30 @@ def _displays() -> list[tuple[Any, bool]]:
         raise RenderingUnavailableError(
             f"EGL is missing or too old ({error!r}). Install it: apt-get install {_PACKAGES}"
         ) from error
-    found = []
-    for index, device in enumerate(devices):
-        extensions = (eglQueryDeviceStringEXT(device, _EGL_EXTENSIONS) or b"").decode()
-        display = egl.eglGetPlatformDisplayEXT(egl.EGL_PLATFORM_DEVICE_EXT, device, None)
-        found.append((display, "EGL_MESA_device_software" not in extensions, _preference(index, device, extensions)))
-    found.sort(key=lambda entry: entry[2])
-    return [(display, is_gpu) for display, is_gpu, _ in found]
 
 
-def _preference(index: int, device: Any, extensions: str) -> tuple[bool, int]:
-    """Sorts devices: the one asked for through the environment first."""
-    chosen = os.environ.get("MUJOCO_EGL_DEVICE_ID", "")
-    if chosen.isdigit():
-        return (index != int(chosen), index)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-    if visible.isdigit() and "EGL_NV_device_cuda" in extensions:
-        from OpenGL.EGL.EXT.device_query import eglQueryDeviceAttribEXT
+def _egl() -> Any:
+    """EGL's bindings; importing them loads the library, and fails where there is none."""
+    from mujoco.egl import egl_ext
 
-        ordinal = ctypes.c_ssize_t(-1)
-        eglQueryDeviceAttribEXT(device, _EGL_CUDA_DEVICE_NV, ctypes.byref(ordinal))
-        return (ordinal.value != int(visible), index)
-    return (True, index)
+    return egl_ext
+
+
+def _description(opened: GLDevice, found: EGLDevice) -> str:
+    """What draws and, among several ranks, whose it is."""
+    rank = local_rank(os.environ)
+    whose = "" if rank is None else f"rank {os.environ.get('RANK', rank)} (local rank {rank}) is "
+    return f"{whose}rendering on {opened.renderer}{f' ({found})' if found.is_gpu else ''}"
+
+
+@cache
+def _log_once(message: str) -> None:
+    logger.info(message)
 
 
 def _twin(device: GLDevice) -> GLDevice | None:
     """Another display that draws with the same software, if there is one."""
-    from mujoco.egl import egl_ext as egl
-
+    egl = _egl()
     try:
         twin = _open(egl.eglGetPlatformDisplayEXT(_EGL_PLATFORM_SURFACELESS_MESA, None, None), is_gpu=False)
     except Exception as error:  # as above; it is only slower without
@@ -201,9 +198,10 @@ def _open(display: Any, *, is_gpu: bool) -> GLDevice:
 
 def _probe(display: Any, *, is_gpu: bool) -> GLDevice:
     from mujoco.egl import EGL_ATTRIBUTES
-    from mujoco.egl import egl_ext as egl
 
+    egl = _egl()
     _openers.add(os.getpid())
+    keep_driver_local()
     if display == egl.EGL_NO_DISPLAY or egl.eglInitialize(display, None, None) != egl.EGL_TRUE:
         raise RenderingUnavailableError("an EGL display could not be initialised")
     configs = (egl.EGLConfig * 1)()

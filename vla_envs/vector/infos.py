@@ -20,7 +20,7 @@ def with_masks(info: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
 def first_slot(info: dict[str, Any]) -> dict[str, Any]:
     """What a vector env's info says of its first slot."""
     return {
-        key: first_slot(value) if isinstance(value, dict) else value[0]
+        key: first_slot(value) if isinstance(value, dict) else _as_python(value[0])
         for key, value in info.items()
         if not key.startswith("_") and info.get(f"_{key}", [True])[0]
     }
@@ -28,3 +28,7 @@ def first_slot(info: dict[str, Any]) -> dict[str, Any]:
 
 def _only(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.where(mask, values, np.full((), None if values.dtype == object else 0, values.dtype))
+
+
+def _as_python(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -3,8 +3,8 @@
     step --slot--> worker thread: play the chunk, judge its K states at once,  --frame--> GL thread: draw --> step returns
                    rewind and replay up to the step whose goal held
 
-Judging after the chunk costs one Python call per slot and chunk instead of one per control step; the replay is exact,
-because a player is deterministic, and rare: once per success. What a slot does never depends on the number of threads.
+Judging after the chunk costs one Python call per slot and chunk instead of one per control step. The replay is exact, because
+a player is deterministic; and it is rare: once per success. What a slot does never depends on the number of threads.
 No display is opened and no GL thread started before the first picture is asked for: until then the process may be forked, as
 Gymnasium's AsyncVectorEnv does after it has made an env to look at its spaces.
 """
@@ -24,6 +24,8 @@ from vla_envs.errors import NotResetError
 from vla_envs.vector.allowance import allowed_cores
 from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player, StepResult
 from vla_envs.vector.gl_context import Device, check_device, open_device
+from vla_envs.vector.mujoco_warnings import log_mujoco_warnings
+from vla_envs.vector.options import EnvOptions
 from vla_envs.vector.rendering import Frame, RenderPool
 
 _open_engines: "WeakSet[MujocoEngine]" = WeakSet()
@@ -58,6 +60,7 @@ class MujocoEngine:
         """When it drew last: `time.perf_counter()` at the first picture asked for and at the last one there."""
         threads = min(num_slots, num_threads or allowed_cores())
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="vla_envs-physics")
+        log_mujoco_warnings()
         _open_engines.add(self)
         _close_open_engines_at_exit()
 
@@ -152,7 +155,7 @@ class MujocoEngine:
         return player
 
     def _occupy(self, slot: int, scene: EngineScene) -> None:
-        """Give the slot a player of this scene; one of another scene goes, for it would hold that, and is quickly made anew."""
+        """Give the slot a player of this scene. A player of another scene is dropped: it would keep that scene in memory."""
         self._check_open()
         if self._scenes[slot] is not scene:
             self._players[slot] = scene.new_player()
@@ -181,7 +184,7 @@ class MujocoEngine:
             self._renderers = RenderPool.acquire(self._device)
 
     def _draw(self, slot: int, images: Mapping[str, np.ndarray]) -> list[Frame]:
-        """Ask for the slot's pictures; the pixels of a slot whose physics gave up show the last state before."""
+        """Ask for the slot's pictures; where the physics gave up, they show the last state before that."""
         scene = self._scenes[slot]
         assert scene is not None
         view = self._player(slot).view
@@ -202,7 +205,7 @@ class MujocoEngine:
         if len(slots) == 1:
             work(0)
             return
-        ends: list[Future] = [Future() for _ in slots]  # not the pool's: an interrupt may lose one that it is just giving
+        ends: list[Future] = [Future() for _ in slots]  # our own: an interrupted `submit` may lose the pool's
 
         def run(index: int) -> None:
             if not ends[index].set_running_or_notify_cancel():
@@ -225,9 +228,14 @@ class MujocoEngine:
             end.result()
 
 
+def mujoco_engine(num_slots: int, options: EnvOptions) -> MujocoEngine:
+    """The engine for an env's options: without cameras it needs nothing to draw with."""
+    return MujocoEngine(num_slots, device=options.device if options.cameras else None, num_threads=options.num_threads)
+
+
 @cache
 def _close_open_engines_at_exit() -> None:
-    """See to it that no thread of an engine still draws or plays when the process unloads the libraries that it is in."""
+    """Close all engines at exit: their threads must end before the process unloads the libraries they run in."""
 
     def close_all() -> None:
         for engine in list(_open_engines):

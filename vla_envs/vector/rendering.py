@@ -2,12 +2,12 @@
 
     engine --frame--> pending frames --> GL thread (own context; an MjrContext per scene it holds) --> pixels in place, Future
 
-One thread on a GPU; in software one per core, because there the vertex stage is serial per context. A thread prefers frames
-of scenes that it holds, then scenes that nobody holds; it builds a copy of a scene that others hold only while they are all
-busy and memory allows, and frees its least recently used scenes for a new one. So every frame has a thread that will draw it.
+A GPU has one thread. In software there is one per core, because a context computes its vertices serially. A thread prefers
+frames of scenes that it holds, then of scenes that nobody holds. It copies a scene that others hold only while they are all
+busy and memory allows. To make room for a new scene it frees those not used for longest. So every frame gets drawn.
 
-Invariants: a pool is shared by all envs of the process that render on the same device, and the last one to leave closes it.
-A scene is held as long as memory allows, but no longer than some env uses it.
+Invariants: all envs of a process that draw on the same device share one pool, and the last one to leave closes it. A scene is
+held while memory allows, and no longer than some env uses it.
 """
 
 import threading
@@ -39,7 +39,7 @@ class Frame:
     view: View
     camera_id: int
     pixels: np.ndarray
-    """(H, W, 3) uint8: receives the picture, rotated by 180 degrees against OpenGL's row order undone: see `_draw`."""
+    """(H, W, 3) uint8: receives the picture, upright and mirrored left to right as in the published LIBERO sets."""
     done: Future = field(default_factory=Future)
 
 
@@ -184,7 +184,7 @@ class RenderPool:
         self._give_up(thread, scene, renderer.num_bytes)
 
     def _give_up(self, thread: int, scene: _SceneRef, num_bytes: int) -> None:
-        """Take a scene that this thread does not hold off the books."""
+        """Record that this thread no longer holds a scene."""
         with self._changed:
             self._memory_bytes -= num_bytes
             self._holders[scene].remove(thread)

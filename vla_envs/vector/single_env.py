@@ -1,14 +1,18 @@
 """One slot of a vector env as a plain `gymnasium.Env`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from vla_envs.errors import NotResetError
 from vla_envs.vector.base import ChunkedVectorEnv
 from vla_envs.vector.infos import first_slot
+from vla_envs.vector.options import RENDER_MODES
+from vla_envs.vector.spec import plain_spec
 
 
 class SingleEnv(gym.Env):
@@ -18,9 +22,11 @@ class SingleEnv(gym.Env):
         envs: Made with `AutoresetMode.DISABLED`; this env closes it.
     """
 
+    _spec: EnvSpec | None = None
+
     def __init__(self, envs: ChunkedVectorEnv) -> None:
         assert envs.num_envs == 1
-        assert envs.metadata["autoreset_mode"] == AutoresetMode.DISABLED
+        assert envs.autoreset_mode == AutoresetMode.DISABLED
         self._envs = envs
         self._over = False
         self.metadata = {"render_modes": envs.metadata["render_modes"], "render_fps": envs.metadata["render_fps"]}
@@ -31,6 +37,15 @@ class SingleEnv(gym.Env):
         self.mirrored_images = envs.mirrored_images
         self.task_ids, self.num_init_states, self.instructions = envs.task_ids, envs.num_init_states, envs.instructions
         self.max_episode_steps = envs.max_episode_steps
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """How the env was made; Gymnasium sets it."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = plain_spec(spec)
 
     @property
     def renderer(self) -> str:
@@ -74,3 +89,25 @@ class SingleEnv(gym.Env):
 
 def _first(observation: dict[str, Any]) -> dict[str, Any]:
     return {key: value[0] for key, value in observation.items()}
+
+
+def maker_of_single(env_class: type[ChunkedVectorEnv]) -> Callable[..., SingleEnv]:
+    """The entry point of a vector env's class for `gymnasium.make`.
+
+    Args:
+        env_class: Takes `EnvOptions`.
+    """
+
+    def make(*, time_limit: int | None = None, **arguments: Any) -> SingleEnv:
+        if "autoreset_mode" in arguments:
+            raise ValueError("a single env never resets itself: leave out autoreset_mode, which make_vec takes")
+        options = {"autoreset_mode": AutoresetMode.DISABLED, "max_episode_steps": time_limit} | arguments
+        return SingleEnv(env_class(1, **options))
+
+    make.__doc__ = f"""One env for `gymnasium.make`: `{env_class.__name__}` with `time_limit` for `max_episode_steps`.
+
+    `gymnasium.make` keeps an argument called `max_episode_steps` to itself, and counts calls of `step` with it (chunks, if
+    there is a `chunk_size`). The limit here counts control steps, and holds as well.
+    """
+    make.metadata = {"render_modes": list(RENDER_MODES)}  # type: ignore[attr-defined] # Gymnasium looks for wrappers to add
+    return make

@@ -1,7 +1,6 @@
 """What compiled code sees of one slot: live views of its mjData, what it records for goals, and what it shows to cameras.
 
-Invariant: everything here is a view of memory that the engine owns, or a copy that one slot owns; nothing is shared between
-slots, so that slots may be stepped in any number of threads.
+Invariant: everything here belongs to one slot, as a view of its mjData or as a copy. So slots may be stepped in many threads.
 """
 
 from typing import NamedTuple

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM
+from vla_envs.vector.instruction import Instruction
 
 _CHARACTERS = ascii_letters + digits + punctuation + " "
 _MAX_INSTRUCTION_LENGTH = 256
@@ -21,7 +22,7 @@ def image_key(camera: str) -> str:
 
 
 def observation_space(cameras: Sequence[str], image_size: int, instructions: Iterable[str]) -> gym.spaces.Dict:
-    """Of one slot; an instruction that is longer than usual, or has other characters, is let in too."""
+    """Of one slot. The text's limits are the same for all tasks, unless an instruction is longer or has other characters."""
     picture = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
     longest = max(_MAX_INSTRUCTION_LENGTH, *map(len, instructions))
     characters = "".join(sorted(set(_CHARACTERS).union(*instructions)))
@@ -29,7 +30,7 @@ def observation_space(cameras: Sequence[str], image_size: int, instructions: Ite
         {
             **{image_key(camera): picture for camera in cameras},
             "state": gym.spaces.Box(-np.inf, np.inf, (PROPRIOCEPTION_DIM,), np.float32),
-            "instruction": gym.spaces.Text(max_length=longest, charset=characters),
+            "instruction": Instruction(max_length=longest, charset=characters),
         }
     )
 

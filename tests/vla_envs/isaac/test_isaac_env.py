@@ -193,7 +193,7 @@ def test_asking_for_isaac_lab_where_it_is_installed_says_that_it_cannot_be_used(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "isaacgym"}, "backend must be one of auto, isaaclab, mujoco, got 'isaacgym'"),
+        ({"backend": "isaacgym"}, "backend must be one of 'auto', 'isaaclab', 'mujoco', got 'isaacgym'"),
         ({"task_id": 10}, r"libero_spatial has tasks 0\.\.9, got task_id=10"),
         ({"task_id": None}, r"libero_spatial has tasks 0\.\.9, got task_id=None"),
         ({"task_id": [0]}, r"libero_spatial has tasks 0\.\.9, got task_id=\[0\]"),

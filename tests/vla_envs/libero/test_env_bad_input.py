@@ -39,6 +39,7 @@ def assert_refused(envs: LiberoEnv, call: Any, match: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
+        ({"suite": "libero_100"}, "lists suite 'libero_100' without any tasks"),
         ({"suite": "libero_moon"}, "unknown suite 'libero_moon': LIBERO has libero_spatial, libero_object"),
         ({"task_ids": [10]}, r"task_ids must be a list of tasks of libero_spatial, which has 0\.\.9, got \[10\]"),
         ({"task_ids": [0, -1]}, "task_ids must be a list"),
@@ -75,6 +76,23 @@ def test_an_env_that_cannot_work_is_not_made(arguments: dict[str, Any], match: s
     for thread in set(threading.enumerate()) - threads:
         thread.join(timeout=30)
     assert set(threading.enumerate()) <= threads
+
+
+def test_an_unknown_argument_is_refused_by_name():
+    for make in (LiberoEnv, make_libero_env):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'speed'"):
+            make(speed=2)
+
+
+def test_a_single_env_refuses_to_reset_itself():
+    with pytest.raises(ValueError, match="a single env never resets itself: leave out autoreset_mode"):
+        gym.make("Libero-v0", autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+def test_a_device_number_that_egl_does_not_list_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
+    with pytest.raises(ValueError, match="MUJOCO_EGL_DEVICE_ID must be the place of a device"):
+        gym.make("Libero-v0")
 
 
 def test_a_folder_that_is_no_export_is_a_scene_format_error():
@@ -118,6 +136,7 @@ def test_actions_that_are_not_numbers_are_refused(envs: LiberoEnv):
         ({"task_id": 1, "init_state_id": [0, 99]}, r"init_state_id of task 1 must be in 0\.\.49, got 99"),
         ({"reset_mask": [1, 0]}, r"reset_mask must be \(2,\) bool, got \(2,\) int64"),
         ({"reset_mask": np.ones(3, bool)}, r"reset_mask must be \(2,\) bool, got \(3,\) bool"),
+        ({"reset_mask": [False, False]}, "reset_mask must be True for at least one slot, got False for all"),
         ({"reset_mask": True}, r"reset_mask must be \(2,\) bool, got \(\) bool"),
     ],
 )
@@ -125,7 +144,7 @@ def test_reset_options_that_cannot_be_met_are_refused(envs: LiberoEnv, options: 
     assert_refused(envs, lambda: envs.reset(seed=1, options=options), match)
 
 
-@pytest.mark.parametrize("seed", [-1, [1], [1, 2, 3], [1, -2], [1, 0.5]])
+@pytest.mark.parametrize("seed", [-1, [1], [1, 2, 3], [1, -2], [1, 0.5], 3.0, True, [1, True], "12", np.array(3)])
 def test_seeds_that_are_not_natural_numbers_one_or_n_are_refused(envs: LiberoEnv, seed: Any):
     assert_refused(envs, lambda: envs.reset(seed=seed), "seed")
 

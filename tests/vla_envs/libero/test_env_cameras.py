@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.env import LiberoEnv
-from vla_envs.vector.gl_context import _choose_device, open_device
+from vla_envs.vector.gl_context import _choose_device, _log_once, open_device
 from vla_envs.vector.rendering import Frame, RenderPool
 
 pytestmark = pytest.mark.usefixtures("opengl")
@@ -172,6 +172,7 @@ def test_render_gives_nothing_without_a_render_mode_and_needs_a_camera():
 @pytest.mark.parametrize("device", ["auto", "cuda", "cpu"])
 def test_what_draws_is_reported_in_the_info_in_an_attribute_and_in_the_log(device: str, caplog: pytest.LogCaptureFixture):
     _choose_device.cache_clear()
+    _log_once.cache_clear()
     caplog.set_level(logging.INFO, "vla_envs")
     envs = make_envs(2, cameras=("agentview",), device=device)
     _, info = envs.reset(seed=0)

@@ -101,6 +101,15 @@ def test_slots_take_the_tasks_in_turn():
         envs.close()
 
 
+def test_a_task_that_is_listed_twice_has_two_turns():
+    for num_envs, expected in ((4, [(0, 0, 1, 1), (0, 0, 1, 1)]), (3, [(0, 0, 1), (1, 0, 0)]), (1, [(0,), (0,), (1,), (1,)])):
+        envs = make_envs(num_envs, task_ids=(0, 0, 1, 1), settle_steps=0)
+        assert envs.task_ids == tuple(envs.instructions) == (0, 1)
+        order = [tuple(envs.reset(seed=0 if episode == 0 else None)[1]["task_id"]) for episode in range(len(expected))]
+        assert order == expected
+        envs.close()
+
+
 def test_one_vector_env_plays_several_tasks_each_by_its_own_rules():
     envs = make_envs(3, task_ids=(0, 1), cameras=("agentview",))
     observation, info = envs.reset(seed=0, options={"task_id": [1, 0, 1], "init_state_id": 3})

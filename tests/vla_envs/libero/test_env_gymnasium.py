@@ -144,7 +144,7 @@ def test_instructions_of_perturbed_suites_are_in_the_space():
 def test_the_autoreset_mode_is_declared_and_may_be_given_by_name(mode: AutoresetMode):
     for given in (mode, mode.value):
         envs = make_envs(1, autoreset_mode=given)
-        assert envs.metadata["autoreset_mode"] is mode
+        assert envs.autoreset_mode is envs.metadata["autoreset_mode"] is mode
         envs.close()
 
 

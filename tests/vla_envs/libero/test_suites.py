@@ -112,3 +112,27 @@ def test_a_damaged_index_is_refused(tmp_path: Path, content: str):
 def test_any_other_folder_is_refused(tmp_path: Path):
     with pytest.raises(SceneFormatError, match=r"is not a folder of exported scenes .*make one with"):
         suite_tasks("mine", scene_dir=tmp_path)
+
+
+def test_a_suite_that_libero_lists_without_tasks_is_refused():
+    with pytest.raises(ValueError, match="lists suite 'libero_100' without any tasks: choose another"):
+        suite_tasks("libero_100")
+
+
+@pytest.mark.parametrize(
+    ("configuration", "match"),
+    [
+        ("bddl_files: /old/bddl\n", r"looks for its bddl_files in /old/bddl, where there is no folder\. .*config.yaml says so"),
+        ("assets: /old/assets\n", r"looks for its assets in /old/assets, where there is no folder\. .*config.yaml says so"),
+        ("[1", r"configuration file .*config.yaml cannot be read .*: delete it"),
+    ],
+)
+def test_a_configuration_of_libero_that_has_outlived_its_installation_is_named(
+    configuration: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "config.yaml").write_text(configuration)
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
+    suites.benchmark_suite.cache_clear()
+    suites._installed_tasks.cache_clear()
+    with pytest.raises(MissingDependencyError, match=match):
+        suite_tasks("libero_spatial")

@@ -4,11 +4,13 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from fake_egl import SOFTWARE, FakeDevice, FakeEGL
 
-from vla_envs.vector.gl_context import GLDevice, _choose_device, open_device
+from vla_envs.vector import gl_context
+from vla_envs.vector.gl_context import Device, GLDevice, _choose_device, _log_once, check_device, open_device
 
 NO_DRIVER = {"__EGL_VENDOR_LIBRARY_FILENAMES": "/nonexistent.json", "MUJOCO_GL": "egl"}
 PACKAGES = "apt-get install libegl1 libgl1 libgl1-mesa-dri"
@@ -17,8 +19,10 @@ PACKAGES = "apt-get install libegl1 libgl1 libgl1-mesa-dri"
 @pytest.fixture(autouse=True)
 def choose_anew() -> Iterator[None]:
     _choose_device.cache_clear()
+    _log_once.cache_clear()
     yield
     _choose_device.cache_clear()
+    _log_once.cache_clear()
 
 
 def run_python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -33,6 +37,58 @@ def test_the_choice_is_logged_with_the_name_that_opengl_gives_the_device(caplog:
     device = open_device("auto")
     assert f"rendering on {device.renderer}" in caplog.text
     assert open_device("auto") is device
+
+
+def test_the_choice_is_logged_once_per_process(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "vla_envs")
+    for _ in range(2):
+        open_device("auto")
+        open_device("cuda")
+    assert caplog.text.count("rendering on") == 1
+
+
+def test_among_several_ranks_the_log_says_whose_choice_it_is(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    caplog.set_level(logging.INFO, "vla_envs")
+    monkeypatch.setenv("RANK", "9")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    device = open_device("auto")
+    assert f"rank 9 (local rank 1) is rendering on {device.renderer}" in caplog.text
+
+
+def test_each_rank_opens_its_own_gpu_and_the_log_names_it(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """Two GPUs that EGL lists against CUDA's order; what is opened is a made-up device."""
+    egl = FakeEGL([FakeDevice(cuda_ordinal=1), FakeDevice(cuda_ordinal=0), FakeDevice(extensions=SOFTWARE)])
+    egl.EGL_PLATFORM_DEVICE_EXT = 0x313F
+    egl.eglGetPlatformDisplayEXT = lambda platform, handle, attributes: handle.value
+    monkeypatch.setattr(gl_context, "_egl", lambda: egl)
+
+    def open_fake(display: int, *, is_gpu: bool) -> GLDevice:
+        return GLDevice(renderer=f"GPU {display}", is_gpu=is_gpu, address=display, display=display, config=None)
+
+    monkeypatch.setattr(gl_context, "_open", open_fake)
+    caplog.set_level(logging.INFO, "vla_envs")
+    opened = []
+    for rank in "01":
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("RANK", rank)
+        _choose_device.cache_clear()
+        opened.append(open_device("cuda").address)
+    assert opened == [2, 1]
+    assert "rank 0 (local rank 0) is rendering on GPU 2 (EGL device 1, CUDA device 0)" in caplog.text
+    assert "rank 1 (local rank 1) is rendering on GPU 1 (EGL device 0, CUDA device 1)" in caplog.text
+
+
+@pytest.mark.parametrize("visible", ["0", "1", "0,1", "", "-1", "GPU-11111111-0000-4000-8000-111111111111", "MIG-1/2/3"])
+def test_no_choice_of_cuda_devices_keeps_anything_from_being_drawn(visible: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    open_device("auto").make_context().free()
+
+
+@pytest.mark.parametrize("call", [check_device, open_device])
+def test_a_wrong_number_of_an_egl_device_is_refused(call: Callable[[Device], object], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
+    with pytest.raises(ValueError, match=r"MUJOCO_EGL_DEVICE_ID must be the place of a device in EGL's list of .* got '99'"):
+        call("auto")
 
 
 def test_the_cpu_draws_in_software():

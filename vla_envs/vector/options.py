@@ -1,0 +1,136 @@
+"""The arguments that all envs of this package take: named, documented and checked here, and nowhere else.
+
+`takes_options` gives them to a constructor that is written with `**options`: what users see of it, its signature and its
+documentation, names every one of them.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from textwrap import TextWrapper
+from typing import Any, TypeVar
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from vla_envs.vector.gl_context import Device
+
+CAMERAS = ("agentview", "wrist")
+RENDER_MODES = ("rgb_array",)
+
+_Env = TypeVar("_Env", bound=type)
+
+
+def _meaning(text: str) -> dict[str, str]:
+    return {"meaning": text}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvOptions:
+    """How an env plays, draws and ends its episodes.
+
+    Raises:
+        ValueError: An option that cannot work.
+    """
+
+    chunk_size: int | None = field(
+        default=None, metadata=_meaning("K: `step` takes (N, K, 7) and plays up to K actions; None: it takes (N, 7).")
+    )
+    image_size: int = field(default=256, metadata=_meaning("Height and width of the pictures in pixels."))
+    cameras: Sequence[str] = field(
+        default=("agentview",),
+        metadata=_meaning('Any of "agentview" (observed as `image`) and "wrist" (`wrist_image`); none draws nothing.'),
+    )
+    detail: str = field(
+        default="full", metadata=_meaning('"full" draws what LIBERO draws, "fast" simplified meshes and smaller textures.')
+    )
+    device: Device = field(
+        default="auto",
+        metadata=_meaning(
+            '"cuda" draws on the GPU, or in software with a warning where there is none; "cpu" draws in software; "auto" '
+            "draws on what there is. The attribute `renderer`, the info of `reset` and the log say what draws."
+        ),
+    )
+    max_episode_steps: int | None = field(
+        default=None, metadata=_meaning("Time limit in control steps, settling not counted; None: the suite's own.")
+    )
+    autoreset_mode: AutoresetMode | str = field(
+        default=AutoresetMode.NEXT_STEP,
+        metadata=_meaning(
+            "What happens to a slot whose episode is over, as in Gymnasium. `DISABLED`: it stays as it is, costs nothing, and "
+            'reports no reward and no steps, until `reset` names it in `options["reset_mask"]`.'
+        ),
+    )
+    settle_steps: int = field(default=10, metadata=_meaning("Control steps without motion at the start of each episode."))
+    scene_dir: str | Path | None = field(
+        default=None, metadata=_meaning("Folder of exported scenes; then LIBERO need not be installed.")
+    )
+    num_threads: int | None = field(
+        default=None, metadata=_meaning("Threads that step physics; None: one per core that this process may use.")
+    )
+    render_mode: str | None = field(
+        default=None, metadata=_meaning('"rgb_array", or None. `gymnasium.make` takes "rgb_array_list" and "human" too.')
+    )
+
+    def __post_init__(self) -> None:
+        check_integer("image_size", self.image_size, least=8)
+        check_integer("settle_steps", self.settle_steps, least=0)
+        limit = "time limit (max_episode_steps)"
+        optional = {"chunk_size": self.chunk_size, limit: self.max_episode_steps, "num_threads": self.num_threads}
+        for name, value in optional.items():
+            if value is not None:
+                check_integer(name, value, least=1)
+        known = isinstance(self.cameras, list | tuple) and all(name in CAMERAS for name in self.cameras)
+        if not known or len(set(self.cameras)) != len(self.cameras):
+            raise ValueError(f"cameras must be any of {CAMERAS}, each once, or () for none, got {self.cameras!r}")
+        check_choice("detail", self.detail, ("full", "fast"))
+        check_choice("device", self.device, ("auto", "cuda", "cpu"))
+        if not isinstance(self.autoreset_mode, AutoresetMode):
+            check_choice("autoreset_mode", self.autoreset_mode, tuple(mode.value for mode in AutoresetMode))
+        check_choice("render_mode", self.render_mode, (None, *RENDER_MODES))
+
+    @property
+    def scene_folder(self) -> Path | None:
+        """`scene_dir` as a path."""
+        return None if self.scene_dir is None else Path(self.scene_dir)
+
+
+def takes_options(env_class: _Env) -> _Env:
+    """Class decorator: shows the fields of `EnvOptions` in place of `**options`, in signature and documentation."""
+    constructor = vars(env_class)["__init__"]
+    signature = inspect.signature(constructor)
+    named = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.type)
+        for option in fields(EnvOptions)
+    ]
+    constructor.__signature__ = signature.replace(parameters=[*named, *options])
+    env_class.__doc__ = _with_options(inspect.cleandoc(env_class.__doc__ or ""))
+    return env_class
+
+
+def _with_options(documentation: str) -> str:
+    """The documentation with the options at the end of its "Args"."""
+    lines = documentation.splitlines()
+    after = next((place for place in range(lines.index("Args:"), len(lines)) if not lines[place].strip()), len(lines))
+    wrap = TextWrapper(width=120, initial_indent="    ", subsequent_indent="        ").wrap
+    meanings = [line for option in fields(EnvOptions) for line in wrap(f"{option.name}: {option.metadata['meaning']}")]
+    return "\n".join([*lines[:after], *meanings, *lines[after:]])
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is a whole number by its type, and not a truth value."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def check_integer(name: str, value: Any, *, least: int) -> None:
+    """Raise `ValueError` for what is not an integer from `least` upwards."""
+    if not is_integer(value) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
+    """Raise `ValueError` for what is none of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
