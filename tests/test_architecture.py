@@ -33,7 +33,7 @@ OWNERS = {
     "isaaclab": {"vla_envs.isaac.isaaclab"},
     "isaacsim": {"vla_envs.isaac.isaaclab"},
     "robosuite": {"vla_envs.libero.compile"},
-    "libero": {"vla_envs.libero.compile", "vla_envs.libero.suites"},
+    "libero": {"vla_envs.libero.compile", "vla_envs.libero.libero_paths", "vla_envs.libero.suites"},
     "peft": {"vla_train.policy.simplevla_oft.lora"},
     "imageio": {"vla_train.evaluation.evaluate"},
     "wandb": {"vla_train.run.tracking"},

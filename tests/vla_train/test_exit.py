@@ -102,7 +102,8 @@ def test_an_evaluation_whose_disk_fills_ends_in_one_line(
         raise OSError(28, "No space left on device", "somewhere")
 
     monkeypatch.setattr(evaluate_module, "write_video", full)
-    options = ["--env.id", "reach_env:Reach-v0", "--policy.chunk-size", "2", "--eval.episodes-per-task", "1"]
+    options = ["--env.id", "reach_env:Reach-v0", "--env.success", "terminated"]
+    options += ["--policy.chunk-size", "2", "--eval.episodes-per-task", "1"]
     errors = ended("eval", "--checkpoint", str(small_checkpoint), "--output", str(tmp_path / "results"), *options)
     assert "No space left on device" in one_line(errors)
 

@@ -10,7 +10,7 @@ that would idle at the end of an iteration start the next one's groups instead.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vla_train.types import EpisodeSpec, Group, Trajectory
 
@@ -108,8 +108,16 @@ class DynamicSampling:
         return group.as_group() if group.finished else None
 
     def judge(self, group: Group, *, keep: bool) -> None:
-        """Say whether a finished group carries a signal; consumes what can be consumed."""
-        self._open[group.group_id].keep = keep
+        """Say whether a finished group carries a signal; consumes what can be consumed.
+
+        Of a group without one, only the outcome is kept: it may wait long for an older group, and nobody trains on it.
+        """
+        judged = self._open[group.group_id]
+        judged.keep = keep
+        if not keep:
+            judged.trajectories = {
+                sample: replace(played, observations={}, decisions={}) for sample, played in judged.trajectories.items()
+            }
         self.consume()
 
     def consume(self) -> None:

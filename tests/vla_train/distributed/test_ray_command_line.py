@@ -16,7 +16,8 @@ from vla_train.evaluation.of_checkpoint import CheckpointEvaluation
 from vla_train.loop import train
 
 OPTIONS = """
-    --iterations 2 --env.id pipeline_envs:Drift-v0 --env.max-episode-steps 60 --env.num-workers 2 --env.envs-per-worker 2
+    --iterations 2 --env.id pipeline_envs:Drift-v0 --env.success terminated --env.max-episode-steps 60
+    --env.num-workers 2 --env.envs-per-worker 2
     --env.worker ray --policy.worker ray --policy.size tiny --policy.chunk-size 3 --rollout.deterministic
     --rollout.groups-per-iteration 1 --rollout.group-size 4 --rollout.max-attempts 8
     --optim.learning-rate 0.01 --eval.every 0 --checkpoint-every 2 --display plain
@@ -35,7 +36,7 @@ def test_an_evaluation_plays_on_the_replicas_it_is_told_and_ends_them(
         checkpoint=str(small_checkpoint),
         output=tmp_path / "results",
         display="none",
-        env=EnvConfig(id="reach_env:Reach-v0", num_workers=1, envs_per_worker=2),
+        env=EnvConfig(id="reach_env:Reach-v0", num_workers=1, envs_per_worker=2, success="terminated"),
         policy=PolicyConfig(chunk_size=2, worker="ray", replicas=2),
         eval=EvalConfig(episodes_per_task=4, videos=0),
     )

@@ -29,7 +29,7 @@ def prompts() -> Iterator[tuple[EpisodeSpec, ...]]:
 
 
 def play(env: EnvConfig) -> None:
-    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size, seed=0)
+    workers = make_workers(env, chunk_size=DrawingPolicy.chunk_size)
     config = RolloutConfig(groups_per_iteration=1, group_size=4, max_attempts=1.0)
     rollout = Rollout(config, policy=DrawingPolicy(), workers=workers, timeline=Timeline(), seed=11)
     try:
@@ -77,6 +77,6 @@ def test_a_bug_of_an_env_keeps_its_traceback_and_names_the_env(worker: str, meth
 )
 def test_what_cannot_be_used_is_refused_in_one_line_that_names_the_env(changes: dict[str, Any], worker: str) -> None:
     with pytest.raises((EnvRefusal, EnvPackageMissing)) as refusal:
-        make_workers(drift_config(worker=worker, num_workers=1, **changes), chunk_size=3, seed=0)
+        make_workers(drift_config(worker=worker, num_workers=1, **changes), chunk_size=3)
     assert changes.get("id", "pipeline_envs:Drift-v0") in str(refusal.value)
     assert "\n" not in str(refusal.value)

@@ -390,7 +390,7 @@ def test_what_is_carried_over_takes_no_more_room_than_was_announced() -> None:
             for start in range(0, 300, 100):
                 rollout.collect(prompts(start), mixed)
                 rollout.release()
-                held = sum(array.nbytes for name, array in rollout.state_dict().items() if "observations" in name)
+                held = sum(array.nbytes for name, array in rollout.state_dict().items() if name.startswith("observations/"))
                 assert held <= rollout.max_state_bytes
             assert (rollout.max_state_bytes == 0) == deterministic
         finally:
