@@ -60,8 +60,6 @@ def suite_tasks(suite: str, *, scene_dir: Path | None = None) -> dict[int, Suite
         tasks = dict(_installed_tasks(suite))
     except FileNotFoundError as error:
         raise missing_files(suite, str(error)) from error
-    if not tasks:
-        raise missing_files(suite, "it lists no task of it")
     return tasks
 
 

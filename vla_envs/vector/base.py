@@ -92,7 +92,12 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         self.chunk_size = options.chunk_size
         self.render_mode = options.render_mode
         fps = CONTROL_HZ / (options.chunk_size or 1)  # of what `render` shows after each step
-        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": list(RENDER_MODES), "render_fps": fps}
+        self.metadata = {
+            "reports_success": True,
+            "autoreset_mode": self.autoreset_mode,
+            "render_modes": list(RENDER_MODES),
+            "render_fps": fps,
+        }
         self._settle_steps = options.settle_steps
         self._settled: OrderedDict[Hashable, _Settled] = OrderedDict()
 

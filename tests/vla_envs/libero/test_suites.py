@@ -66,14 +66,6 @@ def test_a_suite_that_is_listed_without_its_files_is_an_error_that_says_so(monke
     assert len(suite_tasks("libero_goal")) == 10  # the failure is not remembered
 
 
-def test_a_suite_that_is_listed_without_tasks_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch):
-    suites._installed_tasks.cache_clear()
-    monkeypatch.setattr(suites.benchmark_suite("libero_goal"), "tasks", [])
-    with pytest.raises(MissingDependencyError, match=r"lists suite 'libero_goal' but .*it lists no task of it"):
-        suite_tasks("libero_goal")
-    suites._installed_tasks.cache_clear()
-
-
 def test_without_libero_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     suites.benchmark_suite.cache_clear()
     suites._installed_tasks.cache_clear()
