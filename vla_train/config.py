@@ -166,9 +166,9 @@ class RolloutConfig:
     temperature: float = 1.6
     """Softmax temperature at which actions are sampled: above 1 explores more. Evaluation is greedy."""
     max_policy_batch: int = 256
-    """Most decisions in one policy call; ready workers share a call up to this where sharing pays (learnt in the run)."""
+    """Most decisions in one policy call: workers that are ready together share a call up to this."""
     max_wait_s: float = 0.0
-    """Seconds to wait for further workers before serving the ready ones; above 0, these always share a call."""
+    """Seconds to wait for further workers before serving the ready ones, so that they share a call."""
     min_success_rate: float = 0.1
     """Groups whose success rate (0 to 1) is below this carry no signal and are replaced (dynamic sampling)."""
     max_success_rate: float = 0.9

@@ -14,8 +14,7 @@ def require_isaaclab() -> None:
     """
     if find_spec("isaaclab") is None:
         raise MissingDependencyError(
-            "backend='isaaclab' needs Isaac Lab, which is not installed (pip install 'vla-envs[isaac]', and Isaac Sim: "
-            "https://isaac-sim.github.io/IsaacLab). But this version cannot run on it even then: the backend that works is "
-            "backend='mujoco', on any CPU"
+            "backend='isaaclab' needs Isaac Lab, which is not installed, and this version cannot run on it even where it is: "
+            "the backend that works is backend='mujoco', on any CPU"
         )
     raise ValueError("backend='isaaclab': Isaac Lab is installed, but this version cannot run on it; use backend='mujoco'")

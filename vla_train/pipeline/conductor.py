@@ -19,7 +19,6 @@ Faults: the episodes of a worker that failed are queued again, from their beginn
 """
 
 import logging
-import math
 import queue
 import time
 from collections.abc import Sequence
@@ -45,7 +44,6 @@ from vla_train.envs.workers import require_same_env
 from vla_train.pipeline.episode_recorder import EpisodeRecorder
 from vla_train.pipeline.messages import BatchRow, Complete, Decided, Failed, Outbox, PolicyBatch, Stop
 from vla_train.pipeline.objectives import Objective
-from vla_train.pipeline.policy_cost import PolicyCost
 from vla_train.pipeline.scheduler import Assignment, Scheduler, WorkerState
 from vla_train.pipeline.timeline import SpanKind, Timeline
 from vla_train.types import select_one
@@ -110,7 +108,6 @@ class Conductor:
         self._outstanding: PolicyBatch | None = None
         self._keys = self._usual_keys = keys
         self._ready_since = 0.0
-        self._policy_cost = PolicyCost()
         self._failure: BaseException | None = None
         for worker in workers:
             worker.connect(self.inbox.put)
@@ -167,8 +164,7 @@ class Conductor:
         more_to_come = self.scheduler.stepping > 0 and self.scheduler.ready_rows < self._max_batch
         if more_to_come and time.monotonic() < self._ready_since + self._max_wait_s:
             return
-        fixed_rows = math.inf if self._max_wait_s > 0 else self._policy_cost.fixed_rows
-        workers = self.scheduler.next_batch(fixed_rows=fixed_rows)
+        workers = self.scheduler.next_batch()
         self._outstanding = self._batch(workers)
         self.counts.batches += 1
         outbox.put(self._outstanding)
@@ -235,7 +231,6 @@ class Conductor:
         if batch is not self._outstanding:
             return
         self._outstanding = None
-        self._policy_cost.record(len(batch.rows), decided.seconds)
         decisions = [(output, line) for output in decided.outputs for line in range(len(output.actions))]
         description, chunk_size = self._workers[0].description, decided.outputs[0].actions.shape[1]
         rows_of: dict[int, list[int]] = {worker: [] for worker in batch.workers}
@@ -310,7 +305,7 @@ class Conductor:
         self._workers[worker].kill()
         for assignment in self.scheduler.playing(worker):
             del self._recorders[assignment.lease]
-        requeued = self.scheduler.lost(worker)
+        requeued = self.scheduler.died(worker)
         self._results[worker] = None
         self.counts.requeued += len(requeued)
         restarts, cause = self._restarts[worker], f"{type(error).__name__}: {error}"

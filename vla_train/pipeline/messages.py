@@ -39,8 +39,6 @@ class Decided:
     """(B, ...) each: what the policy saw, and what is recorded besides; trajectories keep views of it."""
     outputs: tuple[PolicyOutput, ...]
     """Of the calls that it took (more than one for more rows than a call may have), B rows together."""
-    seconds: float
-    """How long the policy took."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,9 +217,8 @@ class Rollout:
             )
             check_output(output, len(part), self._policy)
             outputs.append(output)
-        ended = time.perf_counter()
-        self._timeline.add("policy", "policy", began, ended, rows=len(batch.rows))
-        return Decided(batch=batch, observations=observations, outputs=tuple(outputs), seconds=ended - began)
+        self._timeline.add("policy", "policy", began, time.perf_counter(), rows=len(batch.rows))
+        return Decided(batch=batch, observations=observations, outputs=tuple(outputs))
 
     # --- checkpoints
 

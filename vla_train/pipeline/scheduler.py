@@ -5,14 +5,13 @@ It has no threads, no clock and does no work itself; the rollout tells it what h
     queue --fill()--> RESETTING --reset_done()--> READY --next_batch()--> DECIDING --decided()--> STEPPING --stepped()--+
       ^                                            ^                                                                     |
       |                                            +-------------- slots still playing, none refilled -------------------+
-      +-- lost(), evict_all(): episodes go back    +-- fill() gives freed slots the next episodes first: RESETTING ------+
+      +-- died(), evict_all(): episodes go back    +-- fill() gives freed slots the next episodes first: RESETTING ------+
 
 Invariants (property-tested): every submitted episode is finished exactly once; after `fill` no slot stays free while work
 waits, unless its worker is in the middle of a command, is down, or can only be reset as a whole; workers are served
 in the order in which they became ready.
 """
 
-import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -150,21 +149,15 @@ class Scheduler:
     def reset_done(self, worker: int) -> None:
         """The slots named by `fill` have been reset."""
         assert self._workers[worker].state is WorkerState.RESETTING, self._workers[worker].state
-        self._rest(worker)
+        self._end_command(worker)
 
-    def next_batch(self, *, fixed_rows: float = math.inf) -> tuple[int, ...]:
-        """Ready workers for one policy call, longest-waiting first, within `max_batch` rows; they are then DECIDING.
-
-        Args:
-            fixed_rows: How many rows take the policy as long as the fixed part of a call. A worker joins the batch if the time
-                that this saves for it and those behind it exceeds the delay of those before it; infinite: always.
-        """
+    def next_batch(self) -> tuple[int, ...]:
+        """Ready workers for one policy call, longest-waiting first, within `max_batch` rows; they are then DECIDING."""
         batch: list[int] = []
         rows = 0
         while self._ready:
-            more = len(self._workers[self._ready[0]].playing)
-            rows += more
-            if batch and (rows > self._max_batch or len(batch) * more > len(self._ready) * fixed_rows):
+            rows += len(self._workers[self._ready[0]].playing)
+            if batch and rows > self._max_batch:
                 break
             worker = self._ready.popleft()
             self._workers[worker].state = WorkerState.DECIDING
@@ -176,7 +169,7 @@ class Scheduler:
         if self._workers[worker].state is not WorkerState.DECIDING:
             return False
         if not self._workers[worker].playing:
-            self._rest(worker)
+            self._end_command(worker)
             return False
         self._workers[worker].state = WorkerState.STEPPING
         return True
@@ -184,7 +177,7 @@ class Scheduler:
     def withdraw(self, worker: int) -> None:
         """The policy will not decide after all: the worker is ready again."""
         if self._workers[worker].state is WorkerState.DECIDING:
-            self._rest(worker)
+            self._end_command(worker)
 
     def stepped(self, worker: int, *, finished: Iterable[int]) -> None:
         """The worker has played one chunk; the episodes in the slots `finished` have ended."""
@@ -192,9 +185,9 @@ class Scheduler:
         for slot in finished:
             assert self._workers[worker].slots[slot] is not None, f"slot {slot} of worker {worker} finished twice"
             self._workers[worker].slots[slot] = None
-        self._rest(worker)
+        self._end_command(worker)
 
-    def _rest(self, worker: int) -> None:
+    def _end_command(self, worker: int) -> None:
         if self._workers[worker].playing:
             self._workers[worker].state = WorkerState.READY
             self._ready.append(worker)
@@ -203,7 +196,7 @@ class Scheduler:
 
     # --- episodes are taken away
 
-    def lost(self, worker: int) -> list[EpisodeSpec]:
+    def died(self, worker: int) -> list[EpisodeSpec]:
         """The worker died: its episodes go back to the front of the queue, and it is DOWN until `restored`."""
         if worker in self._ready:
             self._ready.remove(worker)

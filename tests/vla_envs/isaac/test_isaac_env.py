@@ -174,8 +174,8 @@ def test_a_cpu_suffices(backend: str):
     envs.close()
 
 
-def test_asking_for_isaac_lab_where_it_is_missing_says_what_it_takes_and_that_it_would_be_in_vain():
-    says = r"needs Isaac Lab.*pip install 'vla-envs\[isaac\]'.*this version cannot run on it even then.*backend='mujoco'"
+def test_asking_for_isaac_lab_where_it_is_missing_says_that_installing_it_would_be_in_vain():
+    says = r"needs Isaac Lab.*this version cannot run on it even where it is.*backend='mujoco'"
     with pytest.raises(MissingDependencyError, match=says):
         make_envs(backend="isaaclab")
 

@@ -59,7 +59,7 @@ def successors(now: Situation, num_workers: int) -> Iterator[Situation]:
         state, playing = now.scheduler.state(worker), now.scheduler.playing(worker)
         if state is not WorkerState.DOWN and now.faults_left:
             lost = after()
-            lost.scheduler.lost(worker)
+            lost.scheduler.died(worker)
             lost.faults_left -= 1
             if worker in lost.ready:
                 lost.ready.remove(worker)
