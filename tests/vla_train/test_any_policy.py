@@ -74,6 +74,16 @@ class FlowPolicy:
         raise NotImplementedError
 
 
+class BlindPolicy(FlowPolicy):
+    """Reads the position alone."""
+
+    observation_keys = ("position",)  # type: ignore[assignment]
+
+    def _mean(self, x: Tensor, observation: Observation) -> Tensor:
+        position = torch.from_numpy(observation["position"])
+        return x + 0.3 * self._velocity(torch.cat([x, position, torch.zeros_like(position)], 1))
+
+
 def prompts() -> Iterator[tuple[EpisodeSpec, ...]]:
     return (tuple(make_spec(group, sample) for sample in range(4)) for group in count())
 
@@ -115,6 +125,24 @@ def test_a_flow_with_proprioception_is_played_kept_and_trained(worker: str) -> N
         new = policy.evaluate(observation, decision, temperature=1.0)["logprobs"].detach().numpy()
         change[member.success].append(float((new - member.decisions["logprobs"]).mean()))
     assert np.mean(change[True]) > np.mean(change[False])
+
+
+def test_an_evaluation_records_images_for_a_policy_that_reads_none_and_training_after_it_does_not() -> None:
+    policy = BlindPolicy()
+    workers = make_workers(drift_config(), chunk_size=CHUNK_SIZE)
+    config = RolloutConfig(groups_per_iteration=3, group_size=4, temperature=1.0)
+    rollout = Rollout(config, policy=policy, workers=workers, timeline=Timeline(), seed=0)
+    stream, trained = prompts(), []
+    try:
+        for _ in range(3):
+            trained += rollout.collect(stream, lambda group: True).groups
+            played = list(rollout.play(make_spec(100 + index) for index in range(5)))
+            assert all(set(episode.observations) == {"image", "position"} for episode in played)
+            rollout.prefetch(stream)
+    finally:
+        rollout.close()
+    assert set().union(*policy.seen) == {"position"}
+    assert all(set(member.observations) == {"position"} for group in trained for member in group.trajectories)
 
 
 def test_a_policy_that_reads_what_the_env_does_not_observe_is_refused_before_anything_is_played() -> None:

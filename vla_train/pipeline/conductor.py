@@ -142,6 +142,8 @@ class Conductor:
         except BaseException as error:  # the fault boundary of a rollout: whatever went wrong is the caller's to see
             self._failure = error
             outbox.put(Failed(error))
+        finally:
+            self._keys = self._usual_keys
 
     def pump(self, objective: Objective) -> None:
         """Queue more episodes and start resetting free slots, without waiting."""
@@ -188,7 +190,7 @@ class Conductor:
                         instruction=recorder.instruction,
                     )
                 )
-        return PolicyBatch(rows=tuple(rows), workers=workers, results=results)
+        return PolicyBatch(rows=tuple(rows), keys=self._keys, workers=workers, results=results)
 
     def _next_event(self) -> Event | Decided | Stop | None:
         """The next event, or None when a deadline has passed first; then the silent workers have been dealt with."""

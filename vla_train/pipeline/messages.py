@@ -25,6 +25,8 @@ class PolicyBatch:
     """Rows for one policy call; observations stay where they are until the decision is back."""
 
     rows: tuple[BatchRow, ...]
+    keys: tuple[str, ...]
+    """Of the observation: what is gathered for the rows."""
     workers: tuple[int, ...]
     results: dict[int, ShardResult]
     """Of each worker in the batch: what its rows observe."""

@@ -194,7 +194,7 @@ class Rollout:
         gathered = time.perf_counter()
         specs = self._workers[0].description.observations
         observations = {}
-        for key in batch.results[batch.workers[0]].observations:
+        for key in batch.keys:
             array = observations[key] = np.empty((len(batch.rows), *specs[key].shape), specs[key].dtype)
             for index, row in enumerate(batch.rows):
                 array[index] = batch.results[row.worker].observations[key][row.slot]
