@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if command not in commands:
         _fail(f"unknown command {command!r}: choose one of {', '.join(commands)} (python -m vla_train --help)")
     _share_cores()
+    _draw_without_display()
     _show_log()
     try:
         work = commands[command](arguments)
@@ -92,8 +93,14 @@ def _share_cores() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when PyTorch is imported
 
 
+def _draw_without_display() -> None:
+    """Let MuJoCo draw without a display where there is none: it would wait for one for ever."""
+    if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when MuJoCo or an env that draws with it is imported
+
+
 def _show_log() -> None:
-    """What takes long, or went wrong and was mended, goes to standard error."""
+    """What takes long, and what went wrong and was put right, goes to standard error."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for package in ("vla_envs", "vla_train"):
         logging.getLogger(package).setLevel(logging.INFO)

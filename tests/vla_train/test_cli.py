@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -263,3 +264,19 @@ def test_an_evaluation_that_leaves_no_episode_is_refused(
     assert "held-out" in refused(*evaluation, "--train-fraction", "1")
     assert "eval.episodes_per_task" in refused(*evaluation, "--policy.chunk-size", "2")
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({}, "egl"), ({"DISPLAY": ":0"}, None), ({"WAYLAND_DISPLAY": "wayland-0"}, None), ({"MUJOCO_GL": "osmesa"}, "osmesa")],
+)
+def test_mujoco_draws_without_a_display_where_there_is_none(
+    before: dict[str, str], after: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main(["train", "--nonsense"])
+    assert os.environ.get("MUJOCO_GL") == after
