@@ -39,8 +39,7 @@ def make_workers(config: EnvConfig, *, chunk_size: int) -> list[EnvWorker]:
                 raise WorkerError(f"{config.id} cannot be made: {type(error).__name__}: {error}") from error
         require_same_env([worker.description for worker in workers])
     except BaseException:
-        for worker in workers:
-            worker.kill()
+        close_workers(workers)  # and wait: one that is still making its env would meddle with what comes next
         raise
     return list(workers)
 
