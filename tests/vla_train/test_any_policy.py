@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_envs import drift_config, make_spec
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_train.config import AlgoConfig, OptimConfig, RolloutConfig
@@ -71,7 +72,7 @@ class FlowPolicy:
         self.version = version
 
     def save_pretrained(self, folder: str) -> None:
-        raise NotImplementedError
+        save_file(self._velocity.state_dict(), f"{folder}/model.safetensors")
 
 
 class BlindPolicy(FlowPolicy):
