@@ -21,7 +21,7 @@ def main() -> None:
 
     config = parse_evaluate(["--checkpoint", arguments.checkpoint])
     config = replace(config, eval=replace(config.eval, episodes_per_task=arguments.episodes, videos=1))
-    result = CheckpointEvaluation(config).play()
+    result, *_ = CheckpointEvaluation(config).play()  # the first of the temperatures that were asked for
 
     for episode in result.episodes:
         outcome = "succeeded" if episode.success else "failed"

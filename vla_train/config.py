@@ -164,7 +164,7 @@ class RolloutConfig:
     group_size: int = 8
     """Episodes per group (G), all of one task from one initial state; most estimators compare them with each other."""
     temperature: float = 1.6
-    """Softmax temperature at which actions are sampled: above 1 explores more. Evaluation is greedy."""
+    """Softmax temperature at which training's actions are sampled: above 1 explores more. Evaluations have their own."""
     max_policy_batch: int = 256
     """Most decisions in one policy call: workers that are ready together share a call up to this."""
     max_wait_s: float = 0.0
@@ -220,12 +220,16 @@ class AlgoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and the cut of an iteration into updates."""
+    """AdamW, its learning rate, and the cut of an iteration into updates."""
 
     learning_rate: float = 5e-6
-    """Step size of AdamW; constant after the warm-up."""
+    """Step size of AdamW: the largest, which the warm-up ends at."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate goes on after the warm-up: it stays, or falls until the run's last AdamW step."""
     warmup_steps: int = 0
     """AdamW steps over which the learning rate rises from 0."""
+    min_learning_rate_fraction: float = 0.0
+    """Where cosine and linear end, as a fraction (0 to 1) of learning_rate."""
     beta1: float = 0.9
     """AdamW's decay of the gradient's running mean, in [0, 1)."""
     beta2: float = 0.999
@@ -252,16 +256,24 @@ class OptimConfig:
         _check_at_least(self, "optim.", 0, "warmup_steps", "weight_decay")
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
+        _require(
+            0 <= self.min_learning_rate_fraction <= 1,
+            f"optim.min_learning_rate_fraction must lie in [0, 1], got {self.min_learning_rate_fraction}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Greedy evaluation."""
+    """Evaluation: which episodes, and how the policy plays them."""
 
     every: int = 10
     """Iterations between evaluations; 0 never evaluates."""
+    before_training: bool = True
+    """Evaluate the start too, so that what was learnt can be seen."""
+    temperatures: tuple[float, ...] = (0.0,)
+    """0 plays greedily, above 0 samples at that temperature; each plays all episodes, and the first decides what is best."""
     episodes_per_task: int = 10
-    """Episodes per task, each from another initial state; 0 plays all initial states there are."""
+    """Episodes per task, each from another initial state while there are any, then again if sampled; 0: each state once."""
     initial_states: Literal["held-out", "all", "train"] = "held-out"
     """held-out: never trained on; train: only those trained on; all: with train-fraction 1, the paper's protocol."""
     videos: int = 2
@@ -270,6 +282,14 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _check_fields(self, "eval.")
         _check_at_least(self, "eval.", 0, "every", "episodes_per_task", "videos")
+        for temperature in self.temperatures:
+            _require(
+                math.isfinite(temperature) and temperature >= 0, f"eval.temperatures must be 0 or positive, got {temperature}"
+            )
+        _require(
+            0 < len(self.temperatures) == len(set(self.temperatures)),
+            f"eval.temperatures must be one or more numbers, each once, got {self.temperatures}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,7 +353,7 @@ class EvaluateConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    """Only max_policy_batch and max_wait_s matter here: an evaluation is greedy, and has no groups."""
+    """Only max_policy_batch and max_wait_s matter here: an evaluation has no groups, and temperatures of its own."""
     eval: EvalConfig = field(default_factory=lambda: EvalConfig(episodes_per_task=0))
 
     def __post_init__(self) -> None:
@@ -414,14 +434,16 @@ def _read(name: str, kind: Any, value: Any) -> Any:
         _require(isinstance(value, Mapping), f"{name} must be a table of arguments, got {value!r}")
         return {key: _argument_text(f"{name}.{key}", argument) for key, argument in value.items()}
     if get_origin(kind) is tuple:
-        wanted, fits = "a list of names", isinstance(value, list) and all(isinstance(item, str) for item in value)
-    elif kind in (int, float):
+        wanted = "a list of names" if get_args(kind)[0] is not float else "a list of numbers"
+        _require(isinstance(value, list), f"{name} must be {wanted}, got {value!r}")
+        return tuple(_read(f"each of {name}", get_args(kind)[0], item) for item in value)
+    if kind in (int, float):
         wanted = "a whole number" if kind is int else "a number"
         fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     else:
         wanted, fits = ("true or false", isinstance(value, bool)) if kind is bool else ("a text", isinstance(value, str))
     _require(fits, f"{name} must be {wanted}, got {value!r}")
-    return value if get_origin(kind) is Literal else (get_origin(kind) or kind)(value)
+    return value if get_origin(kind) is Literal else kind(value)
 
 
 def _argument_text(name: str, value: Any) -> str:

@@ -38,7 +38,8 @@ class EpisodeSpec:
     """One episode to play: which start, and which of the group's samples it is."""
 
     group_id: int
-    """Counts prompts over the whole run; the samples of one group share task, initial state and seed."""
+    """Counts prompts over the whole run (evaluations have ids of their own); the samples of one group share task, initial
+    state and seed."""
     sample_id: int
     """0 .. group_size - 1."""
     task_id: int

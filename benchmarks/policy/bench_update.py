@@ -117,7 +117,7 @@ def measure_ours(
 ) -> None:
     """Chunks per second of an update on all groups, after one on enough of them for a micro-batch."""
     optim = OptimConfig(minibatch_trajectories=1024, microbatch_rows=microbatch, cpu_offload=cpu_offload)
-    trainer = Trainer(optim, AlgoConfig(), policy=policy, temperature=1.6, seed=0)
+    trainer = Trainer(optim, AlgoConfig(), policy=policy, temperature=1.6, total_steps=1, seed=0)
     first = trainer.update(groups[: -(-microbatch // (_DECISIONS * _GROUP_SIZE))], iteration=0)
     metrics = trainer.update(groups, iteration=1)
     config, model = policy.model.config, policy.model

@@ -51,7 +51,7 @@ def small_config(checkpoint: Path, output: Path, **changes: Any) -> TrainConfig:
         "policy": PolicyConfig(checkpoint=str(checkpoint), chunk_size=CHUNK_SIZE, device="cpu"),
         "rollout": RolloutConfig(groups_per_iteration=2, group_size=4, max_attempts=1.0, deterministic=True),
         "optim": OptimConfig(learning_rate=1e-3, minibatch_trajectories=4, microbatch_rows=8),
-        "eval": EvalConfig(every=0, episodes_per_task=4, videos=1),
+        "eval": EvalConfig(every=0, before_training=False, episodes_per_task=4, videos=1),
     }
     for name, section in sections.items():
         sections[name] = replace(section, **changes.pop(name, {}))
@@ -73,7 +73,7 @@ def command_line(config: TrainConfig) -> list[str]:
                 case dict():
                     options += [option, *(f"{k}={v}" for k, v in item.items())]
                 case list():
-                    options += [option, *item]
+                    options += [option, *map(str, item)]
                 case _:
                     options += [option, str(item)]
     return options

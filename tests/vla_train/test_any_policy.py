@@ -102,7 +102,7 @@ def test_a_flow_with_proprioception_is_played_kept_and_trained(worker: str) -> N
     )
     try:
         groups = rollout.collect(prompts(), lambda group: 0 < group.success_rate < 1).groups
-        (episode,) = rollout.play([make_spec(99)])
+        (episode,) = rollout.play([make_spec(99)], temperature=0.0)
         state = rollout.state_dict()
         rollout.load_state_dict(state)
         again = rollout.state_dict()
@@ -115,7 +115,7 @@ def test_a_flow_with_proprioception_is_played_kept_and_trained(worker: str) -> N
     assert trajectory.decisions["logprobs"].shape == (len(trajectory),)
     assert state.keys() == again.keys() >= {"observations/position", "decisions/chain"}
 
-    trainer = Trainer(OptimConfig(learning_rate=1e-3), AlgoConfig(), policy=policy, temperature=1.0, seed=0)
+    trainer = Trainer(OptimConfig(learning_rate=1e-3), AlgoConfig(), policy=policy, temperature=1.0, total_steps=1, seed=0)
     metrics = trainer.update(groups, iteration=0)
     assert metrics.loss_metrics["sampling_gap"] < 1e-4
     assert "entropy" not in metrics.loss_metrics
@@ -137,7 +137,7 @@ def test_an_evaluation_records_images_for_a_policy_that_reads_none_and_training_
     try:
         for _ in range(3):
             trained += rollout.collect(stream, lambda group: True).groups
-            played = list(rollout.play(make_spec(100 + index) for index in range(5)))
+            played = list(rollout.play((make_spec(100 + index) for index in range(5)), temperature=0.0))
             assert all(set(episode.observations) == {"image", "position"} for episode in played)
             rollout.prefetch(stream)
     finally:

@@ -238,7 +238,9 @@ def played_states(config: TrainConfig, num_states: int) -> tuple[set[int], set[i
     split = {"train_fraction": config.train_fraction, "seed": config.seed}
     stream = PromptStream([0], {0: num_states}, group_size=config.rollout.group_size, **split)
     trained = {next(stream)[0].init_state_id for _ in range(2 * num_states)}
-    return trained, {spec.init_state_id for spec in evaluation_episodes([0], {0: num_states}, config.eval, **split)}
+    return trained, {
+        spec.init_state_id for spec in evaluation_episodes([0], {0: num_states}, config.eval, temperature=0.0, **split)
+    }
 
 
 @pytest.mark.parametrize("name", RECIPES)

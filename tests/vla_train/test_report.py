@@ -108,6 +108,7 @@ def evaluate_into(run: Path, name: str, *, successes: int) -> dict[str, object]:
         folder=folder,
         videos=1,
         mirrored_images=False,
+        temperature=0.0,
     )
     return {**summary(result), "folder": str(folder.relative_to(run))}
 

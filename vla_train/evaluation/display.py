@@ -1,38 +1,52 @@
-"""Evaluations as the terminal shows them: progress while they are played, then a table with one row per task."""
+"""Evaluations as the terminal shows them: progress while they are played, then a table with one row per task.
 
-from collections.abc import Sequence
+The temperatures of an evaluation are played one after the other, into one folder.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from vla_train.config import EvalConfig
 from vla_train.display import Display
-from vla_train.evaluation.evaluate import EvaluationResult, evaluate
+from vla_train.evaluation.evaluate import EvaluationResult, evaluate, play_name
 from vla_train.pipeline.rollout import Rollout
 from vla_train.types import EpisodeSpec
 
 
 def evaluate_with_progress(
-    episodes: Sequence[EpisodeSpec],
+    episodes: Mapping[float, Sequence[EpisodeSpec]],
     rollout: Rollout,
     config: EvalConfig,
     *,
     folder: Path,
     mirrored_images: bool,
     display: Display,
-) -> EvaluationResult:
-    """Play the episodes that `folder` does not hold yet, greedily, and return all of them; see `evaluate`."""
-    with display.phase("evaluation", total=len(episodes), unit="episodes") as show:
-        return evaluate(
-            episodes,
-            rollout.play,
-            folder=folder,
-            videos=config.videos,
-            mirrored_images=mirrored_images,
-            on_episode=lambda successes, done, _: show(done, f"{successes} succeeded"),
-        )
+) -> list[EvaluationResult]:
+    """Play the episodes of each temperature that `folder` does not hold yet, and return all of them; see `evaluate`."""
+
+    def play(temperature: float) -> EvaluationResult:
+        with display.phase("evaluation", total=len(episodes[temperature]), unit="episodes") as show:
+            return evaluate(
+                episodes[temperature],
+                partial(rollout.play, temperature=temperature),
+                temperature=temperature,
+                folder=folder,
+                videos=config.videos,
+                mirrored_images=mirrored_images,
+                on_episode=lambda successes, done, _: show(done, f"{play_name(temperature)}: {successes} succeeded"),
+            )
+
+    return [play(temperature) for temperature in episodes]
 
 
-def show_evaluation(display: Display, result: EvaluationResult, *, title: str) -> None:
-    """Print an evaluation's table."""
+def show_evaluation(display: Display, results: Sequence[EvaluationResult], *, title: str) -> None:
+    """Print an evaluation's tables, one for each temperature."""
+    for result in results:
+        _show(display, result, title=f"{title}, {play_name(result.temperature)}")
+
+
+def _show(display: Display, result: EvaluationResult, *, title: str) -> None:
     rows = [
         [f"{task.task_id} {task.instruction}", str(task.episodes), f"{task.success_rate:.1%}", _interval(task.interval)]
         for task in result.tasks

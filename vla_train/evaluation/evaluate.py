@@ -1,4 +1,4 @@
-"""Greedy evaluation: which episodes succeeded, per task, with confidence intervals and videos.
+"""Evaluation: which episodes succeeded, per task, with confidence intervals and videos.
 
 Invariant: every finished episode is written down before the next is asked for, so an interrupted evaluation goes on where
 it stopped, and an episode is never counted twice.
@@ -31,6 +31,10 @@ class EpisodeResult:
     length: int
     """Env steps played."""
     episode_return: float
+    temperature: float = 0.0
+    """At which the policy played; 0 is greedy."""
+    sample_id: int = 0
+    """Number among the episodes of one start."""
     video: str | None = None
     """File name of the episode's video, where one was kept."""
 
@@ -55,9 +59,10 @@ class TaskResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationResult:
-    """All episodes of one evaluation, in the order they finished."""
+    """All episodes of one evaluation at one temperature, in the order they finished."""
 
     episodes: tuple[EpisodeResult, ...]
+    temperature: float
 
     @property
     def successes(self) -> int:
@@ -89,8 +94,13 @@ class EvaluationResult:
         )
 
 
+def play_name(temperature: float) -> str:
+    """How a policy plays at a temperature, in words."""
+    return f"sampled at T = {temperature:g}" if temperature else "greedy"
+
+
 def summary(result: EvaluationResult) -> dict[str, Any]:
-    """An evaluation as JSON data: rates with 95 % intervals, in all and per task."""
+    """An evaluation at one temperature as JSON data: rates with 95 % intervals, in all and per task."""
     low, high = result.interval
     tasks = [asdict(task) | {"success_rate": task.success_rate, "interval": list(task.interval)} for task in result.tasks]
     return {
@@ -118,6 +128,7 @@ def evaluate(
     episodes: Sequence[EpisodeSpec],
     play: Callable[[Iterable[EpisodeSpec]], Iterator[Trajectory]],
     *,
+    temperature: float,
     folder: Path,
     videos: int,
     mirrored_images: bool,
@@ -127,8 +138,9 @@ def evaluate(
 
     Args:
         episodes: What to play.
-        play: Plays specs greedily and yields each trajectory as it ends (`Rollout.play`).
-        folder: Takes `episodes.jsonl`, one line per finished episode, and `videos/`.
+        play: Plays specs and yields each trajectory as it ends (`Rollout.play`).
+        temperature: At which it plays; 0 is greedy.
+        folder: Takes `episodes.jsonl`, one line per finished episode, and `videos/`; several temperatures may share it.
         videos: Most videos kept of successes, and of failures.
         mirrored_images: Images are mirrored left to right; videos undo it, so that "left" in an instruction is left.
         on_episode: Told after each episode how many have succeeded, how many are done, and how many there are, those of an
@@ -136,19 +148,19 @@ def evaluate(
     """
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / "episodes.jsonl"
-    wanted = {_identity(spec.task_id, spec.init_state_id, spec.seed) for spec in episodes}
+    wanted = {_identity(spec, temperature) for spec in episodes}
     _drop_partial_line(journal)
-    results = [result for result in read_episodes(journal) if _identity_of(result) in wanted]
-    done = {_identity_of(result) for result in results}
+    results = [result for result in read_episodes(journal) if _identity(result, result.temperature) in wanted]
+    done = {_identity(result, temperature) for result in results}
     kept = {outcome: sum(r.video is not None and r.success == outcome for r in results) for outcome in (True, False)}
-    remaining = [spec for spec in episodes if _identity(spec.task_id, spec.init_state_id, spec.seed) not in done]
+    remaining = [spec for spec in episodes if _identity(spec, temperature) not in done]
     with journal.open("a", encoding="utf-8") as lines:
         for trajectory in play(remaining):
             video = None
             images = trajectory.observations.get(IMAGE)
             if images is not None and kept[trajectory.success] < videos:
                 kept[trajectory.success] += 1
-                video = _video_name(trajectory)
+                video = _video_name(trajectory, temperature)
                 write_video(folder / "videos" / video, images[:, :, ::-1] if mirrored_images else images)
             spec = trajectory.spec
             result = EpisodeResult(
@@ -159,6 +171,8 @@ def evaluate(
                 success=trajectory.success,
                 length=trajectory.length,
                 episode_return=trajectory.episode_return,
+                temperature=temperature,
+                sample_id=spec.sample_id,
                 video=video,
             )
             results.append(result)
@@ -166,7 +180,7 @@ def evaluate(
             lines.flush()
             if on_episode is not None:
                 on_episode(sum(r.success for r in results), len(results), len(episodes))
-    return EvaluationResult(episodes=tuple(results))
+    return EvaluationResult(episodes=tuple(results), temperature=temperature)
 
 
 def read_episodes(journal: Path) -> list[EpisodeResult]:
@@ -194,17 +208,17 @@ def write_video(path: Path, images: np.ndarray) -> None:
     iio.imwrite(path, images[:, :height, :width], fps=_VIDEO_FPS, codec="libx264", macro_block_size=2)
 
 
-def _video_name(trajectory: Trajectory) -> str:
-    start = trajectory.spec.init_state_id if trajectory.spec.init_state_id >= 0 else trajectory.spec.seed
-    return f"task{trajectory.spec.task_id:02d}_start{start}_{'success' if trajectory.success else 'failure'}.mp4"
+def _video_name(trajectory: Trajectory, temperature: float) -> str:
+    spec = trajectory.spec
+    start = spec.init_state_id if spec.init_state_id >= 0 else spec.seed
+    sample = f"_t{temperature:g}_sample{spec.sample_id}" if temperature else ""
+    return f"task{spec.task_id:02d}_start{start}{sample}_{'success' if trajectory.success else 'failure'}.mp4"
 
 
-def _identity(task_id: int, init_state_id: int, seed: int) -> tuple[int, int, int]:
-    return task_id, init_state_id, seed if init_state_id < 0 else 0
-
-
-def _identity_of(result: EpisodeResult) -> tuple[int, int, int]:
-    return _identity(result.task_id, result.init_state_id, result.seed)
+def _identity(episode: EpisodeSpec | EpisodeResult, temperature: float) -> tuple[float, ...]:
+    """What tells the episodes of one evaluation apart. Greedy ones of one start are the same, whatever their number."""
+    seed = episode.seed if episode.init_state_id < 0 else 0
+    return episode.task_id, episode.init_state_id, seed, episode.sample_id if temperature else 0, temperature
 
 
 def _drop_partial_line(journal: Path) -> None:

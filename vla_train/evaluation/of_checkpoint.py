@@ -1,4 +1,4 @@
-"""Greedy evaluation of one checkpoint, apart from any training run (`python -m vla_train eval`).
+"""Evaluation of one checkpoint, apart from any training run (`python -m vla_train eval`).
 
     OUTPUT/evaluation.json    what was asked for
     OUTPUT/episodes.jsonl     one line per finished episode: an interrupted evaluation goes on from there
@@ -20,9 +20,10 @@ from vla_train.config import EvaluateConfig, PolicyConfig, config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
 from vla_train.evaluation.display import evaluate_with_progress, show_evaluation
-from vla_train.evaluation.evaluate import EvaluationResult, summary
+from vla_train.evaluation.evaluate import EvaluationResult
+from vla_train.evaluation.record import evaluation_record
 from vla_train.interruption import Interruption
-from vla_train.pipeline.episodes import evaluation_episodes
+from vla_train.pipeline.episodes import evaluation_plan
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import RolloutPolicy
@@ -62,16 +63,14 @@ class CheckpointEvaluation:
                 undo.callback(worker.close)
             env = workers[0].description
             self._mirrored_images = env.mirrored_images
-            self.episodes = evaluation_episodes(
-                env.task_ids, env.num_init_states, config.eval, train_fraction=config.train_fraction, seed=config.seed
-            )
+            self.episodes = evaluation_plan(env, config.eval, train_fraction=config.train_fraction, seed=config.seed)
             policy = _build(partial(build_policy, policy_config, env, seed=config.seed), config.policy, undo)
             self._rollout = Rollout(config.rollout, policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
             _claim(self.output, identity)
             self._undo = undo.pop_all()
 
-    def play(self) -> EvaluationResult:
-        """Play what is missing, write and show the results. Ctrl-C and SIGTERM end it; what was played is kept.
+    def play(self) -> list[EvaluationResult]:
+        """Play what is missing, write and show the results, by temperature. Ctrl-C and SIGTERM end it; what was played is kept.
 
         Raises:
             RunError: A worker failed more often than it may, or the policy gives no numbers.
@@ -83,7 +82,7 @@ class CheckpointEvaluation:
         self._rollout.breakable = interruption.allowed
         with self._undo, interruption.watch():
             try:
-                result = evaluate_with_progress(
+                results = evaluate_with_progress(
                     self.episodes,
                     self._rollout,
                     self.config.eval,
@@ -94,10 +93,10 @@ class CheckpointEvaluation:
             except KeyboardInterrupt:
                 self._display.line("interrupted; the same command goes on with the episodes that are missing")
                 raise SystemExit(130) from None
-        (self.output / "results.json").write_text(json.dumps(summary(result), indent=1) + "\n")
-        show_evaluation(self._display, result, title=self.checkpoint)
+        (self.output / "results.json").write_text(json.dumps(evaluation_record(results), indent=1) + "\n")
+        show_evaluation(self._display, results, title=self.checkpoint)
         self._display.line(f"results: {self.output}/results.json, videos: {self.output}/videos")
-        return result
+        return results
 
 
 def _default_output(checkpoint: str) -> Path:

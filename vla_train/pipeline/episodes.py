@@ -9,10 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from vla_train.config import EvalConfig
-from vla_train.types import EpisodeSpec
+from vla_train.types import EnvDescription, EpisodeSpec
 
 _EVALUATION_SEEDS = 1 << 30
 """Seeds of envs without stored initial states: training draws below this, evaluation counts up from here."""
+_EVALUATION_GROUPS = 1 << 40
+"""Group ids of evaluations start here, those of training at 0: what they draw is independent."""
+_STARTS_PER_TASK = 1 << 20
+"""More than a task has."""
 
 
 def split_initial_states(task_id: int, num_states: int, *, train_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,15 +82,37 @@ class PromptStream(Iterator[tuple[EpisodeSpec, ...]]):
         )
 
 
+def evaluation_plan(
+    env: EnvDescription, config: EvalConfig, *, train_fraction: float, seed: int
+) -> dict[float, list[EpisodeSpec]]:
+    """The episodes of one evaluation, by temperature; see `evaluation_episodes`."""
+    return {
+        temperature: evaluation_episodes(
+            env.task_ids,
+            env.num_init_states,
+            config,
+            temperature=temperature,
+            train_fraction=train_fraction,
+            seed=seed,
+        )
+        for temperature in config.temperatures
+    }
+
+
 def evaluation_episodes(
     task_ids: Sequence[int],
     num_init_states: Mapping[int, int],
     config: EvalConfig,
     *,
+    temperature: float,
     train_fraction: float,
     seed: int,
 ) -> list[EpisodeSpec]:
-    """One episode per task and initial state, at most `config.episodes_per_task` of each task, tasks interleaved.
+    """`config.episodes_per_task` episodes of each task, tasks interleaved.
+
+    Each starts from another initial state, or reset seed where the env stores none. Where more episodes are asked for than a
+    task has states, sampled ones (temperature above 0) begin again with the first state and the next `sample_id`; greedy ones
+    do not. The ids of an episode, and so what it draws, depend on its start alone, not on which others are played.
 
     Raises:
         ValueError: `episodes_per_task` is 0 for an env that stores no initial states, or the split leaves none.
@@ -97,22 +123,28 @@ def evaluation_episodes(
             num_states = num_init_states[task_id]
             train, held_out = split_initial_states(task_id, num_states, train_fraction=train_fraction, seed=seed)
             chosen = {"held-out": held_out, "train": train, "all": np.arange(num_states)}[config.initial_states]
-            states = [int(state) for state in chosen[: config.episodes_per_task or None]]
-            seeds = [_EVALUATION_SEEDS + state for state in states]
+            starts = [(int(state), _EVALUATION_SEEDS + int(state)) for state in chosen]
         else:
             if config.episodes_per_task == 0:
                 raise ValueError(
                     "eval.episodes_per_task 0 plays all stored initial states, and this env has none: give a number"
                 )
-            states = [-1] * config.episodes_per_task
-            seeds = [_EVALUATION_SEEDS + index for index in range(config.episodes_per_task)]
-        if not states:
+            starts = [(-1, _EVALUATION_SEEDS + index) for index in range(config.episodes_per_task)]
+        if not starts:
             raise ValueError(f"no {config.initial_states} initial state is left for task {task_id}: change train_fraction")
+        asked = config.episodes_per_task or len(starts)
         per_task.append(
             [
-                EpisodeSpec(group_id=task_id, sample_id=index, task_id=task_id, init_state_id=state, seed=reset_seed)
-                for index, (state, reset_seed) in enumerate(zip(states, seeds, strict=True))
-            ]
+                EpisodeSpec(
+                    group_id=_EVALUATION_GROUPS + task_id * _STARTS_PER_TASK + reset_seed - _EVALUATION_SEEDS,
+                    sample_id=sample_id,
+                    task_id=task_id,
+                    init_state_id=init_state_id,
+                    seed=reset_seed,
+                )
+                for sample_id in range(-(-asked // len(starts)) if temperature > 0 else 1)
+                for init_state_id, reset_seed in starts
+            ][:asked]
         )
     longest = max(map(len, per_task), default=0)
     return [episodes[index] for index in range(longest) for episodes in per_task if index < len(episodes)]

@@ -105,7 +105,7 @@ class Rollout:
         objective = CollectGroups(self._sampling, prompts, keep, on_progress, self._progress_since(started, before))
         with self._exclusive():
             self._sampling.release()
-            for _ in self._play(objective, greedy=False):
+            for _ in self._play(objective, temperature=self._config.temperature):
                 pass
         kept, consumed = self._sampling.outcome
         ended, after = time.perf_counter(), self._snapshot()
@@ -146,25 +146,35 @@ class Rollout:
 
     # --- evaluation
 
-    def play(self, specs: Iterable[EpisodeSpec]) -> Iterator[Trajectory]:
-        """Play single episodes greedily and yield each as it ends, in any order; the main image is recorded where there is one.
+    def play(self, specs: Iterable[EpisodeSpec], *, temperature: float) -> Iterator[Trajectory]:
+        """Play single episodes and yield each as it ends, in any order; the main image is recorded where there is one.
 
+        At temperature 0 the policy plays greedily; above, what an episode draws depends on its spec and the run's seed alone.
         Specs are read as slots become free. Training episodes that were begun are played from their start again afterwards.
         """
         trajectories: list[Trajectory] = []
         with self._exclusive():
             self._conductor.evict()
             try:
-                yield from self._play(PlayEpisodes(iter(specs), trajectories), greedy=True, finished=trajectories)
+                objective = PlayEpisodes(iter(specs), trajectories)
+                also = (IMAGE,) if IMAGE in self._workers[0].description.observations else ()
+                yield from self._play(objective, temperature=temperature, also=also, finished=trajectories)
             finally:
                 self._conductor.evict()
                 self._submit_unplayed()
 
     # --- the caller's side of the conductor
 
-    def _play(self, objective: Objective, *, greedy: bool, finished: list[Trajectory] | None = None) -> Iterator[Trajectory]:
+    def _play(
+        self,
+        objective: Objective,
+        *,
+        temperature: float,
+        also: tuple[str, ...] = (),
+        finished: list[Trajectory] | None = None,
+    ) -> Iterator[Trajectory]:
+        """`also`: keys that are recorded besides those that the policy reads."""
         outbox: Outbox = queue.SimpleQueue()
-        also = (IMAGE,) if greedy and IMAGE in self._workers[0].description.observations else ()
         thread = threading.Thread(
             target=self._conductor.run, args=(objective, outbox), kwargs={"also": also}, name="rollout", daemon=True
         )
@@ -181,7 +191,7 @@ class Rollout:
                 if isinstance(message, Failed):
                     raise message.error
                 with self.breakable():
-                    decided = self._decide(message, greedy=greedy)
+                    decided = self._decide(message, temperature=temperature)
                 self._conductor.inbox.put(decided)
         finally:
             self._conductor.inbox.put(Stop(outbox))
@@ -189,7 +199,7 @@ class Rollout:
                 thread.join()
             self._conductor.withdraw()
 
-    def _decide(self, batch: PolicyBatch, *, greedy: bool) -> Decided:
+    def _decide(self, batch: PolicyBatch, *, temperature: float) -> Decided:
         """Gather what the rows observe and let the policy decide."""
         gathered = time.perf_counter()
         specs = self._workers[0].description.observations
@@ -199,7 +209,7 @@ class Rollout:
             for index, row in enumerate(batch.rows):
                 array[index] = batch.results[row.worker].observations[key][row.slot]
         uniforms = None
-        if not greedy:
+        if temperature > 0:
             count = self._policy.num_uniforms
             uniforms = np.stack([sampling_numbers(self._seed, row.spec, row.decision, count) for row in batch.rows])
         observation = Observation(
@@ -213,7 +223,7 @@ class Rollout:
             rows = slice(first, first + self._config.max_policy_batch)
             part = observation.select(rows)
             output = self._policy.act(
-                part, uniforms=None if uniforms is None else uniforms[rows], temperature=self._config.temperature
+                part, uniforms=None if uniforms is None else uniforms[rows], temperature=temperature or 1.0
             )
             check_output(output, len(part), self._policy)
             outputs.append(output)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_train.config import TrainConfig, config_from_json
-from vla_train.evaluation.evaluate import EpisodeResult, EvaluationResult, read_episodes, summary
+from vla_train.evaluation.evaluate import EpisodeResult, EvaluationResult, read_episodes
+from vla_train.evaluation.record import evaluation_record, summaries
 from vla_train.pipeline.timeline import Span, read_chrome_trace
 from vla_train.run.tracking import read_records
 
@@ -24,8 +25,8 @@ class Evaluation:
 
     name: str
     """Name of the folder, such as `iteration_000010`."""
-    results: Record | None
-    """As `evaluation.summary` gives them; None before the first episode has ended."""
+    results: Mapping[float, Record]
+    """By temperature, as `evaluation.summary` gives them; none before the first episode has ended."""
     complete: bool
     """Whether all its episodes have been played."""
     videos: tuple[tuple[Path, EpisodeResult], ...]
@@ -37,6 +38,8 @@ class Evaluation:
     def title(self) -> str:
         """What was evaluated, in words."""
         kind, _, number = self.name.rpartition("_")
+        if kind == "iteration" and number.isdigit() and int(number) == 0:
+            return "before training"
         known = {"iteration": "after iteration", "step": "checkpoint of iteration"}
         return f"{known[kind]} {int(number)}" if kind in known and number.isdigit() else self.name
 
@@ -56,7 +59,7 @@ class RunContents:
     iterations: tuple[Record, ...]
     """One per iteration done, oldest first: `Run.record` names what is in them."""
     evaluation_records: tuple[Record, ...]
-    """One per evaluation within training, oldest first: `evaluation.summary`, and its folder."""
+    """One per evaluation within training, oldest first: `evaluation.record`, and its folder."""
     evaluations: tuple[Evaluation, ...]
     """Newest first."""
     timeline_picture: Path | None
@@ -133,8 +136,21 @@ def _read_evaluation(folder: Path, record: Record | None) -> Evaluation:
     results = _read_results(folder / "results.json") or record
     complete = results is not None
     if results is None and episodes:
-        results = summary(EvaluationResult(episodes=tuple(episodes)))
-    return Evaluation(name=folder.name, results=results, complete=complete, videos=tuple(videos), missing_videos=missing)
+        results = evaluation_record(_by_temperature(episodes))
+    return Evaluation(
+        name=folder.name,
+        results={} if results is None else summaries(results),
+        complete=complete,
+        videos=tuple(videos),
+        missing_videos=missing,
+    )
+
+
+def _by_temperature(episodes: list[EpisodeResult]) -> list[EvaluationResult]:
+    return [
+        EvaluationResult(episodes=tuple(e for e in episodes if e.temperature == temperature), temperature=temperature)
+        for temperature in dict.fromkeys(episode.temperature for episode in episodes)
+    ]
 
 
 def _read_results(file: Path) -> Record | None:

@@ -5,24 +5,28 @@ entropy, no gradient.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from vla_train.evaluation.evaluate import play_name
+from vla_train.evaluation.record import summaries
 from vla_train.pipeline.timeline import Span, ordered_resources
 from vla_train.report.contents import Record, RunContents
 from vla_train.report.figures import Bar, Curve, Panel
 
 GREEN, BLUE, ORANGE, RED, PURPLE = "#3f9c5a", "#5b8fc7", "#f28e2b", "#e15759", "#b07aa1"
 """Of a middle lightness: they read on white and on dark paper."""
+_BY_TEMPERATURE = (GREEN, ORANGE, PURPLE, RED)
+"""Colours of evaluations at several temperatures, in their order."""
 
 
 def success_panel(run: RunContents) -> Panel:
-    """Success over the whole suite: greedy on evaluation starts, and as sampled in the rollouts."""
+    """Success over the whole suite: of evaluations, and as sampled in the rollouts."""
     return Panel(
         title="Success over training",
         y_label="success rate",
         curves=[
             _iteration_curve(run, "rollouts (sampled, training starts)", BLUE, "rollout/success_rate"),
-            _success_curve("evaluation (greedy), 95 % interval", GREEN, run.evaluation_records),
+            *_success_curves("evaluation ({}), 95 % interval", _points(run.evaluation_records)),
         ],
         x_max=_x_max(run),
         percent=True,
@@ -31,17 +35,18 @@ def success_panel(run: RunContents) -> Panel:
 
 def task_panels(run: RunContents) -> list[Panel]:
     """One panel per task, by task id."""
-    by_task: dict[int, list[Record]] = {}
-    for record in run.evaluation_records:
-        for task in record["tasks"]:
-            low, high = task["interval"]
-            point = {**task, "iteration": record["iteration"], "interval_low": low, "interval_high": high}
-            by_task.setdefault(task["task_id"], []).append(point)
+    by_task: dict[int, dict[float, list[Record]]] = {}
+    for temperature, points in _points(run.evaluation_records).items():
+        for point in points:
+            for task in point["tasks"]:
+                low, high = task["interval"]
+                own = {**task, "iteration": point["iteration"], "interval_low": low, "interval_high": high}
+                by_task.setdefault(task["task_id"], {}).setdefault(temperature, []).append(own)
     return [
         Panel(
-            title=f"{task_id} · {points[-1]['instruction']}",
+            title=f"{task_id} · {next(iter(points.values()))[-1]['instruction']}",
             y_label="success rate",
-            curves=[_success_curve("evaluation", GREEN, points)],
+            curves=_success_curves("{}", points),
             x_max=_x_max(run),
             percent=True,
         )
@@ -190,14 +195,27 @@ def _iteration_curve(run: RunContents, label: str, colour: str, name: str) -> Cu
     return Curve(label=label, colour=colour, x=x, y=series(run.iterations, name))
 
 
-def _success_curve(label: str, colour: str, points: Sequence[Record]) -> Curve:
-    return Curve(
-        label=label,
-        colour=colour,
-        x=[point["iteration"] for point in points],
-        y=[point["success_rate"] for point in points],
-        intervals=[(point["interval_low"], point["interval_high"]) for point in points],
-    )
+def _points(records: Sequence[Record]) -> dict[float, list[Record]]:
+    """Evaluations by temperature, with the iteration of each."""
+    points: dict[float, list[Record]] = {}
+    for record in records:
+        for temperature, numbers in summaries(record).items():
+            points.setdefault(temperature, []).append({**numbers, "iteration": record["iteration"]})
+    return points
+
+
+def _success_curves(label: str, points: Mapping[float, Sequence[Record]]) -> list[Curve]:
+    """One curve for each temperature, which takes the place of {} in the label."""
+    return [
+        Curve(
+            label=label.format(play_name(temperature)),
+            colour=_BY_TEMPERATURE[index % len(_BY_TEMPERATURE)],
+            x=[point["iteration"] for point in own],
+            y=[point["success_rate"] for point in own],
+            intervals=[(point["interval_low"], point["interval_high"]) for point in own],
+        )
+        for index, (temperature, own) in enumerate(points.items())
+    ]
 
 
 def _x_max(run: RunContents) -> float:

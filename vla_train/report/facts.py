@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vla_train.evaluation.evaluate import play_name
+from vla_train.evaluation.record import summaries
 from vla_train.report.contents import RunContents
 from vla_train.report.curves import series
 
@@ -61,15 +63,20 @@ def tiles(run: RunContents) -> list[Tile]:
     found = []
     if run.evaluation_records:
         newest = run.evaluation_records[-1]
-        low, high = newest["interval_low"], newest["interval_high"]
-        found.append(
-            Tile(
-                name="Success, greedy",
-                value=f"{newest['success_rate']:.1%}",
-                note=f"{newest['successes']} of {newest['episodes']} episodes, 95\u00a0% interval {low:.0%} to {high:.0%}, "
-                f"after iteration {newest['iteration']}",
+        before = summaries(run.evaluation_records[0])
+        for temperature, numbers in summaries(newest).items():
+            start = ""
+            if newest["iteration"] and run.evaluation_records[0]["iteration"] == 0 and temperature in before:
+                start = f", {before[temperature]['success_rate']:.1%} before training"
+            found.append(
+                Tile(
+                    name=f"Success, {play_name(temperature)}",
+                    value=f"{numbers['success_rate']:.1%}",
+                    note=f"{numbers['successes']} of {numbers['episodes']} episodes, 95\u00a0% interval "
+                    f"{numbers['interval_low']:.0%} to {numbers['interval_high']:.0%}, after iteration {newest['iteration']}"
+                    f"{start}",
+                )
             )
-        )
     if not run.iterations:
         return found
     recent = run.iterations[-_RECENT:]
@@ -79,7 +86,7 @@ def tiles(run: RunContents) -> list[Tile]:
 
     over = "in the newest iteration" if len(recent) == 1 else f"median of {len(recent)} iterations"
     found.append(
-        Tile(name="Success, sampled", value=f"{median('rollout/success_rate'):.1%}", note=f"rollouts for training, {over}")
+        Tile(name="Success, rollouts", value=f"{median('rollout/success_rate'):.1%}", note=f"sampled for training, {over}")
     )
     if not math.isnan(median("rollout/decisions_per_s")):
         found.append(Tile(name="Rollout", value=f"{median('rollout/decisions_per_s'):.3g}", note=f"chunks per second, {over}"))

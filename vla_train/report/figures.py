@@ -104,7 +104,8 @@ def draw_panel(panel: Panel, *, width: float = 3.7, height: float = 2.1) -> Mark
         axes.set_xlabel(panel.x_label)
         axes.set_ylabel(panel.y_label)
         margin = max(0.5, 0.02 * panel.x_max)
-        axes.set_xlim(1 - margin, panel.x_max + margin)
+        first = min((x for curve in panel.measured for x in curve.x), default=1)
+        axes.set_xlim(min(1, first) - margin, panel.x_max + margin)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         if panel.percent:
             axes.set_ylim(-0.03, 1.03)

@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from vla_train.evaluation.evaluate import play_name
 from vla_train.pipeline.timeline import SPAN_COLOURS
 from vla_train.report import facts
 from vla_train.report.contents import RunContents, read_run
@@ -50,6 +51,7 @@ def _render(run: RunContents, *, video_bytes: int) -> str:
     bars = time_bars(run.spans)
     newest = next((evaluation for evaluation in run.evaluations if evaluation.of_iteration), None)
     return template.render(
+        play_name=play_name,
         css=Markup((here / "page.css").read_text(encoding="utf-8")),
         name=run.path.resolve().name,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

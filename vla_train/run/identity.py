@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vla_train.config import TrainConfig, config_to_json
 from vla_train.run.named_checkpoint import resolve_checkpoint
@@ -38,6 +39,14 @@ def _held_checkpoint(output: Path) -> str | None:
         return None  # `require_same_run` says what is wrong
 
 
+def holds_same_start(config: TrainConfig) -> bool:
+    """Whether `config.output` holds a run, begun from the same weights and on the same episodes."""
+    try:
+        return _first_difference(json.loads((config.output / "config.json").read_text()), config) is None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def require_same_run(config: TrainConfig) -> None:
     """Refuse to go on with a run whose episodes would not be those of the run that `config.output` holds.
 
@@ -56,13 +65,21 @@ def require_same_run(config: TrainConfig) -> None:
             raise ValueError("a section is missing")
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): restore or delete it") from error
+    different = _first_difference(held, config)
+    if different is not None:
+        option, before, now = different
+        raise ValueError(
+            f"{output} holds a run with {option} {before!r}, not {now!r}: choose another output "
+            "(policy.checkpoint may start it from this run's weights)"
+        )
+
+
+def _first_difference(held: dict[str, Any], config: TrainConfig) -> tuple[str, Any, Any] | None:
+    """The first option that a resumed run cannot change and that differs: its name, what was held and what is asked for."""
     asked = config_to_json(config)
     for section, names in _FIXED.items():
         before, now = (data[section] if section else data for data in (held, asked))
         for name in names:
             if before.get(name, now[name]) != now[name]:
-                option = f"{section}.{name}" if section else name
-                raise ValueError(
-                    f"{output} holds a run with {option} {before[name]!r}, not {now[name]!r}: choose another output "
-                    "(policy.checkpoint may start it from this run's weights)"
-                )
+                return f"{section}.{name}" if section else name, before[name], now[name]
+    return None

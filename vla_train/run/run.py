@@ -8,7 +8,6 @@
 Invariant: what the folder says of iteration i was computed by the weights after i updates, also after a resume.
 """
 
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,24 +24,24 @@ from vla_train.algo.filters import has_signal
 from vla_train.config import PolicyConfig, TrainConfig, config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
-from vla_train.evaluation.display import evaluate_with_progress, show_evaluation
-from vla_train.evaluation.evaluate import EvaluationResult, summary
-from vla_train.pipeline.episodes import PromptStream, evaluation_episodes
+from vla_train.pipeline.episodes import PromptStream, evaluation_plan
 from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
 from vla_train.pipeline.rollout_result import combine_stats
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import RolloutPolicy, TrainablePolicy
 from vla_train.policy.factory import policy_factory
-from vla_train.run.identity import require_same_run, start_of
+from vla_train.run.evaluations import RunEvaluations, forget_evaluations
+from vla_train.run.identity import holds_same_start, require_same_run, start_of
+from vla_train.run.lines import end_lines, iteration_lines, progress_text, set_up_line, speed_text
 from vla_train.run.lock import lock_run
 from vla_train.run.room import least_checkpoint_bytes
-from vla_train.run.tracking import RunLog
+from vla_train.run.tracking import RunLog, read_records
 from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, require_room, save_checkpoint
 from vla_train.trainer.checkpoint_folder import latest_checkpoint, list_checkpoints
 from vla_train.trainer.parallel import Ranks, share_of_rank, useful_slots
+from vla_train.trainer.schedule import planned_steps
 from vla_train.trainer.trainer import Trainer, UpdateMetrics
 from vla_train.types import EpisodeSpec, Group
-from vla_train.units import format_count
 
 
 class Run:
@@ -121,6 +120,7 @@ class Run:
             config.algo,
             policy=policy,
             temperature=config.rollout.temperature,
+            total_steps=planned_steps(config),
             timeline=self.timeline,
             seed=config.seed,
             ranks=ranks,
@@ -135,25 +135,21 @@ class Run:
             train_fraction=config.train_fraction,
             seed=config.seed,
         )
-        self._evaluation_episodes = self._plan_evaluation()
+        self._evaluations = RunEvaluations(
+            config.eval,
+            output=config.output,
+            episodes=evaluation_plan(self.env, config.eval, train_fraction=config.train_fraction, seed=config.seed)
+            if config.eval.every
+            else {},
+            mirrored_images=self.env.mirrored_images,
+            ranks=ranks,
+            display=self.display,
+        )
         resumed = self._restore()
         self.trainer.push_weights(self.policy)
         self._log = self._open_log(resumed) if ranks.rank == 0 else None
-        self._show_set_up(policy)
-
-    def _show_set_up(self, policy: TrainablePolicy) -> None:
-        config = self.config
-        weights = sum(parameter.numel() for parameter in policy.trainable_module().parameters())
-        keys = [key for key in policy.observation_keys if key in self.env.observations]
-        reads = ", ".join(f"{key} {'x'.join(map(str, self.env.observations[key].shape))}" for key in keys)
-        left = (
-            f"{config.iterations - self.done} iterations to do" if not self.complete else f"{self.done} iterations done already"
-        )
-        self.display.line(
-            f"set up in {time.perf_counter() - self._began:.1f} s: {len(self.env.task_ids)} tasks, "
-            f"policy of {format_count(weights)} weights on {_device(policy)}, reads {reads}; {left}, "
-            f"each of {config.rollout.groups_per_iteration} groups of {config.rollout.group_size} episodes"
-        )
+        seconds = time.perf_counter() - self._began
+        self.display.line(set_up_line(config, policy, self.env, done=self.done, seconds=seconds))
 
     def interrupt_in(self, interruptible: Callable[[], AbstractContextManager[None]]) -> None:
         """Enter `interruptible()` around work that a signal may break off without loss; see `interruption`."""
@@ -175,8 +171,10 @@ class Run:
     @property
     def evaluation_due(self) -> bool:
         """Whether the present weights are to be evaluated."""
-        every = self.config.eval.every
-        return every > 0 and self.done > 0 and (self.done % every == 0 or self.complete) and self._score is None
+        asked = self.config.eval
+        if asked.every == 0 or self._score is not None or (self.done == 0 and not asked.before_training):
+            return False
+        return self.done % asked.every == 0 or self.complete
 
     @property
     def checkpoint_due(self) -> bool:
@@ -188,7 +186,7 @@ class Run:
         self._began = time.perf_counter()
         self._announce_compiling("sampling")
         with self.display.phase("rollout", total=self._rollout_config.groups_per_iteration, unit="groups with signal") as show:
-            self._show_rollout = lambda progress: show(progress.kept, _status(progress))
+            self._show_rollout = lambda progress: show(progress.kept, progress_text(progress))
             try:
                 if self._next is None:
                     self._push_weights()
@@ -235,9 +233,6 @@ class Run:
         stats, ended = combine_stats(self.ranks.gather_objects(result.stats)), time.perf_counter()
         if self._log is None:
             return
-        speed = "played before"
-        if stats.decisions:
-            speed = f"{stats.decisions_per_s:.1f} chunks/s, overlap {stats.overlap_efficiency:.2f}"
         values = {f"rollout/{name}": value for name, value in asdict(stats).items()}
         values |= {"rollout/decisions_per_s": stats.decisions_per_s, "rollout/rows_per_batch": stats.rows_per_batch}
         values["time/iteration_s"] = ended - self._began
@@ -246,62 +241,32 @@ class Run:
             values |= {f"update/{name}": value for name, value in update.loss_metrics.items()}
             values["update/chunks_per_s"] = update.chunks_per_s
         self._log.log("iteration", self.done, values, file_only={"update/updates": update.updates})
-        self.display.line(
-            f"iteration {self.done}/{self.config.iterations}  success {stats.success_rate:.0%}  "
-            f"groups {stats.groups_kept} with signal, {stats.groups_rejected} without  "
-            f"{speed}  "
-            + (
-                f"update {update.duration_s:.1f} s{_loss_text(update)}"
-                if update.updates
-                else "[yellow]no group with signal[/yellow]: in each, all episodes did equally well; weights unchanged"
-            )
-        )
-        if stats.worker_restarts:
-            self.display.line(
-                f"  [yellow]{stats.worker_restarts} restarts of workers, {stats.episodes_requeued} episodes replayed[/yellow]"
-            )
+        for line in iteration_lines(self.done, self.config.iterations, stats, update):
+            self.display.line(line)
         if self.checkpoint_due:
             name = self.config.output / "timeline" / f"iteration_{self.done:06d}"
             self.timeline.write_chrome_trace(name.with_suffix(".json.gz"), since=self._began)
-            title = f"iteration {self.done}: {speed}"
+            title = f"iteration {self.done}: {speed_text(stats)}"
             self.timeline.plot(name.with_suffix(".png"), since=self._began, until=ended, title=title)
 
-    def evaluate(self) -> EvaluationResult:
-        """Play the evaluation episodes greedily, with the trained weights; each rank plays its share."""
+    def evaluate(self) -> None:
+        """Play the evaluation episodes with the trained weights; each rank plays its share."""
         if self._next is not None:
             with self.display.waiting("finishing the rollout under way"), self._interruptible():
                 self._next.result()
         self._push_weights()
         self._announce_compiling("sampling")
-        folder = self.config.output / "evaluations" / f"iteration_{self.done:06d}"
-        mine = self._evaluation_episodes[self.ranks.rank :: self.ranks.size]
-        self.display.line(f"evaluating: {len(self._evaluation_episodes)} greedy episodes")
-        result = evaluate_with_progress(
-            mine,
-            self.rollout,
-            self.config.eval,
-            folder=folder if self.ranks.rank == 0 else folder / f"rank_{self.ranks.rank}",
-            mirrored_images=self.env.mirrored_images,
-            display=self.display,
-        )
-        parts = self.ranks.gather_objects(result.episodes)
-        result = EvaluationResult(episodes=tuple(episode for part in parts for episode in part))
-        self._score = result.success_rate
-        self._saved = min(self._saved, self.done - 1)  # a checkpoint of these weights does not know their score
+        title = f"after iteration {self.done}" if self.done else "before training"
+        self._score, record = self._evaluations.play(self.rollout, iteration=self.done, title=title)
+        self._saved = min(self._saved, max(0, self.done - 1))  # a checkpoint of these weights does not know their score
         if self._log is not None:
-            self._log.log("eval", self.done, {**summary(result), "folder": str(folder.relative_to(self.config.output))})
-            show_evaluation(self.display, result, title=f"evaluation after iteration {self.done}; videos in {folder}/videos")
-        return result
+            self._log.log("eval", self.done, record)
 
     def show_end(self) -> None:
-        """Say where everything is, and whether anything was learnt."""
-        if self.trainer.num_updates == 0:
-            self.display.line(
-                "[yellow]nothing was learnt[/yellow]: no group of any iteration had a signal, so the weights are those of the "
-                "start. A policy that sometimes succeeds (policy.checkpoint), or easier tasks, would give signals."
-            )
-        output = escape(str(self.config.output))
-        self.display.line(f"done: {output}. Look at it: python -m vla_train report {output}")
+        """Say where everything is, and what was learnt."""
+        evaluations = read_records(self.config.output, "eval")
+        for line in end_lines(str(self.config.output), evaluations, updates=self.trainer.num_updates):
+            self.display.line(line)
 
     # --- what outlives the process
 
@@ -363,10 +328,8 @@ class Run:
                 asked = f"and no more than {self.config.iterations} were asked for: nothing is left to train"
             self.display.line(f"going on from {escape(str(path))}: {self.done} iterations done {asked}")
         if self.ranks.rank == 0:
-            for folder in (self.config.output / "evaluations").glob("iteration_*"):
-                number = re.fullmatch(r"iteration_(\d+)", folder.name)
-                if number and int(number[1]) > self.done:  # by weights that were lost
-                    shutil.rmtree(folder)
+            started_here = path is not None or holds_same_start(self.config)
+            forget_evaluations(self.config.output, after=self.done if started_here else -1)
         return path is not None
 
     def _open_log(self, resumed: bool) -> RunLog:
@@ -392,17 +355,6 @@ class Run:
     def _policy_factory(self, config: PolicyConfig) -> Callable[[], TrainablePolicy]:
         return partial(policy_factory(config), config, self.env, seed=self.config.seed)
 
-    def _plan_evaluation(self) -> list[EpisodeSpec]:
-        if self.config.eval.every == 0:
-            return []
-        return evaluation_episodes(
-            self.env.task_ids,
-            self.env.num_init_states,
-            self.config.eval,
-            train_fraction=self.config.train_fraction,
-            seed=self.config.seed,
-        )
-
     def _play(self) -> RolloutResult:
         def keep(group: Group) -> bool:
             return has_signal(group, self.config.rollout, self.config.algo)
@@ -420,16 +372,3 @@ def _show_nothing(progress: RolloutProgress) -> None:
 
 def _device(policy: TrainablePolicy) -> torch.device:
     return next(policy.trainable_module().parameters()).device
-
-
-def _loss_text(update: UpdateMetrics) -> str:
-    """The two numbers that tell most, where the loss reports them."""
-    shown = {"entropy": ".2f", "approx_kl": ".1e"}
-    return "".join(
-        f"  {name} {update.loss_metrics[name]:{form}}" for name, form in shown.items() if name in update.loss_metrics
-    )
-
-
-def _status(progress: RolloutProgress) -> str:
-    played = f"{progress.episodes} episodes and {progress.consumed} groups played"
-    return f"{progress.decisions} chunks at {progress.decisions_per_s:.1f}/s, {played}"

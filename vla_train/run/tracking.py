@@ -115,7 +115,7 @@ class TensorBoardTracker:
 
         folder = run / "tensorboard"
         _let_the_second_pass(folder)
-        self._writer = SummaryWriter(str(folder), purge_step=(resume_iteration or 0) + 1)
+        self._writer = SummaryWriter(str(folder), purge_step=0 if resume_iteration is None else resume_iteration + 1)
 
     def log(self, scalars: Mapping[str, float], *, iteration: int) -> None:
         for name, value in scalars.items():

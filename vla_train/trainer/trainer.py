@@ -32,6 +32,7 @@ from vla_train.trainer.batching import TrajectorySummary, make_rows, no_rows, pl
 from vla_train.trainer.exchange import share_rows
 from vla_train.trainer.optimizer import MasterAdamW
 from vla_train.trainer.parallel import ONE_RANK, Ranks, distribute, full_tensor, is_sharded, local_part
+from vla_train.trainer.schedule import learning_rate
 from vla_train.types import Group, Observation, TrainBatch, Trajectory
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Trainer:
         algo: Names the estimator and the loss, and says what they are told.
         policy: Its trainable weights are updated in place.
         temperature: The one that sampling uses.
+        total_steps: AdamW steps of the whole run, which its learning rate is scheduled over.
         timeline: Takes the spans of training and pushing.
         seed: Of the shuffle.
         ranks: Who else trains (`parallel.join_ranks`); all ranks make the same calls, each with its own groups.
@@ -91,6 +93,7 @@ class Trainer:
         *,
         policy: TrainablePolicy,
         temperature: float,
+        total_steps: int,
         timeline: "Timeline | None" = None,
         seed: int,
         ranks: Ranks = ONE_RANK,
@@ -106,6 +109,7 @@ class Trainer:
         self._loss: Loss = load(algo.loss, LOSSES, option="algo.loss")
         self._policy = policy
         self._temperature = temperature
+        self._total_steps = total_steps
         self._timeline = timeline
         self._seed = seed
         self._module = policy.trainable_module()
@@ -173,12 +177,12 @@ class Trainer:
             sums.append(self._forward_backward(microbatch))
             trained(len(microbatch))
         whole = _reduce(sums, self.ranks)
-        learning_rate = self._learning_rate()
-        grad_norm = self.optimizer.step(learning_rate)
+        rate = learning_rate(self._optim, step=self.num_updates, total_steps=self._total_steps)
+        grad_norm = self.optimizer.step(rate)
         self.num_updates += 1
         if self._timeline is not None:
             self._timeline.add("trainer", "train", began, time.perf_counter(), rows=len(batch))
-        return _Step(output=whole, grad_norm=grad_norm, learning_rate=learning_rate)
+        return _Step(output=whole, grad_norm=grad_norm, learning_rate=rate)
 
     def _make_batch(self, plan: "_Plan", indices: np.ndarray) -> TrainBatch:
         """This rank's rows of a mini-batch; rows of one instruction are neighbours, so that few need padding."""
@@ -215,10 +219,6 @@ class Trainer:
         )
         (output.loss * self._loss_scale).backward()
         return output.detach()
-
-    def _learning_rate(self) -> float:
-        warm = self._optim.warmup_steps
-        return self._optim.learning_rate * (min(1.0, (self.num_updates + 1) / warm) if warm else 1.0)
 
     def push_weights(self, *policies: RolloutPolicy) -> None:
         """Give the trained weights and their version to the policies that sample. The trained policy itself may be one."""

@@ -43,7 +43,7 @@ def test_an_evaluation_plays_on_the_replicas_it_is_told_and_ends_them(
     evaluation = CheckpointEvaluation(config)
     policy: Any = evaluation._rollout._policy
     assert policy.node_ids == [ray_nodes.policy_node] * 2
-    assert len(evaluation.play().episodes) == 4
+    assert len(evaluation.play()[0].episodes) == 4
     assert policy._actors == []
 
 

@@ -37,7 +37,7 @@ def test_wilson_intervals_are_the_published_ones(successes: int, episodes: int, 
 
 def test_nothing_played_says_nothing_about_the_rate() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
-    assert EvaluationResult(episodes=()).success_rate == 0.0
+    assert EvaluationResult(episodes=(), temperature=0.0).success_rate == 0.0
 
 
 def test_rates_are_counted_in_all_and_per_task(tmp_path: Path) -> None:
@@ -47,6 +47,7 @@ def test_rates_are_counted_in_all_and_per_task(tmp_path: Path) -> None:
         folder=tmp_path,
         videos=0,
         mirrored_images=False,
+        temperature=0.0,
     )
     assert [(task.task_id, task.successes, task.episodes) for task in result.tasks] == [(0, 4, 4), (1, 1, 4)]
     assert result.success_rate == pytest.approx(5 / 8)
@@ -67,7 +68,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
             played.append(spec)
             yield make_trajectory(spec, success=spec.task_id == 0)
 
-    arguments = {"folder": tmp_path, "videos": 1, "mirrored_images": False}
+    arguments = {"folder": tmp_path, "videos": 1, "mirrored_images": False, "temperature": 0.0}
     with pytest.raises(RuntimeError, match="power cut"):
         evaluate(specs, lambda episodes: play(episodes, fail_after=4), **arguments)
     progress: list[tuple[int, int, int]] = []
@@ -86,7 +87,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
 
 def test_an_episode_whose_line_was_cut_short_is_played_again(tmp_path: Path) -> None:
     specs = make_specs(1, 3)
-    arguments = {"folder": tmp_path, "videos": 0, "mirrored_images": False}
+    arguments = {"folder": tmp_path, "videos": 0, "mirrored_images": False, "temperature": 0.0}
     whole = evaluate(specs, play_with(lambda spec: True), **arguments)
     journal = tmp_path / "episodes.jsonl"
     journal.write_text(journal.read_text()[:-20])
@@ -106,25 +107,30 @@ def test_an_episode_whose_line_was_cut_short_is_played_again(tmp_path: Path) -> 
 def test_a_damaged_journal_is_an_error_that_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "episodes.jsonl").write_text('{"task_id": 0}\n')
     with pytest.raises(ValueError, match=r"episodes\.jsonl, line 1"):
-        evaluate([], play_with(lambda spec: True), folder=tmp_path, videos=0, mirrored_images=False)
+        evaluate([], play_with(lambda spec: True), folder=tmp_path, videos=0, mirrored_images=False, temperature=0.0)
 
 
 def test_episodes_that_were_not_asked_for_are_not_counted(tmp_path: Path) -> None:
-    arguments = {"folder": tmp_path, "videos": 0, "mirrored_images": False}
+    arguments = {"folder": tmp_path, "videos": 0, "mirrored_images": False, "temperature": 0.0}
     evaluate(make_specs(1, 5), play_with(lambda spec: True), **arguments)
     assert len(evaluate(make_specs(1, 2), play_with(lambda spec: False), **arguments).episodes) == 2
 
 
 def test_envs_that_draw_their_own_starts_are_told_apart_by_seed(tmp_path: Path) -> None:
     specs = [EpisodeSpec(group_id=0, sample_id=i, task_id=0, init_state_id=-1, seed=100 + i) for i in range(3)]
-    result = evaluate(specs, play_with(lambda spec: True), folder=tmp_path, videos=3, mirrored_images=False)
+    result = evaluate(specs, play_with(lambda spec: True), folder=tmp_path, videos=3, mirrored_images=False, temperature=0.0)
     assert [episode.seed for episode in result.episodes] == [100, 101, 102]
     assert len({episode.video for episode in result.episodes}) == 3
 
 
 def test_at_most_so_many_videos_are_kept_of_successes_and_of_failures(tmp_path: Path) -> None:
     result = evaluate(
-        make_specs(2, 4), play_with(lambda spec: spec.task_id == 0), folder=tmp_path, videos=2, mirrored_images=False
+        make_specs(2, 4),
+        play_with(lambda spec: spec.task_id == 0),
+        folder=tmp_path,
+        videos=2,
+        mirrored_images=False,
+        temperature=0.0,
     )
     shown = [episode for episode in result.episodes if episode.video is not None]
     assert sorted(episode.success for episode in shown) == [False, False, True, True]
@@ -133,7 +139,9 @@ def test_at_most_so_many_videos_are_kept_of_successes_and_of_failures(tmp_path: 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_videos_are_h264_and_show_the_scene_as_a_viewer_would_see_it(mirrored: bool, tmp_path: Path) -> None:
-    result = evaluate(make_specs(1, 1), play_with(lambda spec: True), folder=tmp_path, videos=1, mirrored_images=mirrored)
+    result = evaluate(
+        make_specs(1, 1), play_with(lambda spec: True), folder=tmp_path, videos=1, mirrored_images=mirrored, temperature=0.0
+    )
     video = tmp_path / "videos" / str(result.episodes[0].video)
     frames = iio.imread(video)
     assert frames.shape == (DECISIONS, 64, 64, 3)
@@ -152,7 +160,9 @@ def test_odd_image_sizes_lose_a_row_or_column_and_nothing_else(tmp_path: Path) -
 
 
 def test_results_survive_the_round_trip_through_the_journal(tmp_path: Path) -> None:
-    result = evaluate(make_specs(2, 1), play_with(lambda spec: True), folder=tmp_path, videos=1, mirrored_images=False)
+    result = evaluate(
+        make_specs(2, 1), play_with(lambda spec: True), folder=tmp_path, videos=1, mirrored_images=False, temperature=0.0
+    )
     first = result.episodes[0]
     assert isinstance(first, EpisodeResult)
     assert (first.length, first.episode_return) == (48, 1.0)

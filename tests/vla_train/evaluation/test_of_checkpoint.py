@@ -85,7 +85,7 @@ def test_results_of_a_run_go_into_the_run_by_checkpoint(run: TrainConfig) -> Non
 def test_a_published_checkpoint_is_evaluated_beside_itself(small_checkpoint: Path, tmp_path: Path, evaluation) -> None:
     checkpoint = shutil.copytree(small_checkpoint, tmp_path / "published")
     before = sorted(path.name for path in checkpoint.iterdir())
-    result = CheckpointEvaluation(evaluation(checkpoint=str(checkpoint), output=None)).play()
+    (result,) = CheckpointEvaluation(evaluation(checkpoint=str(checkpoint), output=None)).play()
     results = json.loads((tmp_path / "published-evaluation" / "results.json").read_text())
     assert results["episodes"] == len(result.episodes) == 4
     low, high = results["interval_low"], results["interval_high"]
@@ -97,7 +97,7 @@ def test_a_published_checkpoint_is_evaluated_beside_itself(small_checkpoint: Pat
 
 def test_an_interrupted_evaluation_plays_what_is_missing_and_nothing_twice(evaluation, tmp_path: Path) -> None:
     settings = EvalConfig(episodes_per_task=8)
-    seeds = [spec.seed for spec in evaluation_episodes([0], {}, settings, train_fraction=0.8, seed=0)]
+    seeds = [spec.seed for spec in evaluation_episodes([0], {}, settings, temperature=0.0, train_fraction=0.8, seed=0)]
     kwargs = {"fault": "terminate", "fault_seed": str(seeds[4]), "marker": str(tmp_path / "happened")}
     config = evaluation(env={"kwargs": kwargs}, eval={"episodes_per_task": 8})
     with pytest.raises(SystemExit) as stop:
@@ -106,7 +106,7 @@ def test_an_interrupted_evaluation_plays_what_is_missing_and_nothing_twice(evalu
     first = episode_seeds(tmp_path / "results")
     assert 1 <= len(first) < 8
     assert not (tmp_path / "results" / "results.json").exists()
-    result = CheckpointEvaluation(config).play()
+    (result,) = CheckpointEvaluation(config).play()
     assert episode_seeds(tmp_path / "results")[: len(first)] == first
     assert Counter(episode_seeds(tmp_path / "results")) == dict.fromkeys(seeds, 1)
     assert json.loads((tmp_path / "results" / "results.json").read_text())["episodes"] == len(result.episodes) == 8
@@ -116,7 +116,7 @@ def test_more_episodes_can_be_added_with_envs_arranged_otherwise(evaluation, tmp
     CheckpointEvaluation(evaluation()).play()
     first = (tmp_path / "results" / "episodes.jsonl").read_text()
     more = evaluation(eval={"episodes_per_task": 6}, env={"num_workers": 2, "envs_per_worker": 1}, display="plain")
-    assert len(CheckpointEvaluation(more).play().episodes) == 6
+    assert len(CheckpointEvaluation(more).play()[0].episodes) == 6
     assert (tmp_path / "results" / "episodes.jsonl").read_text().startswith(first)
 
 

@@ -20,9 +20,13 @@ def make_stream(**changes) -> PromptStream:
     return PromptStream(arguments.pop("task_ids"), arguments.pop("num_init_states"), **arguments)
 
 
-def make_evaluation(tasks: dict[int, int] | None = None, *, task_ids=(0, 3, 7), seed: int = 5, fraction=0.8, **config):
+def make_evaluation(
+    tasks: dict[int, int] | None = None, *, task_ids=(0, 3, 7), seed: int = 5, fraction=0.8, temperature=0.0, **config
+):
     states = TASKS if tasks is None else tasks
-    return evaluation_episodes(task_ids, states, EvalConfig(**config), train_fraction=fraction, seed=seed)
+    return evaluation_episodes(
+        task_ids, states, EvalConfig(**config), temperature=temperature, train_fraction=fraction, seed=seed
+    )
 
 
 def starts(specs: list[EpisodeSpec]) -> list[tuple[int, int]]:
@@ -152,3 +156,26 @@ def test_all_states_of_an_env_that_stores_none_is_an_error() -> None:
 def test_a_task_with_nothing_held_out_is_an_error_that_names_it() -> None:
     with pytest.raises(ValueError, match="task 7"):
         make_evaluation(episodes_per_task=0)
+
+
+def test_sampled_episodes_beyond_the_number_of_states_begin_again_and_greedy_ones_do_not() -> None:
+    asked = {"tasks": {0: 3}, "task_ids": [0], "episodes_per_task": 7, "initial_states": "all"}
+    sampled = make_evaluation(temperature=1.0, **asked)
+    assert [(spec.init_state_id, spec.sample_id) for spec in sampled] == [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (0, 1),
+        (1, 1),
+        (2, 1),
+        (0, 2),
+    ]
+    assert len({(spec.group_id, spec.sample_id) for spec in sampled}) == 7
+    assert make_evaluation(temperature=0.0, **asked) == sampled[:3]
+    assert make_evaluation(temperature=1.0, **{**asked, "episodes_per_task": 0}) == sampled[:3]
+
+
+def test_what_an_evaluation_draws_is_neither_drawn_in_training_nor_for_another_start() -> None:
+    evaluated = make_evaluation({0: 50, 1: 50}, task_ids=[0, 1], episodes_per_task=0, initial_states="all")
+    assert len({spec.group_id for spec in evaluated}) == 100
+    assert min(spec.group_id for spec in evaluated) >= 1 << 40, "a run never has as many prompts"

@@ -152,7 +152,7 @@ def test_the_traceback_of_a_fault_is_logged_once(tmp_path: Path, caplog: pytest.
 def test_restarts_in_an_evaluation_are_reported_with_the_next_iteration(tmp_path: Path) -> None:
     rollout = make_rollout(faulty_config("thread", "raise", tmp_path))
     try:
-        list(rollout.play(make_spec(group) for group in range(4)))
+        list(rollout.play((make_spec(group) for group in range(4)), temperature=0.0))
         played = rollout.collect(prompts(), mixed).stats
         again = rollout.collect(itertools.islice(prompts(), 100, None), mixed).stats
     finally:
@@ -234,7 +234,7 @@ def test_closing_does_not_wait_for_workers_that_hang(worker: str, monkeypatch: p
 def test_a_process_may_have_children_of_its_own() -> None:
     rollout = make_rollout(drift_config(worker="process", kwargs={"vectorization_mode": "async"}, envs_per_worker=2))
     try:
-        for trajectory in rollout.play(make_spec(group) for group in range(4)):
+        for trajectory in rollout.play((make_spec(group) for group in range(4)), temperature=0.0):
             assert_played_as_alone(trajectory, seed=None)
     finally:
         rollout.close()

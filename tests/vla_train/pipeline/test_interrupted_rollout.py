@@ -65,7 +65,7 @@ def test_a_signal_at_any_bytecode_leaves_a_rollout_that_can_be_saved_and_closed(
             if what == "collect":
                 rollout.collect(prompts(), lambda group: True)
             else:
-                list(rollout.play([make_spec(1), make_spec(2)]))
+                list(rollout.play([make_spec(1), make_spec(2)], temperature=0.0))
         except Interrupted:
             pass
         finally:

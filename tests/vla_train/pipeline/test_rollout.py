@@ -62,7 +62,7 @@ def test_vector_envs_of_every_autoreset_mode_play_the_same_episodes(env_id: str,
     rollout = make_rollout(drift_config(id=f"pipeline_envs:{env_id}", kwargs=kwargs))
     try:
         specs = [make_spec(group, sample) for group in range(5) for sample in range(2)]
-        played = list(rollout.play(specs))
+        played = list(rollout.play(specs, temperature=0.0))
         assert sorted(t.spec.seed for t in played) == sorted(s.seed for s in specs)
         for trajectory in played:
             assert_played_as_alone(trajectory, seed=None)
@@ -77,7 +77,7 @@ def test_a_chunked_vector_env_starts_each_slot_from_its_stored_initial_state() -
     rollout = make_rollout(drift_config(id="pipeline_envs:ChunkedDrift-v0"))
     try:
         specs = [make_spec(0, task * 4 + state, task_id=task, init_state_id=state) for task in (0, 1) for state in range(4)]
-        played = list(rollout.play(specs))
+        played = list(rollout.play(specs, temperature=0.0))
         assert len(played) == 8
         for trajectory in played:
             start = 10 * trajectory.spec.task_id + trajectory.spec.init_state_id
@@ -90,7 +90,7 @@ def test_a_chunked_vector_env_starts_each_slot_from_its_stored_initial_state() -
 def test_a_time_limit_ends_episodes_as_truncated(env_id: str, kwargs: dict[str, str]) -> None:
     rollout = make_rollout(drift_config(id=f"pipeline_envs:{env_id}", kwargs=kwargs, max_episode_steps=4))
     try:
-        played = list(rollout.play(make_spec(group) for group in range(7)))
+        played = list(rollout.play((make_spec(group) for group in range(7)), temperature=0.0))
         assert any(trajectory.truncated for trajectory in played)
         for trajectory in played:
             assert_played_as_alone(trajectory, seed=None, time_limit=4)
@@ -178,7 +178,7 @@ def test_a_finite_stream_of_prompts_ends_the_iteration() -> None:
     try:
         result = rollout.collect(itertools.islice(prompts(), 5), lambda group: True)
         assert [group.group_id for group in result.groups] == list(range(5))
-        assert list(rollout.play([])) == []
+        assert list(rollout.play([], temperature=0.0)) == []
     finally:
         rollout.close()
 
@@ -229,8 +229,8 @@ def test_evaluation_between_iterations_loses_no_training_episode() -> None:
         kept = []
         for _ in range(3):
             kept += [group.group_id for group in rollout.collect(stream, mixed).groups]
-            assert len(list(rollout.play(make_spec(group) for group in range(10)))) == 10
-            next(rollout.play(make_spec(group) for group in range(10)))  # given up after one episode
+            assert len(list(rollout.play((make_spec(group) for group in range(10)), temperature=0.0))) == 10
+            next(rollout.play((make_spec(group) for group in range(10)), temperature=0.0))  # given up after one episode
         undisturbed = make_rollout(drift_config(num_workers=3, envs_per_worker=8))
         stream = prompts()
         assert kept == [group.group_id for _ in range(3) for group in undisturbed.collect(stream, mixed).groups]
@@ -275,7 +275,7 @@ def test_told_to_wait_the_policy_serves_all_workers_at_once() -> None:
     env = drift_config(kwargs={"jitter_s": "0.005"}, max_episode_steps=9)
     rollout = make_rollout(env, policy, max_wait_s=30.0)
     try:
-        assert len(list(rollout.play(make_spec(0) for _ in range(6)))) == 6
+        assert len(list(rollout.play((make_spec(0) for _ in range(6)), temperature=0.0))) == 6
         assert policy.batch_sizes == [6] * len(policy.batch_sizes)
     finally:
         rollout.close()
@@ -284,7 +284,7 @@ def test_told_to_wait_the_policy_serves_all_workers_at_once() -> None:
 def test_when_cameras_drew_is_part_of_the_timeline() -> None:
     rollout = make_rollout(drift_config(id="pipeline_envs:ChunkedDrift-v0"))
     try:
-        list(rollout.play([make_spec(0, 0, init_state_id=0), make_spec(0, 1, init_state_id=1)]))
+        list(rollout.play([make_spec(0, 0, init_state_id=0), make_spec(0, 1, init_state_id=1)], temperature=0.0))
         spans = rollout._timeline.spans()
     finally:
         rollout.close()
@@ -319,7 +319,7 @@ def test_the_policy_version_of_every_decision_is_recorded() -> None:
 def test_a_rollout_refuses_to_be_used_twice_at_once() -> None:
     rollout = make_rollout(drift_config())
     try:
-        playing = rollout.play(make_spec(group) for group in range(10))
+        playing = rollout.play((make_spec(group) for group in range(10)), temperature=0.0)
         next(playing)
         with pytest.raises(RuntimeError, match="busy"):
             rollout.collect(prompts(), mixed)

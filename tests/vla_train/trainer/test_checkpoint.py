@@ -35,7 +35,7 @@ def make_trainer(
     *, optim: OptimConfig = OPTIM, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[SmallPolicy, Trainer]:
     policy = SmallPolicy(seed=seed, dtype=dtype)
-    return policy, Trainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, seed=0)
+    return policy, Trainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0)
 
 
 def train_iteration(policy: SmallPolicy, trainer: Trainer, iteration: int) -> UpdateMetrics:
@@ -337,11 +337,11 @@ def test_a_checkpoint_of_another_policy_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, trainer, 1)
     policy = SmallPolicy()
     policy.module.head = torch.nn.Linear(5, 5)
-    other = Trainer(OPTIM, AlgoConfig(), policy=policy, temperature=TEMPERATURE, seed=0)
+    other = Trainer(OPTIM, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0)
     with pytest.raises(ValueError, match=r"head\.weight has shape"):
         load_checkpoint(path, trainer=other)
     policy.module.extra = torch.nn.Linear(2, 2)
-    other = Trainer(OPTIM, AlgoConfig(), policy=policy, temperature=TEMPERATURE, seed=0)
+    other = Trainer(OPTIM, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0)
     with pytest.raises(ValueError, match=r"holds no|has shape"):
         load_checkpoint(path, trainer=other)
 

@@ -36,7 +36,7 @@ def train(
     """Metrics, pushed weights, and whether they were sharded in training."""
     policy = SmallPolicy(seed=0 if ranks.rank == 0 else 7, dtype=dtype)
     sampler = SmallPolicy(seed=0, dtype=dtype)
-    trainer = Trainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, seed=0, ranks=ranks)
+    trainer = Trainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0, ranks=ranks)
     first = 0
     if run is not None and (path := latest_checkpoint(run)) is not None:
         first = load_checkpoint(path, trainer=trainer).iteration

@@ -18,7 +18,7 @@ OPTIM = OptimConfig(learning_rate=1e-2, minibatch_trajectories=100, microbatch_r
 
 
 def make_trainer(policy: SmallPolicy, optim: OptimConfig = OPTIM, algo: AlgoConfig | None = None) -> Trainer:
-    return Trainer(optim, algo or AlgoConfig(), policy=policy, temperature=TEMPERATURE, seed=0)
+    return Trainer(optim, algo or AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0)
 
 
 def weights_of(policy: SmallPolicy) -> dict[str, Tensor]:
@@ -188,7 +188,7 @@ def test_training_starts_at_ratio_one_and_no_sampling_gap() -> None:
 
 def test_log_probs_recomputed_at_another_temperature_than_sampling_used_are_seen_as_a_gap() -> None:
     policy = SmallPolicy()
-    trainer = Trainer(OPTIM, AlgoConfig(), policy=policy, temperature=1.0, seed=0)
+    trainer = Trainer(OPTIM, AlgoConfig(), policy=policy, temperature=1.0, total_steps=1, seed=0)
     metrics = trainer.update(make_groups(policy), iteration=0)
     assert metrics.loss_metrics["sampling_gap"] > 0.01
 

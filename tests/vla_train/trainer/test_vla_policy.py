@@ -38,7 +38,7 @@ def load(checkpoint: Path, **options: Any) -> SimpleVLAOFTPolicy:
 
 
 def make_trainer(policy: SimpleVLAOFTPolicy, optim: OptimConfig = OPTIM, ranks: Ranks = ONE_RANK) -> Trainer:
-    return Trainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, seed=0, ranks=ranks)
+    return Trainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0, ranks=ranks)
 
 
 def make_vla_groups(policy: SimpleVLAOFTPolicy) -> list[Group]:

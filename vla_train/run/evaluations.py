@@ -1,0 +1,94 @@
+"""Evaluations of a run's weights on the way: played by all ranks, written down, shown.
+
+    RUN/evaluations/iteration_000010/    episodes.jsonl and videos/; other ranks' in folders of their own
+
+Invariant: what a folder holds was played by the weights after so many iterations, also after a resume.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vla_train.config import EvalConfig
+from vla_train.display import Display
+from vla_train.evaluation.display import evaluate_with_progress, show_evaluation
+from vla_train.evaluation.evaluate import EvaluationResult, play_name
+from vla_train.evaluation.record import evaluation_record
+from vla_train.pipeline.rollout import Rollout
+from vla_train.trainer.parallel import Ranks
+from vla_train.types import EpisodeSpec
+
+_FOLDER = "evaluations"
+
+
+class RunEvaluations:
+    """Evaluates a run's weights.
+
+    Args:
+        config: How many videos are kept.
+        output: The run's folder.
+        episodes: What is played, by temperature, the deciding one first; the same each time.
+        mirrored_images: See `EnvDescription`.
+        ranks: Who else plays.
+        display: Shows progress and tables.
+    """
+
+    def __init__(
+        self,
+        config: EvalConfig,
+        *,
+        output: Path,
+        episodes: Mapping[float, Sequence[EpisodeSpec]],
+        mirrored_images: bool,
+        ranks: Ranks,
+        display: Display,
+    ) -> None:
+        self._config = config
+        self._output = output
+        self._episodes = episodes
+        self._mirrored_images = mirrored_images
+        self._ranks = ranks
+        self._display = display
+
+    def play(self, rollout: Rollout, *, iteration: int, title: str) -> tuple[float, dict[str, Any]]:
+        """Play the episodes that were not played yet, each rank its share; all ranks must call this.
+
+        Args:
+            rollout: Its policy has the weights to evaluate.
+            iteration: Names the folder.
+            title: Says what was evaluated.
+
+        Returns:
+            The success rate that tells which weights are the best, and what the run's log should say.
+        """
+        folder = self._output / _FOLDER / f"iteration_{iteration:06d}"
+        ranks = self._ranks
+        counts = [f"{len(specs)} {play_name(temperature)}" for temperature, specs in self._episodes.items()]
+        self._display.line(f"evaluating: {' and '.join(counts)} episodes")
+        mine = evaluate_with_progress(
+            {temperature: specs[ranks.rank :: ranks.size] for temperature, specs in self._episodes.items()},
+            rollout,
+            self._config,
+            folder=folder if ranks.rank == 0 else folder / f"rank_{ranks.rank}",
+            mirrored_images=self._mirrored_images,
+            display=self._display,
+        )
+        results = [
+            EvaluationResult(episodes=tuple(episode for part in parts for episode in part.episodes), temperature=temperature)
+            for temperature, *parts in zip(self._episodes, *ranks.gather_objects(mine), strict=True)
+        ]
+        show_evaluation(self._display, results, title=f"evaluation {title}; videos in {folder}/videos")
+        return results[0].success_rate, {
+            **evaluation_record(results),
+            "folder": str(folder.relative_to(self._output)),
+        }
+
+
+def forget_evaluations(output: Path, *, after: int) -> None:
+    """Delete a run's evaluations of more than `after` iterations: of weights that were lost."""
+    for folder in (output / _FOLDER).glob("iteration_*"):
+        number = re.fullmatch(r"iteration_(\d+)", folder.name)
+        if number and int(number[1]) > after:
+            shutil.rmtree(folder)
