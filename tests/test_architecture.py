@@ -36,13 +36,14 @@ OWNERS = {
     "libero": {"vla_envs.libero.compile", "vla_envs.libero.libero_paths", "vla_envs.libero.suites"},
     "peft": {"vla_train.policy.simplevla_oft.lora"},
     "imageio": {"vla_train.evaluation.evaluate"},
+    "pyarrow": {"vla_train.demonstrations.parquet"},
     "wandb": {"vla_train.run.tracking"},
     "tyro": {"vla_train.cli", "vla_train.config"},
 }
 """Libraries that few modules may touch."""
 HEAVY = {
     *("torch", "transformers", "ray", "gymnasium", "mujoco", "numba", "robosuite", "libero"),
-    *("matplotlib", "imageio", "tensorboard", "PIL", "vla_envs.libero", "vla_train.policy"),
+    *("matplotlib", "imageio", "tensorboard", "PIL", "pyarrow", "vla_envs.libero", "vla_train.policy"),
 }
 
 

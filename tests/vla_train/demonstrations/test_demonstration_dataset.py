@@ -1,0 +1,191 @@
+"""Reading datasets, ours and those of others."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import small_demonstrations as small
+from PIL import Image
+
+from vla_train.demonstrations.dataset import DemonstrationDataset
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.write_dataset(tmp_path_factory.mktemp("demonstrations"), 6)
+
+
+@pytest.fixture
+def copied(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "copy"))
+
+
+def test_what_was_written_is_read(written: Path):
+    dataset = DemonstrationDataset(written)
+    assert (dataset.fps, dataset.robot_type, dataset.action_dim, dataset.state_dim) == (20, "panda", 7, 8)
+    assert dataset.image_keys == ("image",)
+    assert dataset.suite == "libero_90"
+    assert dataset.mirrored_images is True
+    for number, episode in enumerate(dataset.episodes):
+        given = small.demonstration(number)
+        assert (episode.index, episode.task, episode.length) == (number, given.instruction, small.length_of(number))
+        origin = given.origin
+        assert (episode.success, episode.task_id, episode.init_state_id) == (origin.success, origin.task_id, number)
+        np.testing.assert_array_equal(dataset.actions(number), given.actions)
+        np.testing.assert_array_equal(dataset.states(number), given.states)
+        assert dataset.actions(number).dtype == np.float32
+
+
+def test_frames_are_read_in_any_order_and_by_several_threads(written: Path):
+    dataset = DemonstrationDataset(written, memory_bytes=3000)  # less than two episodes
+    rng = np.random.default_rng(0)
+    wanted = [(int(episode), rng.integers(0, small.length_of(int(episode)), 3)) for episode in rng.integers(0, 6, 100)]
+    with ThreadPoolExecutor(4) as threads:
+        read = list(threads.map(lambda one: dataset.images(one[0], "image", one[1]), wanted))
+    for (episode, steps), frames in zip(wanted, read, strict=True):
+        np.testing.assert_array_equal(frames, small.frames_of(episode)[steps])
+
+
+def test_a_camera_or_a_step_that_is_not_there_is_refused(written: Path):
+    dataset = DemonstrationDataset(written)
+    with pytest.raises(ValueError, match="has no images 'wrist_image', only image"):
+        dataset.images(0, "wrist_image", [0])
+    with pytest.raises(ValueError, match=r"episode 0 has the steps 0..2, got 3..3"):
+        dataset.images(0, "image", [3])
+
+
+def test_a_folder_that_is_no_dataset_says_so(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"is not a dataset of demonstrations: it has no meta/info.json"):
+        DemonstrationDataset(tmp_path)
+    small.open_writer(tmp_path)
+    with pytest.raises(ValueError, match="is not a dataset of demonstrations: no episode is complete yet"):
+        DemonstrationDataset(tmp_path)
+
+
+def change_info(folder: Path, **changes: Any) -> None:
+    file = folder / "meta/info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_another_version_is_refused(copied: Path):
+    change_info(copied, codebase_version="v4.0")
+    with pytest.raises(ValueError, match=r"has LeRobot's format v4.0; v2.0, v2.1 and v3 are read"):
+        DemonstrationDataset(copied)
+
+
+def test_a_half_written_dataset_is_refused(copied: Path):
+    change_info(copied, total_episodes=7)
+    with pytest.raises(ValueError, match=r"is half-written: meta/info.json counts 7 episodes, 6 are there"):
+        DemonstrationDataset(copied)
+
+
+def test_a_data_file_that_is_missing_or_cut_off_is_refused(copied: Path):
+    file = copied / "data/chunk-000/file-000.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"file-000.parquet is damaged or half-written"):
+        DemonstrationDataset(copied)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"file-000.parquet is missing"):
+        DemonstrationDataset(copied)
+
+
+def test_a_dataset_without_actions_is_refused(copied: Path):
+    features = json.loads((copied / "meta/info.json").read_text())["features"]
+    del features["action"]
+    change_info(copied, features=features)
+    with pytest.raises(ValueError, match="holds no actions"):
+        DemonstrationDataset(copied)
+
+
+def test_videos_are_refused_with_what_to_do(copied: Path):
+    features = json.loads((copied / "meta/info.json").read_text())["features"]
+    features["observation.images.image"]["dtype"] = "video"
+    change_info(copied, features=features)
+    with pytest.raises(ValueError, match=r"stores observation.images.image as video, which is not read: convert it"):
+        DemonstrationDataset(copied)
+
+
+def test_a_damaged_description_is_one_line(copied: Path):
+    change_info(copied, features=None)
+    with pytest.raises(ValueError, match="the dataset is damaged") as raised:
+        DemonstrationDataset(copied)
+    assert "\n" not in str(raised.value)
+
+
+def as_jpeg(frame: np.ndarray) -> dict[str, Any]:
+    file = BytesIO()
+    Image.fromarray(frame).save(file, "JPEG", quality=95)
+    return {"bytes": file.getvalue(), "path": "frame.jpg"}
+
+
+@pytest.fixture
+def of_version_2(tmp_path: Path) -> Path:
+    """As `physical-intelligence/libero` is laid out: one file per episode, tables as JSON lines, names of its own."""
+    folder = tmp_path / "v2"
+    (folder / "meta").mkdir(parents=True)
+    (folder / "data/chunk-000").mkdir(parents=True)
+    rows = []
+    for number in range(3):
+        given, frames = small.demonstration(number), small.frames_of(number)
+        length = len(frames)
+        table = {
+            "image": [as_jpeg(frame) for frame in frames],
+            "wrist_image": [as_jpeg(frame[::-1]) for frame in frames],
+            "state": pa.array(given.states.tolist(), pa.list_(pa.float32(), 8)),
+            "actions": pa.array(given.actions.tolist(), pa.list_(pa.float32(), 7)),
+            "episode_index": [number] * length,
+        }
+        pq.write_table(pa.table(table), folder / f"data/chunk-000/episode_{number:06d}.parquet", row_group_size=2)
+        rows.append({"episode_index": number, "tasks": [given.instruction], "length": length})
+    (folder / "meta/episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    picture = {"dtype": "image", "shape": [small.SIDE, small.SIDE, 3], "names": ["height", "width", "channel"]}
+    info = {
+        "codebase_version": "v2.0",
+        "robot_type": "panda",
+        "total_episodes": 3,
+        "chunks_size": 1000,
+        "fps": 10,
+        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "features": {
+            "image": picture,
+            "wrist_image": picture,
+            "state": {"dtype": "float32", "shape": [8], "names": ["state"]},
+            "actions": {"dtype": "float32", "shape": [7], "names": ["actions"]},
+        },
+    }
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    return folder
+
+
+def test_older_datasets_with_one_file_per_episode_and_other_names_are_read(of_version_2: Path):
+    dataset = DemonstrationDataset(of_version_2)
+    assert (dataset.fps, dataset.image_keys, dataset.suite) == (10, ("image", "wrist_image"), None)
+    assert dataset.episodes[1].success is None
+    np.testing.assert_array_equal(dataset.actions(2), small.demonstration(2).actions)
+    np.testing.assert_array_equal(dataset.states(2), small.demonstration(2).states)
+    for step in range(small.length_of(2)):
+        decoded = np.asarray(Image.open(BytesIO(as_jpeg(small.frames_of(2)[step])["bytes"])))
+        np.testing.assert_array_equal(dataset.images(2, "image", [step])[0], decoded)
+
+
+def test_version_3_of_others_with_all_episodes_in_one_row_group_is_read(written: Path, copied: Path):
+    file = copied / "data/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(file), file)
+    (copied / "meta/provenance.json").unlink()
+    table = pq.read_table(copied / "meta/episodes/chunk-000/file-000.parquet")
+    foreign = table.drop_columns(["success", "suite", "task_id", "init_state_id", "seed", "attempt"])
+    pq.write_table(foreign, copied / "meta/episodes/chunk-000/file-000.parquet")
+    dataset, own = DemonstrationDataset(copied), DemonstrationDataset(written)
+    assert pq.read_metadata(file).num_row_groups == 1
+    assert (dataset.suite, dataset.mirrored_images, dataset.episodes[0].task_id) == (None, None, None)
+    for episode in own.episodes:
+        np.testing.assert_array_equal(dataset.actions(episode.index), own.actions(episode.index))
+        steps = range(episode.length)
+        np.testing.assert_array_equal(dataset.images(episode.index, "image", steps), own.images(episode.index, "image", steps))

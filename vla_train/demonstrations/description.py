@@ -1,0 +1,207 @@
+"""What a dataset folder says of itself: its columns, its episodes, and where they lie. Everything is checked before it is read.
+
+Versions: v3 (several episodes to a file, tables in parquet) and v2.0 / v2.1 (one file per episode, tables as JSON lines).
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_train.demonstrations import layout
+from vla_train.demonstrations.parquet import column_names, read_columns, read_row_groups, require_pyarrow
+
+_ACTIONS = (layout.ACTION, "actions")
+_STATES = (layout.STATE, "state")
+_ORIGIN = ("success", "suite", "task_id", "init_state_id")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemonstratedEpisode:
+    """One episode of a dataset."""
+
+    index: int
+    """Its place in the dataset."""
+    task: str
+    """The instruction."""
+    length: int
+    """T."""
+    success: bool | None = None
+    """None where the dataset does not say, as the following."""
+    suite: str | None = None
+    task_id: int | None = None
+    init_state_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodePlace:
+    """Where its frames lie."""
+
+    file: Path
+    first_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A column of vectors."""
+
+    column: str
+    dim: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """All of it."""
+
+    fps: int
+    robot_type: str | None
+    action: Vector
+    state: Vector | None
+    images: Mapping[str, tuple[str, tuple[int, int, int]]]
+    """Column and (H, W, 3) of each camera."""
+    episodes: tuple[DemonstratedEpisode, ...]
+    places: tuple[EpisodePlace, ...]
+    """Of each episode."""
+    suite: str | None
+    mirrored_images: bool | None
+    """Whether images are mirrored left to right; None where the dataset does not say."""
+
+
+def describe(folder: Path) -> Description:
+    """Read and check all that is no frame.
+
+    Raises:
+        ValueError: It is no dataset, of a version that is not read, half-written, or without actions; one line says which.
+        ImportError: pyarrow is not installed.
+    """
+    require_pyarrow()
+    info = _read_info(folder)
+    try:
+        features = info["features"]
+        action, state = _vector(features, _ACTIONS), _vector(features, _STATES)
+        videos = sorted(name for name, feature in features.items() if feature["dtype"] == "video")
+        images = {
+            name.removeprefix(layout.IMAGES): (name, _picture_shape(feature))
+            for name, feature in features.items()
+            if feature["dtype"] == "image"
+        }
+        rows, places = (_version_3 if info["codebase_version"].startswith("v3") else _version_2)(folder, info)
+        fps, robot_type = int(info["fps"]), info.get("robot_type")
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{folder}: {layout.INFO}, or a table beside it, lacks {error}: the dataset is damaged") from None
+    if action is None:
+        raise ValueError(f"{folder} holds no actions: it has the columns {', '.join(sorted(features))}")
+    if videos and not images:
+        raise ValueError(
+            f"{folder} stores {', '.join(videos)} as video, which is not read: convert it to images inside the parquet files "
+            "(LeRobot's feature type image)"
+        )
+    if not rows:
+        raise ValueError(f"{folder} holds no episodes")
+    _check_files(folder, rows, places, {action.column, *[column for column, _ in images.values()]})
+    provenance = _read_provenance(folder)
+    suites = {row.suite for row in rows}
+    return Description(
+        fps=fps,
+        robot_type=robot_type,
+        action=action,
+        state=state,
+        images=images,
+        episodes=tuple(rows),
+        places=tuple(places),
+        suite=suites.pop() if len(suites) == 1 else None,
+        mirrored_images=provenance.get("conventions", {}).get("mirrored_images"),
+    )
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    file = folder / layout.INFO
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+        version = str(info["codebase_version"])
+    except (FileNotFoundError, NotADirectoryError):
+        begun = (folder / layout.PROVENANCE).exists()
+        why = "no episode is complete yet" if begun else f"it has no {layout.INFO}"
+        raise ValueError(f"{folder} is not a dataset of demonstrations: {why}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error})") from None
+    if version.partition(".")[0] not in ("v2", "v3"):
+        raise ValueError(f"{folder} has LeRobot's format {version}; v2.0, v2.1 and v3 are read")
+    return info
+
+
+def _vector(features: Mapping[str, Any], names: tuple[str, ...]) -> Vector | None:
+    name = next((name for name in names if name in features), None)
+    return None if name is None else Vector(name, int(features[name]["shape"][0]))
+
+
+def _picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(H, W, 3), whichever way round it is written down."""
+    first, second, third = feature["shape"]
+    return (second, third, first) if first == 3 and third != 3 else (first, second, third)
+
+
+def _version_3(folder: Path, info: Mapping[str, Any]) -> tuple[list[DemonstratedEpisode], list[EpisodePlace]]:
+    rows: list[dict[str, Any]] = []
+    files = sorted((folder / "meta/episodes").glob("*/*.parquet"))
+    for file in files:
+        wanted = {"tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index", "episode_index", *_ORIGIN}
+        rows += read_columns(file, [name for name in column_names(file) if name in wanted])
+    _check_count(folder, len(rows), info)
+    rows = sorted(rows, key=lambda row: row["episode_index"])[: info["total_episodes"]]
+    episodes, places = [], []
+    begins: dict[Path, int] = {}
+    for index, row in enumerate(rows):
+        file = folder / info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        begin = begins.setdefault(file, row["dataset_from_index"])
+        places.append(EpisodePlace(file, row["dataset_from_index"] - begin))
+        origin = {name: row.get(name) for name in _ORIGIN}
+        episodes.append(DemonstratedEpisode(index=index, task=row["tasks"][0], length=row["length"], **origin))
+    return episodes, places
+
+
+def _version_2(folder: Path, info: Mapping[str, Any]) -> tuple[list[DemonstratedEpisode], list[EpisodePlace]]:
+    rows = sorted(_json_lines(folder / "meta/episodes.jsonl"), key=lambda row: row["episode_index"])
+    _check_count(folder, len(rows), info)
+    episodes, places = [], []
+    for index, row in enumerate(rows[: info["total_episodes"]]):
+        number = row["episode_index"]
+        path = info["data_path"].format(episode_chunk=number // info["chunks_size"], episode_index=number)
+        places.append(EpisodePlace(folder / path, 0))
+        episodes.append(DemonstratedEpisode(index=index, task=row["tasks"][0], length=row["length"]))
+    return episodes, places
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is missing or damaged ({error})") from None
+
+
+def _check_count(folder: Path, found: int, info: Mapping[str, Any]) -> None:
+    if found < info["total_episodes"]:
+        raise ValueError(f"{folder} is half-written: {layout.INFO} counts {info['total_episodes']} episodes, {found} are there")
+
+
+def _check_files(folder: Path, episodes: list[DemonstratedEpisode], places: list[EpisodePlace], columns: set[str]) -> None:
+    """Refuse a dataset whose files are not all there, as long as they should be."""
+    ends: dict[Path, int] = {}
+    for episode, place in zip(episodes, places, strict=True):
+        ends[place.file] = max(ends.get(place.file, 0), place.first_row + episode.length)
+    for file, end in ends.items():
+        rows = sum(group.num_rows for group in read_row_groups(file))
+        if rows < end:
+            raise ValueError(f"{folder} is half-written: {file.relative_to(folder)} has {rows} rows, not {end}")
+    missing = columns - set(column_names(next(iter(ends))))
+    if missing:
+        raise ValueError(f"{folder} is damaged: {layout.INFO} names the column {min(missing)}, its files do not have it")
+
+
+def _read_provenance(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / layout.PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
