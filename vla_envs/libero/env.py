@@ -118,7 +118,8 @@ class LiberoEnv(ChunkedVectorEnv):
             self._check_open()
             self._check_begun("privileged", [slot])
             start = self._starts[slot]
-            assert start is not None and isinstance(start.scene, LiberoEngineScene)
+            assert start is not None
+            assert isinstance(start.scene, LiberoEngineScene)
             return PrivilegedView(start.scene.geometry, self._engine.get_state(slot), init_state_id=start.init_state_id)
 
     def make_expert(self, slot: int = 0, *, noise: float = 0.0, seed: int | None = None) -> Expert:

@@ -8,9 +8,10 @@ Metres, radians, world frame; quaternions are w x y z.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -91,6 +92,8 @@ class SceneGeometry:
         """Movable object -> its body."""
         self.fixtures = {name: body for name, body in roots.items() if not _floats(model, body)}
         """Cabinet, stove, microwave and the like -> its root body."""
+        self.derived: dict[Hashable, Any] = {}
+        """What others have worked out about this scene and keep."""
         self._data = mujoco.MjData(model)
         self._lock = threading.Lock()
         self._shapes: dict[int, tuple[np.ndarray, ...]] = {}
@@ -108,7 +111,7 @@ class SceneGeometry:
             )
 
     def shapes(self, body: int) -> tuple[np.ndarray, ...]:
-        """Corners of what collides of one body, in its frame: a (V, 3) array per geom (of a sphere, capsule or cylinder, its box)."""
+        """Corners of what collides of one body, in its frame: (V, 3) per geom; of a sphere, capsule or cylinder, its box."""
         if body not in self._shapes:
             first, count = self.model.body_geomadr[body], self.model.body_geomnum[body]
             geoms = [
@@ -205,6 +208,20 @@ class PrivilegedView:
         """Distance between the fingers in metres: 0 to 0.08."""
         first, second = self.qpos[self._osc.gripper_qpos]
         return float(first - second)
+
+    @property
+    def gripper_speed(self) -> float:
+        """How fast the fingers open, m/s; negative while they close."""
+        model = self.geometry.model
+        dofs = [model.jnt_dofadr[np.flatnonzero(model.jnt_qposadr == address)[0]] for address in self._osc.gripper_qpos]
+        first, second = self.state[1 + model.nq :][dofs]
+        return float(first - second)
+
+    def lowest(self, body: str | int) -> float:
+        """Height in metres of the lowest point of what collides of a body and its parts."""
+        index = self._body_id(body)
+        parts = self.geometry.parts(index)
+        return min(float(self.body(part).out(corners)[:, 2].min()) for part in parts for corners in self.geometry.shapes(part))
 
     def box(self, body: str | int) -> Box:
         """The box around all that collides of a body and its parts, in the body's own frame, as they stand now.
