@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-RUN    ?= runs/cpu
+RUN    ?= runs/demo
 
 # Rendering without a display: EGL, on the GPU where there is one, in software (Mesa) otherwise.
 export MUJOCO_GL ?= egl
@@ -57,7 +57,7 @@ bench: setup     ## the benchmarks, each beside its baseline
 parity: setup    ## compare all 130 tasks with stock LIBERO, and write docs/parity.md
 	$(BIN)/python -m benchmarks.parity $(ARGS)
 
-report: setup    ## one HTML page about the run in runs/cpu; another run: make report RUN=runs/NAME
+report: setup    ## one HTML page about the run in runs/demo; another run: make report RUN=runs/NAME
 	$(BIN)/python -m vla_train report $(RUN)
 
 clean:           ## remove .venv

@@ -1,9 +1,9 @@
 """Evaluate a checkpoint from Python, and look at the outcome of each episode.
 
-    python examples/evaluate_checkpoint.py runs/cpu --episodes 5
+    python examples/evaluate_checkpoint.py runs/demo --episodes 5
 
 For a run it takes the run's own env, policy and held-out starts. The command line does the same:
-python -m vla_train eval --checkpoint runs/cpu --eval.episodes-per-task 5.
+python -m vla_train eval --checkpoint runs/demo --eval.episodes-per-task 5.
 """
 
 import argparse

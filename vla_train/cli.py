@@ -18,10 +18,11 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from vla_train.config import RENAMED, EvaluateConfig, TrainConfig
+from vla_train.config import DEMO_CHECKPOINT, RENAMED, EvaluateConfig, TrainConfig, for_another_env, without_demo
 from vla_train.config_file import read_config
 from vla_train.errors import RunError
 from vla_train.recipes import DEFAULT_RECIPE, RECIPES
+from vla_train.recipes.demo import demo
 
 
 def _recipe_lines() -> str:
@@ -48,9 +49,9 @@ examples:
   python -m vla_train train --recipe one-gpu --policy.checkpoint CHECKPOINT --env.kwargs suite=libero_10
   python -m vla_train train --env.id InvertedPendulum-v5 --env.image-key render --env.instruction "balance the pole" \\
       --env.success return --env.success-return 50 --env.max-episode-steps 200 --output runs/pendulum
-  python -m vla_train train --config runs/cpu/config.json --output runs/again --seed 1
-  python -m vla_train eval --checkpoint runs/cpu --eval.episodes-per-task 0
-  python -m vla_train report runs/cpu
+  python -m vla_train train --config runs/demo/config.json --output runs/again --seed 1
+  python -m vla_train eval --checkpoint runs/demo --eval.episodes-per-task 0
+  python -m vla_train report runs/demo
 
 Every option of a command: python -m vla_train COMMAND --help
 """
@@ -124,8 +125,10 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         defaults, source = RECIPES[recipe](), f"recipe {recipe!r}"
     else:
         defaults, source = read_config(Path(file), defaults=RECIPES[recipe]() if recipe else None), f"file {file}"
-    if any(argument.partition("=")[0] == "--env.id" for argument in arguments):
-        defaults = replace(defaults, env=replace(defaults.env, kwargs={}))
+    if _value_of(arguments, "--env.id") is not None:
+        defaults = for_another_env(defaults)
+    if _value_of(arguments, "--policy.size") is not None:
+        defaults = without_demo(defaults)
     return tyro.cli(
         TrainConfig,
         prog="python -m vla_train train",
@@ -168,7 +171,7 @@ def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateCo
     """What the run of the checkpoint was told, and the file on top of it."""
     checkpoint = _value_of(arguments, "--checkpoint")
     config = EvaluateConfig(checkpoint=tyro.MISSING if checkpoint is None else checkpoint)
-    run = None if checkpoint is None else _config_of_run(Path(checkpoint))
+    run = None if checkpoint is None else _config_of_run(checkpoint)
     if file is not None:
         run = read_config(Path(file), defaults=run or TrainConfig(eval=config.eval))
         config = replace(config, display=run.display)
@@ -179,6 +182,7 @@ def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateCo
         config,
         seed=run.seed,
         train_fraction=run.train_fraction,
+        split_seed=run.split_seed,
         env=run.env,
         policy=replace(run.policy, checkpoint=None, random_weights=False),
         rollout=run.rollout,
@@ -186,9 +190,11 @@ def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateCo
     )
 
 
-def _config_of_run(checkpoint: Path) -> TrainConfig | None:
-    """The config of the run that holds a checkpoint, or is named itself; None where there is none."""
-    folder = checkpoint.resolve()
+def _config_of_run(checkpoint: str) -> TrainConfig | None:
+    """The config of the run that holds a checkpoint, or is named itself, or that the demo is for; None where there is none."""
+    if checkpoint == DEMO_CHECKPOINT:
+        return demo()
+    folder = Path(checkpoint).resolve()
     for candidate in (folder, *folder.parents[:3]):
         file = candidate / "config.json"
         if file.is_file() and (candidate / "checkpoints").is_dir():

@@ -19,6 +19,8 @@ from vla_train.registry import ESTIMATORS, LOSSES, POLICIES, require_known
 _Config = TypeVar("_Config")
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
+DEMO_CHECKPOINT = "demo"
+"""Name of the small policy that comes along with this package."""
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 
 
@@ -114,7 +116,7 @@ class PolicyConfig:
     kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
     """Arguments for a factory of your own, as KEY=VALUE; simplevla_oft takes none."""
     checkpoint: str | None = None
-    """A run's folder, one of its checkpoints, or a folder or Hugging Face id in the published layout; None: random weights."""
+    """A run's folder, one of its checkpoints, a folder or hub id in the published layout, or demo; None: random weights."""
     size: Literal["tiny", "small", "openvla-7b"] = "tiny"
     """Size of the model where no checkpoint is given: about 5 million, 16 million, or 7.5 billion weights."""
     random_weights: bool = False
@@ -303,9 +305,11 @@ class TrainConfig:
     iterations: int = 100
     """Iterations of the run: each plays groups of episodes and updates the policy with them."""
     seed: int = 0
-    """Seed of everything that is drawn: weights, order of tasks, actions, the split of initial states."""
+    """Seed of everything that is drawn, except the split below: weights, order of tasks, actions."""
     train_fraction: float = 0.8
     """Share (0 to 1) of each task's initial states used for training; the rest is held out for evaluation. 1 uses all."""
+    split_seed: int = 0
+    """Seed of which states are held out: the same in all runs, demonstrations and evaluations that should agree."""
     checkpoint_every: int = 10
     """Iterations between checkpoints; the last iteration always leaves one."""
     keep_checkpoints: int = 2
@@ -324,7 +328,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_fields(self)
         _check_at_least(self, "", 1, "iterations", "checkpoint_every", "keep_checkpoints")
-        _check_at_least(self, "", 0, "seed")
+        _check_at_least(self, "", 0, "seed", "split_seed")
         estimator = ESTIMATORS.get(self.algo.advantage)
         _require(
             self.rollout.group_size >= 2 or estimator is None or not estimator.needs_group,
@@ -345,9 +349,11 @@ class EvaluateConfig:
     output: Path | None = None
     """Folder of the results, by default in the run or beside the checkpoint; episodes that it holds are not played again."""
     seed: int = 0
-    """Seed of the split of initial states: the run's own, so that held-out means held out."""
+    """Seed of what a policy that samples draws."""
     train_fraction: float = 0.8
     """Share (0 to 1) of each task's initial states that belonged to training."""
+    split_seed: int = 0
+    """Seed of which states were held out: the run's own, so that held-out means held out."""
     display: Literal["auto", "rich", "plain", "none"] = "auto"
     """Progress on the terminal; auto is rich on a terminal, plain lines elsewhere."""
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -358,7 +364,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        _check_at_least(self, "", 0, "seed")
+        _check_at_least(self, "", 0, "seed", "split_seed")
         _require(self.policy.checkpoint is None, "name the checkpoint with --checkpoint, not with policy.checkpoint")
         _check_split(self.train_fraction, self.eval, evaluates=True)
 
@@ -394,7 +400,23 @@ def config_from_json(data: Mapping[str, Any], *, defaults: TrainConfig | None = 
     Raises:
         ValueError: A section or field is unknown or has another name by now, or a value cannot work; the message names it.
     """
-    return _updated(TrainConfig() if defaults is None else defaults, data, section="")
+    defaults = TrainConfig() if defaults is None else defaults
+    env = data.get("env")
+    if isinstance(env, Mapping) and env.get("id", defaults.env.id) != defaults.env.id:
+        defaults = for_another_env(defaults)
+    return _updated(defaults, data, section="")
+
+
+def for_another_env(config: TrainConfig) -> TrainConfig:
+    """The config without what is meant for its own env alone: that env's arguments, and the demo, which plays LIBERO."""
+    return replace(without_demo(config), env=replace(config.env, kwargs={}))
+
+
+def without_demo(config: TrainConfig) -> TrainConfig:
+    """The config with random weights where it starts from the demo."""
+    if config.policy.checkpoint != DEMO_CHECKPOINT:
+        return config
+    return replace(config, policy=replace(config.policy, checkpoint=None))
 
 
 RENAMED = {"env.num_groups": "env.num_workers", "env.envs_per_group": "env.envs_per_worker"}
@@ -419,8 +441,6 @@ def _updated(config: _Config, data: Any, *, section: str) -> _Config:
             changes[name] = _updated(before, value, section=f"{full_name}.")
         else:
             changes[name] = _read(full_name, known[name].type, value)
-    if "id" in changes and changes["id"] != getattr(config, "id", None):
-        changes.setdefault("kwargs", {})  # another env does not take the arguments of the default one
     return replace(config, **changes)  # type: ignore[type-var]
 
 

@@ -81,7 +81,7 @@ def test_help_lists_every_option_with_its_text(command: str, config: type, help_
 
 
 def test_help_shows_the_defaults_of_the_recipe_that_was_asked_for(help_of: Callable[..., str]) -> None:
-    assert "(default: 1.6)" in help_of("train", "--help")
+    assert "(default: 1.0)" in help_of("train", "--help")
     paper = help_of("train", "--recipe", "paper", "--help")
     assert "'paper'" in paper
     assert "(default: 5e-06)" in paper
@@ -96,7 +96,7 @@ def test_report_help_names_its_argument(help_of: Callable[..., str]) -> None:
 
 
 def test_without_options_the_default_recipe_is_trained() -> None:
-    assert parse_train([]) == RECIPES["cpu"]()
+    assert parse_train([]) == RECIPES["demo"]()
 
 
 @pytest.mark.parametrize("spelling", [["--recipe", "one-gpu"], ["--recipe=one-gpu"]])
@@ -170,7 +170,7 @@ def test_a_run_that_held_nothing_out_is_evaluated_on_all_initial_states(small_ru
         (["--config", "no/such/file"], "no/such/file cannot be read: No such file or directory"),
         (["--env.kwargs", "suite"], "expected KEY=VALUE, got 'suite'"),
         (["--env.kwargs", "suite=libero_10", "--env.kwargs", "task_ids=[0]"], "--env.kwargs was given twice"),
-        (["--recipe", "nope"], "unknown recipe 'nope': choose one of cpu, one-gpu, paper"),
+        (["--recipe", "nope"], "unknown recipe 'nope': choose one of demo, one-gpu, paper"),
         (["--recipe"], "--recipe needs a name"),
         (["--recipe", "paper"], "policy.size openvla-7b goes on from a trained policy: name one with --policy.checkpoint"),
         (["--policy.size", "openvla-7b"], "policy.size openvla-7b goes on from a trained policy"),

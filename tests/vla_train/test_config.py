@@ -25,7 +25,7 @@ from vla_train.config import (
     config_to_json,
 )
 from vla_train.pipeline.episodes import PromptStream, evaluation_episodes
-from vla_train.recipes import DEFAULT_RECIPE, RECIPES, cpu, one_gpu, paper
+from vla_train.recipes import DEFAULT_RECIPE, RECIPES, demo, one_gpu, paper
 
 CONFIGS = (TrainConfig, EvaluateConfig, EnvConfig, PolicyConfig, RolloutConfig, AlgoConfig, OptimConfig, EvalConfig)
 
@@ -130,7 +130,7 @@ UNITS = (
     *("seconds", "env steps", "updates", "iterations", "episodes", "decisions", "actions", "groups", "restarts", "checkpoints"),
     *("adamw steps", "l2 norm", "passes", "envs", "videos", "copies", "rank", "0 to 1", "times", "rewards", "[0, 1)"),
 )
-WITHOUT_UNIT = {"seed", "temperature", "learning_rate", "weight_decay", "clip_low", "clip_high"}
+WITHOUT_UNIT = {"seed", "split_seed", "temperature", "learning_rate", "weight_decay", "clip_low", "clip_high"}
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -227,16 +227,16 @@ def test_the_paper_recipe_makes_four_updates_per_iteration() -> None:
 
 
 def test_the_default_recipe_runs_on_a_cpu_and_the_others_start_from_a_checkpoint() -> None:
-    assert RECIPES[DEFAULT_RECIPE] is cpu
-    assert (cpu().policy.size, cpu().env.id) == ("tiny", "Libero-v0")
+    assert RECIPES[DEFAULT_RECIPE] is demo
+    assert (demo().policy.checkpoint, demo().env.id) == ("demo", "Libero-v0")
     assert one_gpu().policy.lora_rank > 0
     assert {one_gpu().policy.size, paper().policy.size} == {"openvla-7b"}
 
 
 def played_states(config: TrainConfig, num_states: int) -> tuple[set[int], set[int]]:
     """Initial states of task 0 that a run trains on, and those it evaluates on."""
-    split = {"train_fraction": config.train_fraction, "seed": config.seed}
-    stream = PromptStream([0], {0: num_states}, group_size=config.rollout.group_size, **split)
+    split = {"train_fraction": config.train_fraction, "split_seed": config.split_seed}
+    stream = PromptStream([0], {0: num_states}, group_size=config.rollout.group_size, seed=config.seed, **split)
     trained = {next(stream)[0].init_state_id for _ in range(2 * num_states)}
     return trained, {
         spec.init_state_id for spec in evaluation_episodes([0], {0: num_states}, config.eval, temperature=0.0, **split)

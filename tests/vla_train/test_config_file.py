@@ -55,9 +55,9 @@ def test_arguments_of_the_env_may_be_lists_and_numbers(write) -> None:
 
 def test_another_env_starts_without_the_arguments_of_the_recipe(write) -> None:
     file = write("[env]\nid = 'Other-v0'\n")
-    assert parse_train(["--config", file, "--recipe", "cpu"]).env.kwargs == {}
+    assert parse_train(["--config", file, "--recipe", "demo"]).env.kwargs == {}
     same = write("[env]\nid = 'Libero-v0'\n")
-    assert parse_train(["--config", same, "--recipe", "cpu"]).env.kwargs == RECIPES["cpu"]().env.kwargs
+    assert parse_train(["--config", same, "--recipe", "demo"]).env.kwargs == RECIPES["demo"]().env.kwargs
 
 
 def test_an_evaluation_takes_the_options_of_a_file_over_those_of_the_run(small_run, write) -> None:

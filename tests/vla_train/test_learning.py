@@ -114,7 +114,7 @@ def success_rates(checkpoint: Path, *, seed: int) -> tuple[list[float], list[flo
     policy, algo = load(checkpoint), AlgoConfig()
     rollout = Rollout(ROLLOUT, policy=policy, workers=workers, timeline=Timeline(), seed=seed)
     trainer = Trainer(OPTIM, algo, policy=policy, temperature=ROLLOUT.temperature, total_steps=1, seed=seed)
-    prompts = PromptStream([0], {}, group_size=ROLLOUT.group_size, train_fraction=0.8, seed=seed)
+    prompts = PromptStream([0], {}, group_size=ROLLOUT.group_size, train_fraction=0.8, split_seed=0, seed=seed)
 
     def greedy() -> float:
         return float(np.mean([trajectory.success for trajectory in rollout.play(HELD_OUT, temperature=0.0)]))

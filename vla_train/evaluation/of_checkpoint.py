@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vla_train.config import EvaluateConfig, PolicyConfig, config_to_json
+from vla_train.config import DEMO_CHECKPOINT, EvaluateConfig, PolicyConfig, config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
 from vla_train.evaluation.display import evaluate_with_progress, show_evaluation
@@ -27,6 +27,7 @@ from vla_train.pipeline.episodes import evaluation_plan
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import RolloutPolicy
+from vla_train.policy.checkpoint_name import checkpoint_folder
 from vla_train.policy.factory import policy_factory
 from vla_train.run.named_checkpoint import checkpoint_of_run, resolve_checkpoint
 
@@ -49,7 +50,7 @@ class CheckpointEvaluation:
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
         named = resolve_checkpoint(config.checkpoint)
-        self.checkpoint = str(Path(named).resolve()) if Path(named).is_dir() else named
+        self.checkpoint = str(Path(named).resolve()) if named != DEMO_CHECKPOINT and Path(named).is_dir() else named
         policy_config = replace(config.policy, checkpoint=self.checkpoint, lora_rank=0, random_weights=False)
         build_policy = policy_factory(policy_config)
         self.output = config.output or _default_output(self.checkpoint)
@@ -63,7 +64,9 @@ class CheckpointEvaluation:
                 undo.callback(worker.close)
             env = workers[0].description
             self._mirrored_images = env.mirrored_images
-            self.episodes = evaluation_plan(env, config.eval, train_fraction=config.train_fraction, seed=config.seed)
+            self.episodes = evaluation_plan(
+                env, config.eval, train_fraction=config.train_fraction, split_seed=config.split_seed
+            )
             policy = _build(partial(build_policy, policy_config, env, seed=config.seed), config.policy, undo)
             self._rollout = Rollout(config.rollout, policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
             _claim(self.output, identity)
@@ -100,8 +103,8 @@ class CheckpointEvaluation:
 
 
 def _default_output(checkpoint: str) -> Path:
-    """Where results go: into the run, or beside the checkpoint; below the working directory for one of the hub."""
-    if not Path(checkpoint).is_dir():
+    """Where results go: into the run, or beside the checkpoint; below the working directory for others."""
+    if checkpoint == DEMO_CHECKPOINT or not Path(checkpoint).is_dir():
         return Path("evaluations") / checkpoint.replace("/", "--")
     step = checkpoint_of_run(checkpoint)
     if step is None:
@@ -124,13 +127,14 @@ def _build(factory: Callable[[], RolloutPolicy], config: PolicyConfig, undo: Exi
 def _identity(config: EvaluateConfig, checkpoint: str) -> dict[str, Any]:
     """What all episodes of one evaluation have in common. How many are played is free: more can be added."""
     asked = config_to_json(config)
-    weights = sorted(Path(checkpoint).glob("*.safetensors"))
+    weights = sorted((checkpoint_folder(checkpoint) or Path(checkpoint)).glob("*.safetensors"))
     return {
         "checkpoint": checkpoint,
         "weights": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in weights},
         "env": {name: value for name, value in asked["env"].items() if name not in _ENV_CAPACITY},
         "policy": {name: value for name, value in asked["policy"].items() if name not in _POLICY_CAPACITY},
         "seed": config.seed,
+        "split_seed": config.split_seed,
         "train_fraction": config.train_fraction,
     }
 

@@ -19,12 +19,14 @@ _STARTS_PER_TASK = 1 << 20
 """More than a task has."""
 
 
-def split_initial_states(task_id: int, num_states: int, *, train_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_initial_states(
+    task_id: int, num_states: int, *, train_fraction: float, split_seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Ids of the initial states of one task for training and for evaluation: disjoint, sorted, the same for the same seed.
 
     Each side keeps at least one state where there are two or more and the fraction asks for both.
     """
-    order = np.random.default_rng([seed, task_id]).permutation(num_states)
+    order = np.random.default_rng([split_seed, task_id]).permutation(num_states)
     cut = round(num_states * train_fraction)
     if 0 < train_fraction < 1 and num_states >= 2:
         cut = min(max(cut, 1), num_states - 1)
@@ -42,7 +44,8 @@ class PromptStream(Iterator[tuple[EpisodeSpec, ...]]):
         num_init_states: Stored initial states per task.
         group_size: G.
         train_fraction: Share of each task's initial states that belongs to training.
-        seed: Seed of split and order.
+        split_seed: Of the split; a run and the demonstrations that it starts from have the same.
+        seed: Of the order.
         next_group_id: Where to start; the only state there is.
     """
 
@@ -53,6 +56,7 @@ class PromptStream(Iterator[tuple[EpisodeSpec, ...]]):
         *,
         group_size: int,
         train_fraction: float,
+        split_seed: int,
         seed: int,
         next_group_id: int = 0,
     ) -> None:
@@ -62,7 +66,8 @@ class PromptStream(Iterator[tuple[EpisodeSpec, ...]]):
         self._pairs: list[tuple[int, int]] = []
         for task_id in task_ids:
             if task_id in num_init_states:
-                train, _ = split_initial_states(task_id, num_init_states[task_id], train_fraction=train_fraction, seed=seed)
+                states = num_init_states[task_id]
+                train, _ = split_initial_states(task_id, states, train_fraction=train_fraction, split_seed=split_seed)
                 self._pairs += [(task_id, int(state)) for state in train]
             else:
                 self._pairs.append((task_id, -1))
@@ -83,7 +88,7 @@ class PromptStream(Iterator[tuple[EpisodeSpec, ...]]):
 
 
 def evaluation_plan(
-    env: EnvDescription, config: EvalConfig, *, train_fraction: float, seed: int
+    env: EnvDescription, config: EvalConfig, *, train_fraction: float, split_seed: int
 ) -> dict[float, list[EpisodeSpec]]:
     """The episodes of one evaluation, by temperature; see `evaluation_episodes`."""
     return {
@@ -93,7 +98,7 @@ def evaluation_plan(
             config,
             temperature=temperature,
             train_fraction=train_fraction,
-            seed=seed,
+            split_seed=split_seed,
         )
         for temperature in config.temperatures
     }
@@ -106,7 +111,7 @@ def evaluation_episodes(
     *,
     temperature: float,
     train_fraction: float,
-    seed: int,
+    split_seed: int,
 ) -> list[EpisodeSpec]:
     """`config.episodes_per_task` episodes of each task, tasks interleaved.
 
@@ -121,7 +126,7 @@ def evaluation_episodes(
     for task_id in task_ids:
         if task_id in num_init_states:
             num_states = num_init_states[task_id]
-            train, held_out = split_initial_states(task_id, num_states, train_fraction=train_fraction, seed=seed)
+            train, held_out = split_initial_states(task_id, num_states, train_fraction=train_fraction, split_seed=split_seed)
             chosen = {"held-out": held_out, "train": train, "all": np.arange(num_states)}[config.initial_states]
             starts = [(int(state), _EVALUATION_SEEDS + int(state)) for state in chosen]
         else:

@@ -9,7 +9,7 @@ from vla_train.config import TrainConfig, config_to_json
 from vla_train.run.named_checkpoint import resolve_checkpoint
 
 _FIXED = {
-    "": ("seed", "train_fraction"),
+    "": ("seed", "train_fraction", "split_seed"),
     "env": ("id", "kwargs", "image_key", "instruction", "success", "success_return", "max_episode_steps"),
     "policy": ("factory", "kwargs", "checkpoint", "size", "chunk_size", "statistics_key", "gripper", "jpeg", "lora_rank"),
     "rollout": ("group_size", "temperature"),

@@ -2,11 +2,12 @@
 
 RUN                                      the policy of its newest complete checkpoint
 RUN/checkpoints/step_000010[/policy]     the policy of that checkpoint, whose files must be as they were written
-any other name                           itself: a folder or a hub id, which whoever opens it checks
+any other name                           itself: a folder, `demo` or a hub id, which whoever opens it checks
 """
 
 from pathlib import Path
 
+from vla_train.config import DEMO_CHECKPOINT
 from vla_train.trainer.checkpoint_folder import latest_checkpoint, list_checkpoints
 from vla_train.trainer.manifest import CheckpointError, verify_checkpoint
 
@@ -22,6 +23,8 @@ def resolve_checkpoint(name: str) -> str:
     Raises:
         ValueError: The run holds no complete checkpoint, or the checkpoint of a run is damaged.
     """
+    if name == DEMO_CHECKPOINT:
+        return name
     named = Path(name)
     if (named / "checkpoints").is_dir():
         newest = latest_checkpoint(named)

@@ -133,12 +133,13 @@ class Run:
             self.env.num_init_states,
             group_size=config.rollout.group_size,
             train_fraction=config.train_fraction,
+            split_seed=config.split_seed,
             seed=config.seed,
         )
         self._evaluations = RunEvaluations(
             config.eval,
             output=config.output,
-            episodes=evaluation_plan(self.env, config.eval, train_fraction=config.train_fraction, seed=config.seed)
+            episodes=evaluation_plan(self.env, config.eval, train_fraction=config.train_fraction, split_seed=config.split_seed)
             if config.eval.every
             else {},
             mirrored_images=self.env.mirrored_images,

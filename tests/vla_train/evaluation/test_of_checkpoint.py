@@ -97,7 +97,7 @@ def test_a_published_checkpoint_is_evaluated_beside_itself(small_checkpoint: Pat
 
 def test_an_interrupted_evaluation_plays_what_is_missing_and_nothing_twice(evaluation, tmp_path: Path) -> None:
     settings = EvalConfig(episodes_per_task=8)
-    seeds = [spec.seed for spec in evaluation_episodes([0], {}, settings, temperature=0.0, train_fraction=0.8, seed=0)]
+    seeds = [spec.seed for spec in evaluation_episodes([0], {}, settings, temperature=0.0, train_fraction=0.8, split_seed=0)]
     kwargs = {"fault": "terminate", "fault_seed": str(seeds[4]), "marker": str(tmp_path / "happened")}
     config = evaluation(env={"kwargs": kwargs}, eval={"episodes_per_task": 8})
     with pytest.raises(SystemExit) as stop:

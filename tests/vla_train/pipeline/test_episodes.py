@@ -16,7 +16,15 @@ TASKS = {0: 10, 3: 5, 7: 1}
 
 
 def make_stream(**changes) -> PromptStream:
-    arguments = {"task_ids": [0, 3, 7], "num_init_states": TASKS, "group_size": 3, "train_fraction": 0.8, "seed": 5, **changes}
+    arguments = {
+        "task_ids": [0, 3, 7],
+        "num_init_states": TASKS,
+        "group_size": 3,
+        "train_fraction": 0.8,
+        "split_seed": 5,
+        "seed": 5,
+        **changes,
+    }
     return PromptStream(arguments.pop("task_ids"), arguments.pop("num_init_states"), **arguments)
 
 
@@ -25,7 +33,7 @@ def make_evaluation(
 ):
     states = TASKS if tasks is None else tasks
     return evaluation_episodes(
-        task_ids, states, EvalConfig(**config), temperature=temperature, train_fraction=fraction, seed=seed
+        task_ids, states, EvalConfig(**config), temperature=temperature, train_fraction=fraction, split_seed=seed
     )
 
 
@@ -35,11 +43,11 @@ def starts(specs: list[EpisodeSpec]) -> list[tuple[int, int]]:
 
 @given(num_states=st.integers(1, 60), fraction=st.floats(0.01, 1.0), seed=st.integers(0, 9), task_id=st.integers(0, 129))
 def test_a_split_is_disjoint_complete_sorted_and_repeatable(num_states: int, fraction: float, seed: int, task_id: int) -> None:
-    train, held_out = split_initial_states(task_id, num_states, train_fraction=fraction, seed=seed)
+    train, held_out = split_initial_states(task_id, num_states, train_fraction=fraction, split_seed=seed)
     assert sorted([*train, *held_out]) == list(range(num_states))
     assert list(train) == sorted(train)
     assert list(held_out) == sorted(held_out)
-    again = split_initial_states(task_id, num_states, train_fraction=fraction, seed=seed)
+    again = split_initial_states(task_id, num_states, train_fraction=fraction, split_seed=seed)
     np.testing.assert_array_equal(train, again[0])
     if num_states >= 2:
         assert len(train) >= 1
@@ -47,13 +55,15 @@ def test_a_split_is_disjoint_complete_sorted_and_repeatable(num_states: int, fra
 
 
 def test_a_split_takes_the_share_it_is_asked_for() -> None:
-    train, held_out = split_initial_states(0, 50, train_fraction=0.8, seed=0)
+    train, held_out = split_initial_states(0, 50, train_fraction=0.8, split_seed=0)
     assert (len(train), len(held_out)) == (40, 10)
 
 
 def test_another_seed_or_task_splits_differently() -> None:
     splits = [
-        split_initial_states(task_id, 50, train_fraction=0.8, seed=seed)[1].tolist() for task_id in (0, 1) for seed in (0, 1)
+        split_initial_states(task_id, 50, train_fraction=0.8, split_seed=seed)[1].tolist()
+        for task_id in (0, 1)
+        for seed in (0, 1)
     ]
     assert all(one != other for one, other in itertools.combinations(splits, 2))
 
@@ -62,7 +72,7 @@ def test_each_pass_plays_every_training_state_once_in_an_order_of_its_own() -> N
     expected = {
         (task_id, int(state))
         for task_id, count in TASKS.items()
-        for state in split_initial_states(task_id, count, train_fraction=0.8, seed=5)[0]
+        for state in split_initial_states(task_id, count, train_fraction=0.8, split_seed=5)[0]
     }
     stream = make_stream()
     passes = [[starts(next(stream))[0] for _ in expected] for _ in range(3)]
@@ -120,7 +130,7 @@ def test_evaluation_plays_every_held_out_state_of_every_task_once() -> None:
     expected = [
         (task_id, int(state))
         for task_id, count in tasks.items()
-        for state in split_initial_states(task_id, count, train_fraction=0.8, seed=5)[1]
+        for state in split_initial_states(task_id, count, train_fraction=0.8, split_seed=5)[1]
     ]
     assert sorted(starts(specs)) == sorted(expected)
 
@@ -128,7 +138,7 @@ def test_evaluation_plays_every_held_out_state_of_every_task_once() -> None:
 @pytest.mark.parametrize(("initial_states", "side"), [("train", 0), ("held-out", 1)])
 def test_evaluation_may_be_asked_for_either_side_of_the_split(initial_states: str, side: int) -> None:
     specs = make_evaluation({0: 10}, task_ids=[0], episodes_per_task=0, initial_states=initial_states)
-    expected = split_initial_states(0, 10, train_fraction=0.8, seed=5)[side]
+    expected = split_initial_states(0, 10, train_fraction=0.8, split_seed=5)[side]
     assert [spec.init_state_id for spec in specs] == expected.tolist()
 
 

@@ -73,7 +73,7 @@ def test_sampled_episodes_draw_from_the_seed_and_the_episode_alone(small_run: Ma
 
 def test_an_evaluation_before_training_that_was_interrupted_goes_on(small_run: MakeRun, tmp_path: Path) -> None:
     asked = {**BOTH, "episodes_per_task": 8}
-    seed = evaluation_episodes([0], {}, EvalConfig(**asked), temperature=0.0, train_fraction=0.8, seed=0)[6].seed
+    seed = evaluation_episodes([0], {}, EvalConfig(**asked), temperature=0.0, train_fraction=0.8, split_seed=0)[6].seed
     kwargs = {"fault": "terminate", "fault_seed": str(seed), "marker": str(tmp_path / "happened")}
     config = small_run(iterations=1, eval=asked, env={"kwargs": kwargs})
     with pytest.raises(SystemExit):

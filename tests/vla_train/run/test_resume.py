@@ -33,7 +33,7 @@ def uninterrupted(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
 
 def faulty(make: MakeRun, tmp_path: Path, fault: str, **changes: Any) -> TrainConfig:
     """The same run, but `fault` happens once, in the middle of the third iteration."""
-    stream = PromptStream([0], {}, group_size=4, train_fraction=0.8, seed=0, next_group_id=FAULTY_GROUP)
+    stream = PromptStream([0], {}, group_size=4, train_fraction=0.8, split_seed=0, seed=0, next_group_id=FAULTY_GROUP)
     kwargs = {"fault": fault, "fault_seed": str(next(stream)[0].seed), "marker": str(tmp_path / "happened")}
     return make(env={"kwargs": kwargs, **changes.pop("env", {})}, **changes)
 

@@ -33,7 +33,7 @@ MakeRun = Callable[..., TrainConfig]
 def test_a_checkpoint_knows_its_score_also_when_its_evaluation_was_interrupted(small_run: MakeRun, tmp_path: Path) -> None:
     evaluation = {"every": 2, "episodes_per_task": 4}
     config = small_run(iterations=2, eval=evaluation)
-    seed = evaluation_episodes([0], {}, config.eval, temperature=0.0, train_fraction=0.8, seed=0)[2].seed
+    seed = evaluation_episodes([0], {}, config.eval, temperature=0.0, train_fraction=0.8, split_seed=0)[2].seed
     kwargs = {"fault": "terminate", "fault_seed": str(seed), "marker": str(tmp_path / "happened")}
     config = small_run(iterations=2, eval=evaluation, env={"kwargs": kwargs})
     with pytest.raises(SystemExit):

@@ -6,12 +6,12 @@ checkpoint's, or that of its datasets (`datasets.py`), and said in the log.
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from vla_train.config import PolicyConfig
+from vla_train.policy.checkpoint_name import checkpoint_folder
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.checkpoint import (
     STATISTICS_FILE,
@@ -55,7 +55,7 @@ def check_options(config: PolicyConfig) -> None:
         raise ValueError(
             f"policy.random_weights contradicts policy.checkpoint {config.checkpoint}: a checkpoint brings its own weights"
         )
-    elif Path(config.checkpoint).is_dir():
+    elif checkpoint_folder(config.checkpoint) is not None:
         open_checkpoint(config.checkpoint)
     else:
         check_checkpoint_files(config.checkpoint)

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vla_train.policy.checkpoint_name import require_checkpoint
+from vla_train.policy.checkpoint_name import checkpoint_folder, require_checkpoint
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.config_json import config_from_json, config_to_json
 from vla_train.policy.simplevla_oft.continuous import refuse_continuous_config, refuse_continuous_files
@@ -84,7 +84,7 @@ def open_checkpoint(path_or_hub_id: str | Path) -> CheckpointFiles:
     """Read everything but the weights.
 
     Args:
-        path_or_hub_id: Folder, or `owner/name` on the Hugging Face hub.
+        path_or_hub_id: `demo`, a folder, or `owner/name` on the Hugging Face hub.
 
     Raises:
         ValueError: There is no such checkpoint, a file is missing, damaged or a pickle, or it holds another model (continuous
@@ -92,7 +92,7 @@ def open_checkpoint(path_or_hub_id: str | Path) -> CheckpointFiles:
     """
     name = str(path_or_hub_id)
     check_checkpoint_files(name)
-    folder = Path(name) if Path(name).is_dir() else fetch(name, ["*.safetensors", *_COMPANION_PATTERNS])
+    folder = checkpoint_folder(name) or fetch(name, ["*.safetensors", *_COMPANION_PATTERNS])
     published = read_json(folder / "config.json")
     refuse_continuous_config(published, where=name)
     config = _with_statistics(config_from_json(published), folder)
