@@ -156,9 +156,9 @@ class Player:
         while True:
             for key in keys:
                 seen[key].append(result.observations[key][0].copy())
-            action = np.clip(np.asarray(expert.act(), np.float64), low, high)
+            action = _in_bounds(expert.act(), low, high)
             executed.append(action)
-            labels.append(np.clip(label_of(expert, action), low, high))
+            labels.append(_in_bounds(label_of(expert, action), low, high))
             result = shard.step(action[None, None], np.ones(1, bool), keys)
             succeeded |= bool(result.succeeded[0])
             if result.terminated[0] or result.truncated[0]:
@@ -216,6 +216,11 @@ class Player:
     def _state(self) -> Sequence[str]:
         spec = self._playing.description.observations.get(STATE)
         return (STATE,) if spec is not None and len(spec.shape) == 1 else ()
+
+
+def _in_bounds(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(A,) float64 that float32 holds: what is played is what is recorded, to the bit."""
+    return np.clip(action, low, high).astype(np.float32).astype(np.float64)
 
 
 def _takes_cameras(config: EnvConfig) -> bool:
