@@ -40,7 +40,7 @@ class CollectConfig:
     """Height and width of images in pixels, short for env.kwargs image_size=SIZE; None takes the env's own."""
     detail: Literal["full", "fast"] | None = None
     """How exactly LIBERO is drawn, short for env.kwargs detail=NAME; None takes the env's own."""
-    wrist: bool = False
+    wrist_camera: bool = False
     """Record the wrist camera too."""
     workers: int | Literal["auto"] = "auto"
     """Processes that play side by side; auto takes one per core."""

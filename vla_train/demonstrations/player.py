@@ -72,7 +72,7 @@ class Player:
         self._config = config
         env = config.played_env
         self._draws_apart = _takes_cameras(env)
-        if config.wrist and self._draws_apart:
+        if config.wrist_camera and self._draws_apart:
             env = replace(env, kwargs={**env.kwargs, "cameras": '["agentview", "wrist"]'})
         self._drawing_config = env
         if self._draws_apart:
@@ -96,9 +96,9 @@ class Player:
         observed = drawing.description.observations
         if IMAGE not in observed or not is_image(observed[IMAGE]):
             raise ValueError(f"{self._config.env.id} observes no image {self._config.env.image_key!r}: set env.image_key")
-        wanted = (IMAGE, WRIST) if self._config.wrist else (IMAGE,)
+        wanted = (IMAGE, WRIST) if self._config.wrist_camera else (IMAGE,)
         if missing := [key for key in wanted if key not in observed]:
-            raise ValueError(f"{self._config.env.id} observes no {missing[0]}: leave out --wrist")
+            raise ValueError(f"{self._config.env.id} observes no {missing[0]}: leave out --wrist-camera")
         state = observed.get(STATE)
         features = Features(
             fps=round(env.metadata.get("render_fps", _DEFAULT_FPS)),
@@ -211,7 +211,7 @@ class Player:
         return self._drawing
 
     def _pictures(self) -> Sequence[str]:
-        return (IMAGE, WRIST) if self._config.wrist else (IMAGE,)
+        return (IMAGE, WRIST) if self._config.wrist_camera else (IMAGE,)
 
     def _state(self) -> Sequence[str]:
         spec = self._playing.description.observations.get(STATE)

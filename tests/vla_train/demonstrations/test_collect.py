@@ -51,7 +51,7 @@ def replayed(dataset: DemonstrationDataset, episode: int) -> tuple[np.ndarray, n
     what = dataset.episodes[episode]
     observation, _ = env.reset(options={"task_id": what.task_id, "init_state_id": what.init_state_id})
     frames, states = [], []
-    for action in dataset.actions(episode):
+    for action in dataset.actions(episode).astype(np.float64):
         frames.append(observation["image"][0])
         states.append(observation["state"][0])
         observation, _, terminated, _, _ = env.step(action[None])
@@ -66,7 +66,7 @@ def test_every_demonstration_is_what_the_env_shows_while_its_actions_are_played(
         assert succeeded
         assert episode.success
         np.testing.assert_array_equal(dataset.images(episode.index, "image", range(episode.length)), frames)
-        np.testing.assert_allclose(dataset.states(episode.index), states, atol=1e-6)
+        np.testing.assert_array_equal(dataset.states(episode.index), states)
 
 
 def test_start_states_belong_to_training(collected: Path):
@@ -170,7 +170,7 @@ def test_the_action_without_the_noise_is_recorded_where_the_noise_has_led(tmp_pa
 
 
 def test_the_wrist_camera_and_cameras_of_the_users_choice(tmp_path: Path):
-    assert collect(tmp_path / "wrist", wrist=True).image_keys == ("image", "wrist_image")
+    assert collect(tmp_path / "wrist", wrist_camera=True).image_keys == ("image", "wrist_image")
     on_the_way = replace(ENV, kwargs={"cameras": '["agentview"]'})
     one, other = collect(tmp_path / "apart"), collect(tmp_path / "on_the_way", env=on_the_way)
     for episode in one.episodes:
@@ -208,7 +208,7 @@ def test_an_env_without_an_expert_is_refused_and_a_users_own_expert_is_taken(tmp
 
 def test_a_plain_env_is_refused_with_what_to_do(tmp_path: Path):
     env = EnvConfig(id="reach_env:Reach-v0", success="terminated")
-    with pytest.raises(ValueError, match="is no vector env, which demonstrations need: set env.kwargs vectorization_mode=sync"):
+    with pytest.raises(ValueError, match=r"no vector env, which demonstrations need: set env.kwargs vectorization_mode=sync"):
         collect(tmp_path / "dataset", env=env)
 
 
@@ -221,6 +221,12 @@ def test_other_settings_are_refused_before_anything_starts(collected: Path, monk
     monkeypatch.setattr(Player, "__init__", lambda *given: pytest.fail("an env was made"))
     with pytest.raises(ValueError, match=r"holds demonstrations with settings.seed 0, not 1: choose another output"):
         collect(collected, seed=1)
+
+
+def test_an_output_that_cannot_be_made_is_refused(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot be saved in .*/file/dataset: Not a directory; choose another output"):
+        collect(tmp_path / "file/dataset")
 
 
 def test_two_commands_do_not_write_into_one_folder(tmp_path: Path):
