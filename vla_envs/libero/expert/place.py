@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_envs.libero.expert.grasp import PALM, TIP, Grasp, find_grasp
+from vla_envs.errors import UnsupportedTaskError
+from vla_envs.libero.expert.grasp import PALM, PALM_HALF, TIP, Grasp, find_grasp
 from vla_envs.libero.expert.heights import HALF_CELLS, Clouds, height_map, window_max
 from vla_envs.libero.expert.motion import CLOSED, OPEN, Target, downward, over
 from vla_envs.libero.expert.obstacles import highest_between
@@ -145,7 +146,8 @@ class PickAndPlace:
                 return plan  # it moves because the hand is at it
         grasp = find_grasp(view, self.body, self._rng)
         if grasp is None:
-            assert plan is not None, "a task that cannot be grasped is declined"
+            if plan is None:
+                raise UnsupportedTaskError(f"the hand finds no hold on {view.name(self.body)} from above, as it lies")
             return plan
         rest, release = _resting_place(view, self.body, self.place, frame, grasp, pose)
         self._plan = _Plan(grasp=grasp, rest=rest, release=release, object_pose=pose, support=frame.position)
@@ -181,7 +183,8 @@ def _resting_place(
     hand = pose.out(grasp.position) - pose.position
     yaw = _yaw(pose.rotation @ grasp.opening, np.array([0.0, 1.0, 0.0]))
     near_hand = height_map(around, middle + hand, yaw)
-    palm = window_max(near_hand, (-0.034, 0.034), (-0.108, 0.108))[HALF_CELLS, HALF_CELLS]
+    across, along = PALM_HALF
+    palm = window_max(near_hand, (-across, across), (-along, along))[HALF_CELLS, HALF_CELLS]
     fingers = window_max(near_hand, (-0.012, 0.012), (-0.075, 0.075))[HALF_CELLS, HALF_CELLS]
     lowest_hand = max(palm - PALM, fingers + TIP) + 0.004
     release = max(_DROP, lowest_hand - (height + hand[2]))
