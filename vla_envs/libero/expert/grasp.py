@@ -94,12 +94,13 @@ def _best_at(
         rows, inner, outer = (-half - margin, half + margin), _FINGER_INNER - margin, _FINGER_OUTER + margin
         return np.maximum(window_max(everything, rows, (inner, outer)), window_max(everything, rows, (-outer, -inner)))
 
-    def above(half_extents: tuple[float, float], margin: float = 0.0) -> np.ndarray:
+    def above(heights: np.ndarray, half_extents: tuple[float, float], margin: float = 0.0) -> np.ndarray:
         across, along = (extent + margin for extent in half_extents)
-        return window_max(everything, (-across, across), (-along, along))
+        return window_max(heights, (-across, across), (-along, along))
 
     fingers, fingers_near = beside(0.0), window_max(others, (-half - _MARGIN, half + _MARGIN), (-0.082, 0.082))
-    palm, palm_near, hand = above(PALM_HALF), above(PALM_HALF, _MARGIN), above(_HAND_HALF)
+    palm, hand = above(everything, PALM_HALF), above(everything, _HAND_HALF)
+    palm_near = above(others, PALM_HALF, _MARGIN)
     offsets = (np.arange(size) - HALF_CELLS) * CELL
     away = np.hypot(offsets[:, None], offsets[None, :])
     best: tuple[float, tuple[np.ndarray, float, float]] | None = None

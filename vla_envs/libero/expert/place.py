@@ -24,6 +24,8 @@ _ABOVE = 0.02
 """Clear height over obstacles, metres."""
 _DROP = 0.006
 """From how high an object is let go, metres."""
+_SHUT_FROM = 0.074
+"""Opening in metres below which the fingers are on their way to hold something, or do."""
 _MOVED = 0.02
 """An object that was moved further, metres, is planned for anew."""
 
@@ -89,7 +91,7 @@ class PickAndPlace:
             return Target(position=up, rotation=_level(hand.rotation), gripper=OPEN, speed=self._speed)
         sideways = float(np.hypot(offset[0], offset[1]))
         turned = abs(np.cross(rotation[:, 0], hand.rotation[:, 0])[2])
-        closing = view.gripper_opening < 0.07
+        closing = view.gripper_opening < _SHUT_FROM
         lined_up = sideways < 0.007 and abs(offset[2]) < 0.008 and turned < 0.12
         if lined_up or (closing and near < 0.02):
             return Target(position=point, rotation=rotation, gripper=CLOSED, speed=self._speed)
@@ -98,7 +100,7 @@ class PickAndPlace:
         if sideways < 0.03 and turned > 0.3:  # turn above the object, not around it
             point = np.array([point[0], point[1], max(point[2] + 0.05, min(hand.position[2], clearance))])
         return Target(
-            position=over(hand.position, point, clearance=clearance, slope=3.0),
+            position=over(hand.position, point, clearance=clearance),
             rotation=rotation,
             gripper=OPEN,
             speed=self._speed,
@@ -111,7 +113,7 @@ class PickAndPlace:
         grasp = self._plan.grasp
         apart = np.linalg.norm(view.body(self.body).out(grasp.position) - view.end_effector.position)
         return bool(
-            apart < 0.03 and 0.002 < view.gripper_opening < grasp.width + 0.006 and abs(view.gripper_speed) < 0.03
+            apart < 0.03 and 0.002 < view.gripper_opening < _SHUT_FROM and abs(view.gripper_speed) < 0.03
         )
 
     def _carry(self, view: PrivilegedView, plan: _Plan, pose: Pose, rest: np.ndarray, astray: float) -> Target:
@@ -121,7 +123,7 @@ class PickAndPlace:
         hang = hand.position[2] - view.lowest(self.body)
         top = highest_between(view, pose.position, rest, ignoring={self.body}, margin=0.05)
         clearance = max(release[2], top + hang + _ABOVE + self._lift)
-        target = over(hand.position, release, clearance=clearance, slope=3.0, near=0.008)
+        target = over(hand.position, release, clearance=clearance)
         arrived = astray < 0.012 and abs(hand.position[2] - release[2]) < 0.01
         return Target(
             position=target, rotation=_level(hand.rotation), gripper=OPEN if arrived else CLOSED, speed=self._speed
