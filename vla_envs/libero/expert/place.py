@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_envs.libero.expert.grasp import PALM, TIP, Grasp, find_grasp
+from vla_envs.errors import UnsupportedTaskError
+from vla_envs.libero.expert.grasp import PALM, PALM_HALF, TIP, Grasp, find_grasp
 from vla_envs.libero.expert.heights import HALF_CELLS, Clouds, height_map, window_max
 from vla_envs.libero.expert.motion import CLOSED, OPEN, Target, downward, over
 from vla_envs.libero.expert.obstacles import highest_between
@@ -23,6 +24,8 @@ _ABOVE = 0.02
 """Clear height over obstacles, metres."""
 _DROP = 0.006
 """From how high an object is let go, metres."""
+_SHUT_FROM = 0.074
+"""Opening in metres below which the fingers are on their way to hold something, or do."""
 _MOVED = 0.02
 """An object that was moved further, metres, is planned for anew."""
 
@@ -88,7 +91,7 @@ class PickAndPlace:
             return Target(position=up, rotation=_level(hand.rotation), gripper=OPEN, speed=self._speed)
         sideways = float(np.hypot(offset[0], offset[1]))
         turned = abs(np.cross(rotation[:, 0], hand.rotation[:, 0])[2])
-        closing = view.gripper_opening < 0.07
+        closing = view.gripper_opening < _SHUT_FROM
         lined_up = sideways < 0.007 and abs(offset[2]) < 0.008 and turned < 0.12
         if lined_up or (closing and near < 0.02):
             return Target(position=point, rotation=rotation, gripper=CLOSED, speed=self._speed)
@@ -97,7 +100,7 @@ class PickAndPlace:
         if sideways < 0.03 and turned > 0.3:  # turn above the object, not around it
             point = np.array([point[0], point[1], max(point[2] + 0.05, min(hand.position[2], clearance))])
         return Target(
-            position=over(hand.position, point, clearance=clearance, slope=3.0),
+            position=over(hand.position, point, clearance=clearance),
             rotation=rotation,
             gripper=OPEN,
             speed=self._speed,
@@ -109,7 +112,9 @@ class PickAndPlace:
             return False
         grasp = self._plan.grasp
         apart = np.linalg.norm(view.body(self.body).out(grasp.position) - view.end_effector.position)
-        return bool(apart < 0.03 and 0.002 < view.gripper_opening < grasp.width + 0.006 and abs(view.gripper_speed) < 0.03)
+        return bool(
+            apart < 0.03 and 0.002 < view.gripper_opening < _SHUT_FROM and abs(view.gripper_speed) < 0.03
+        )
 
     def _carry(self, view: PrivilegedView, plan: _Plan, pose: Pose, rest: np.ndarray, astray: float) -> Target:
         hand = view.end_effector
@@ -118,9 +123,11 @@ class PickAndPlace:
         hang = hand.position[2] - view.lowest(self.body)
         top = highest_between(view, pose.position, rest, ignoring={self.body}, margin=0.05)
         clearance = max(release[2], top + hang + _ABOVE + self._lift)
-        target = over(hand.position, release, clearance=clearance, slope=3.0, near=0.008)
+        target = over(hand.position, release, clearance=clearance)
         arrived = astray < 0.012 and abs(hand.position[2] - release[2]) < 0.01
-        return Target(position=target, rotation=_level(hand.rotation), gripper=OPEN if arrived else CLOSED, speed=self._speed)
+        return Target(
+            position=target, rotation=_level(hand.rotation), gripper=OPEN if arrived else CLOSED, speed=self._speed
+        )
 
     def _frame(self, view: PrivilegedView) -> Pose:
         if self.place.body < 0:
@@ -141,7 +148,8 @@ class PickAndPlace:
                 return plan  # it moves because the hand is at it
         grasp = find_grasp(view, self.body, self._rng)
         if grasp is None:
-            assert plan is not None, "a task that cannot be grasped is declined"
+            if plan is None:
+                raise UnsupportedTaskError(f"the hand finds no hold on {view.name(self.body)} from above, as it lies")
             return plan
         rest, release = _resting_place(view, self.body, self.place, frame, grasp, pose)
         self._plan = _Plan(grasp=grasp, rest=rest, release=release, object_pose=pose, support=frame.position)
@@ -177,7 +185,8 @@ def _resting_place(
     hand = pose.out(grasp.position) - pose.position
     yaw = _yaw(pose.rotation @ grasp.opening, np.array([0.0, 1.0, 0.0]))
     near_hand = height_map(around, middle + hand, yaw)
-    palm = window_max(near_hand, (-0.034, 0.034), (-0.108, 0.108))[HALF_CELLS, HALF_CELLS]
+    across, along = PALM_HALF
+    palm = window_max(near_hand, (-across, across), (-along, along))[HALF_CELLS, HALF_CELLS]
     fingers = window_max(near_hand, (-0.012, 0.012), (-0.075, 0.075))[HALF_CELLS, HALF_CELLS]
     lowest_hand = max(palm - PALM, fingers + TIP) + 0.004
     release = max(_DROP, lowest_hand - (height + hand[2]))
