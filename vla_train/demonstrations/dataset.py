@@ -51,6 +51,7 @@ class DemonstrationDataset:
         self.image_shapes: dict[str, tuple[int, int, int]] = {key: shape for key, (_, shape) in description.images.items()}
         self.suite: str | None = description.suite
         self.mirrored_images: bool | None = description.mirrored_images
+        self.actions_as_played: bool = description.actions_as_played
         self.episodes: tuple[DemonstratedEpisode, ...] = description.episodes
         self._description = description
         self._memory_bytes = memory_bytes

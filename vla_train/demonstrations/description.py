@@ -66,6 +66,8 @@ class Description:
     suite: str | None
     mirrored_images: bool | None
     """Whether images are mirrored left to right; None where the dataset does not say."""
+    actions_as_played: bool
+    """Whether it says that actions are as its env takes them; else `conventions` tells."""
 
 
 def describe(folder: Path) -> Description:
@@ -100,7 +102,7 @@ def describe(folder: Path) -> Description:
     if not rows:
         raise ValueError(f"{folder} holds no episodes")
     _check_files(folder, rows, places, {action.column, *[column for column, _ in images.values()]})
-    provenance = _read_provenance(folder)
+    conventions = _read_provenance(folder).get("conventions", {})
     suites = {row.suite for row in rows}
     return Description(
         fps=fps,
@@ -111,7 +113,8 @@ def describe(folder: Path) -> Description:
         episodes=tuple(rows),
         places=tuple(places),
         suite=suites.pop() if len(suites) == 1 else None,
-        mirrored_images=provenance.get("conventions", {}).get("mirrored_images"),
+        mirrored_images=conventions.get("mirrored_images"),
+        actions_as_played=conventions.get("actions") == layout.AS_PLAYED,
     )
 
 

@@ -168,6 +168,7 @@ def test_older_datasets_with_one_file_per_episode_and_other_names_are_read(of_ve
     dataset = DemonstrationDataset(of_version_2)
     assert (dataset.fps, dataset.image_keys, dataset.suite) == (10, ("image", "wrist_image"), None)
     assert dataset.episodes[1].success is None
+    assert not dataset.actions_as_played
     np.testing.assert_array_equal(dataset.actions(2), small.demonstration(2).actions)
     np.testing.assert_array_equal(dataset.states(2), small.demonstration(2).states)
     for step in range(small.length_of(2)):

@@ -112,9 +112,7 @@ class PickAndPlace:
             return False
         grasp = self._plan.grasp
         apart = np.linalg.norm(view.body(self.body).out(grasp.position) - view.end_effector.position)
-        return bool(
-            apart < 0.03 and 0.002 < view.gripper_opening < _SHUT_FROM and abs(view.gripper_speed) < 0.03
-        )
+        return bool(apart < 0.03 and 0.002 < view.gripper_opening < _SHUT_FROM and abs(view.gripper_speed) < 0.03)
 
     def _carry(self, view: PrivilegedView, plan: _Plan, pose: Pose, rest: np.ndarray, astray: float) -> Target:
         hand = view.end_effector
@@ -125,9 +123,7 @@ class PickAndPlace:
         clearance = max(release[2], top + hang + _ABOVE + self._lift)
         target = over(hand.position, release, clearance=clearance)
         arrived = astray < 0.012 and abs(hand.position[2] - release[2]) < 0.01
-        return Target(
-            position=target, rotation=_level(hand.rotation), gripper=OPEN if arrived else CLOSED, speed=self._speed
-        )
+        return Target(position=target, rotation=_level(hand.rotation), gripper=OPEN if arrived else CLOSED, speed=self._speed)
 
     def _frame(self, view: PrivilegedView) -> Pose:
         if self.place.body < 0:
