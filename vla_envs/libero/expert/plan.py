@@ -5,9 +5,11 @@ from typing import Protocol
 import numpy as np
 
 from vla_envs.errors import UnsupportedTaskError
+from vla_envs.libero.expert.joints import is_hinge, joint_body
 from vla_envs.libero.expert.motion import Target
 from vla_envs.libero.expert.place import PickAndPlace, Place
-from vla_envs.libero.expert.push import PushShut, is_hinge, joint_body
+from vla_envs.libero.expert.pull import Pull
+from vla_envs.libero.expert.push import Push
 from vla_envs.libero.goals import InSite, JointPast, OnObject, OnSite, Predicate
 from vla_envs.libero.privileged import PrivilegedView
 
@@ -34,15 +36,27 @@ def make_skill(view: PrivilegedView, rng: np.random.Generator) -> Skill:
 
 def _skill(view: PrivilegedView, predicate: Predicate, rng: np.random.Generator) -> Skill:
     if isinstance(predicate, JointPast):
-        return PushShut(
-            body=joint_body(view, predicate.qpos_addresses[0]),
-            sign=1.0 if predicate.comparison.startswith(">") else -1.0,
-            reach=rng.uniform(0.65, 0.8),
-            depth=rng.uniform(0.04, 0.07),
-            speed=rng.uniform(0.8, 1.0),
-        )
+        return _joint_skill(view, predicate, rng)
     assert isinstance(predicate, OnObject | OnSite | InSite)
     return PickAndPlace(predicate.body, _place(view, predicate), rng)
+
+
+def _joint_skill(view: PrivilegedView, predicate: JointPast, rng: np.random.Generator) -> Skill:
+    body = joint_body(view, predicate.qpos_addresses[0])
+    sign = 1.0 if predicate.comparison.startswith(">") else -1.0
+    speed = rng.uniform(0.85, 1.0)
+    if not is_hinge(view, body) and not predicate.every:
+        return Pull(body=body, sign=sign, lean=rng.uniform(0.8, 1.0), speed=speed)
+    door = view.box(body).size.max() > 0.2
+    return Push(
+        body=body,
+        sign=sign,
+        reach=rng.uniform(0.65, 0.8) if door else 0.9,
+        depth=rng.uniform(0.04, 0.07) if door else rng.uniform(0.0, 0.004),
+        lean=rng.uniform(0.5, 0.7),
+        lead=0.08 if door else 0.04,
+        speed=speed,
+    )
 
 
 def _place(view: PrivilegedView, predicate: OnObject | OnSite | InSite) -> Place:
@@ -60,7 +74,7 @@ def why_not(view: PrivilegedView) -> str:
 
 
 def _why_not(view: PrivilegedView, predicate: Predicate) -> str:
-    if isinstance(predicate, JointPast) and predicate.every and is_hinge(view, joint_body(view, predicate.qpos_addresses[0])):
+    if isinstance(predicate, JointPast):
         return ""
     if isinstance(predicate, OnObject | OnSite | InSite):
         return ""
