@@ -46,12 +46,12 @@ def _joint_skill(view: PrivilegedView, predicate: JointPast, rng: np.random.Gene
     sign = 1.0 if predicate.comparison.startswith(">") else -1.0
     speed = rng.uniform(0.85, 1.0)
     if not is_hinge(view, body) and not predicate.every:
-        return Pull(body=body, sign=sign, lean=rng.uniform(0.8, 1.0), speed=speed)
+        return Pull(body=body, sign=sign, lean=rng.uniform(1.25, 1.45), speed=speed)
     door = view.box(body).size.max() > 0.2
     return Push(
         body=body,
         sign=sign,
-        reach=rng.uniform(0.65, 0.8) if door else 0.9,
+        reach=rng.uniform(0.65, 0.8) if door else 0.7,
         depth=rng.uniform(0.04, 0.07) if door else rng.uniform(0.0, 0.004),
         lean=rng.uniform(0.5, 0.7),
         lead=0.08 if door else 0.04,
