@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from vla_envs.libero.goals import GoalInputs, JointPast
 from vla_envs.libero.privileged import Pose, PrivilegedView
 
 FINGER = 0.012
@@ -24,6 +25,20 @@ class Handle:
     """(3,) unit vector: how that point moves when the joint goes as wanted."""
     top: float
     """Height in metres of the part's highest point."""
+
+
+def joint_sign(predicate: JointPast) -> float:
+    """+1 if the joints must grow to meet the predicate, -1 if they must shrink."""
+    return 1.0 if predicate.comparison.startswith(">") else -1.0
+
+
+def is_met(view: PrivilegedView, predicate: JointPast) -> bool:
+    """Whether the joints are far enough now."""
+    poses = np.zeros((1, 0, 3))
+    states = GoalInputs(
+        qpos=view.qpos[None], body_xpos=poses, site_xpos=poses, site_xmat=poses, touching=np.zeros((1, 0), bool)
+    )
+    return bool(predicate.holds(states)[0])
 
 
 def joint_body(view: PrivilegedView, address: int) -> int:

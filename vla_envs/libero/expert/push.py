@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_envs.libero.expert.joints import FINGER, Handle, hinge_face, is_hinge, slide_face
+from vla_envs.libero.expert.joints import FINGER, Handle, hinge_face, is_hinge, is_met, joint_sign, slide_face
 from vla_envs.libero.expert.motion import CLOSED, Target, downward, leaning, over
 from vla_envs.libero.expert.obstacles import highest_between
+from vla_envs.libero.goals import JointPast
 from vla_envs.libero.privileged import PrivilegedView
 
 _STANDOFF = 0.05
@@ -19,8 +20,8 @@ class Push:
 
     body: int
     """The part."""
-    sign: float
-    """+1 if its joint must grow, -1 if it must shrink."""
+    predicate: JointPast
+    """What its joint must come to."""
     reach: float
     """Where to push a door: fraction of its width, from the hinge."""
     depth: float
@@ -32,14 +33,21 @@ class Push:
     speed: float
     """Largest translation action."""
 
+    def prepare(self, view: PrivilegedView) -> None:
+        """Nothing to find out."""
+
+    def done(self, view: PrivilegedView) -> bool:
+        """Whether it has gone far enough."""
+        return is_met(view, self.predicate)
+
     def decide(self, view: PrivilegedView) -> Target:
         """Where the hand should be next."""
         hand = view.end_effector.position
         if is_hinge(view, self.body):
-            face = hinge_face(view, self.body, self.sign, reach=self.reach, depth=self.depth)
+            face = hinge_face(view, self.body, joint_sign(self.predicate), reach=self.reach, depth=self.depth)
             rotation = downward(0.0)
         else:
-            face = slide_face(view, self.body, self.sign)
+            face = slide_face(view, self.body, joint_sign(self.predicate))
             rotation = leaning(-face.way, self.lean)
         return Target(position=self._next(view, hand, face), rotation=rotation, gripper=CLOSED, speed=self.speed)
 
