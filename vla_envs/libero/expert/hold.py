@@ -1,12 +1,14 @@
 """Taking hold of a thing from above: come down on the planned grasp with open fingers, then close them.
 
-The plan is a function of how things lie, worked out anew when the thing was moved or tilted while nothing held it.
+The plan is a function of how things lie, worked out anew when the thing was moved or tilted while nothing held it, or when a
+drawer or door has moved, which may be in the way.
 """
 
 import numpy as np
 
 from vla_envs.errors import UnsupportedTaskError
 from vla_envs.libero.expert.grasp import TIP, Grasp, find_grasp
+from vla_envs.libero.expert.joints import fixture_joints
 from vla_envs.libero.expert.motion import CLOSED, OPEN, Target, downward, over
 from vla_envs.libero.expert.obstacles import highest_between
 from vla_envs.libero.privileged import Pose, PrivilegedView
@@ -35,6 +37,7 @@ class Hold:
         self._rng = rng
         self._grasp: Grasp | None = None
         self._planned_at: Pose | None = None
+        self._planned_joints = np.zeros(0)
 
     def grasp(self, view: PrivilegedView) -> Grasp:
         """The plan as things lie now.
@@ -46,13 +49,14 @@ class Hold:
         if self._grasp is not None and self._planned_at is not None:
             tilted = float(pose.rotation[2] @ self._planned_at.rotation[2]) < 0.95
             moved = bool(np.linalg.norm(pose.position - self._planned_at.position) > _MOVED)
+            opened = bool(np.abs(fixture_joints(view) - self._planned_joints).max(initial=0.0) > _MOVED)
             at_it = np.linalg.norm(pose.out(self._grasp.position) - view.end_effector.position) < 0.05
-            if self.holds(view) or not (tilted or moved) or (at_it and not tilted):
+            if self.holds(view) or not (tilted or moved or opened) or (at_it and not tilted):
                 return self._grasp
         found = find_grasp(view, self.body, self._rng)
         if found is None and self._grasp is None:
             raise UnsupportedTaskError(f"the hand finds no hold on {view.name(self.body)} from above, as it lies")
-        self._grasp, self._planned_at = found or self._grasp, pose
+        self._grasp, self._planned_at, self._planned_joints = found or self._grasp, pose, fixture_joints(view)
         assert self._grasp is not None
         return self._grasp
 

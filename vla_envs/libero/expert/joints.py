@@ -41,6 +41,16 @@ def is_met(view: PrivilegedView, predicate: JointPast) -> bool:
     return bool(predicate.holds(states)[0])
 
 
+def fixture_joints(view: PrivilegedView) -> np.ndarray:
+    """(J,) positions of all doors, drawers and knobs."""
+    geometry = view.geometry
+    if "fixture_joints" not in geometry.derived:
+        model, fixtures = geometry.model, set(geometry.fixtures.values())
+        joints = [joint for joint in range(model.njnt) if model.body_rootid[model.jnt_bodyid[joint]] in fixtures]
+        geometry.derived["fixture_joints"] = model.jnt_qposadr[joints].astype(int)
+    return view.qpos[geometry.derived["fixture_joints"]]
+
+
 def joint_body(view: PrivilegedView, address: int) -> int:
     """The body that the joint at this address of qpos moves."""
     model = view.geometry.model

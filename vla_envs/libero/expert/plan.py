@@ -41,17 +41,23 @@ def make_skills(view: PrivilegedView, rng: np.random.Generator) -> list[Skill]:
     Raises:
         UnsupportedTaskError: No skill reaches it.
     """
-    task = f"{view.suite} task {view.task_id} ({view.instruction})"
+    reason = why_declined(view)
+    if reason:
+        raise UnsupportedTaskError(f"the expert cannot do {view.suite} task {view.task_id} ({view.instruction}): {reason}")
+    return [_skill(view, predicate, rng) for predicate in _in_order(view)]
+
+
+def why_declined(view: PrivilegedView) -> str:
+    """Why the expert cannot do the task from here; "" if it can."""
     reasons = [reason for predicate in view.goal.predicates if (reason := why_not(view, predicate))]
     if reasons:
-        raise UnsupportedTaskError(f"the expert cannot do {task}: {reasons[0]}")
-    skills = [_skill(view, predicate, rng) for predicate in _in_order(view)]
+        return reasons[0]
     try:
-        for skill in skills:
-            skill.prepare(view)
+        for predicate in _in_order(view):
+            _skill(view, predicate, np.random.default_rng(0)).prepare(view)
     except UnsupportedTaskError as error:
-        raise UnsupportedTaskError(f"the expert cannot do {task}: {error}") from None
-    return skills
+        return str(error)
+    return ""
 
 
 def next_target(skills: Sequence[Skill], view: PrivilegedView) -> Target:
