@@ -7,8 +7,8 @@ from benchmarks.expert.sweep import TaskResult
 
 _HEAD = """# The scripted expert, task by task
 
-Written by `python -m benchmarks.expert`: {episodes}, each task from its first stored initial states, noise {noise:g}, settling and
-time limits as in evaluation. What the expert is, and how to use it: [environments.md](environments.md#an-expert-and-what-it-sees).
+Written by `python -m benchmarks.expert`: {episodes}, each task from its first stored initial states, noise {noise:g},
+settling and time limits as in evaluation. What the expert is and how to use it: [environments.md](environments.md).
 
 | suite | tasks played | success on them | success on all | declined |
 |---|---|---|---|---|

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vla_envs.errors import UnsupportedTaskError
 from vla_envs.libero.expert.grasp import PALM, PALM_HALF, TIP, Grasp
 from vla_envs.libero.expert.heights import HALF_CELLS, Clouds, height_map, window_max
 from vla_envs.libero.expert.hold import ABOVE, Hold, level, yaw_of
@@ -33,6 +34,8 @@ class Place:
     """The region; -1: the middle of the body."""
     size: tuple[float, ...]
     """(3,) half extents of the region along its own axes, metres."""
+    roofless: bool
+    """Whether it must be open above now; else anything will do (a drawer that is still to be opened)."""
 
     def frame(self, view: PrivilegedView) -> Pose:
         """Where the place is now."""
@@ -68,12 +71,19 @@ class PickAndPlace:
         self._rest: _Rest | None = None
 
     def prepare(self, view: PrivilegedView) -> None:
-        """Find a hold on the object.
+        """Find a hold on the object, and a way into its place.
 
         Raises:
             UnsupportedTaskError: There is none.
         """
         self._hold.grasp(view)
+        frame = self.place.frame(view)
+        height = frame.out(self._resting(view).position)[2] - frame.position[2]
+        if self.place.roofless and height > np.abs(frame.rotation @ np.array(self.place.size))[2]:
+            name = view.geometry.model.site(self.place.site).name
+            raise UnsupportedTaskError(
+                f"{name} cannot be reached from above, and it has no skill for putting things in from aside"
+            )
 
     def done(self, view: PrivilegedView) -> bool:
         """Whether the object lies in its place and the hand is off it."""

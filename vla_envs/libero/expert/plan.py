@@ -135,9 +135,10 @@ def _is_door(view: PrivilegedView, body: int) -> bool:
 
 def _place(view: PrivilegedView, predicate: OnObject | OnSite | InSite) -> Place:
     if isinstance(predicate, OnObject):
-        return Place(body=predicate.support, site=-1, size=(0.0, 0.0, 0.0))
+        return Place(body=predicate.support, site=-1, size=(0.0, 0.0, 0.0), roofless=False)
     model = view.geometry.model
     body = int(model.site_bodyid[predicate.site])
     root = int(model.body_rootid[body])
     on_table = root not in (*view.objects.values(), *view.fixtures.values())
-    return Place(body=0 if on_table else body, site=predicate.site, size=predicate.size)
+    roofless = isinstance(predicate, InSite) and not _opening(view, body)
+    return Place(body=0 if on_table else body, site=predicate.site, size=predicate.size, roofless=roofless)
