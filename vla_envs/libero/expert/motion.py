@@ -11,7 +11,7 @@ from vla_envs.libero.privileged import PrivilegedView
 
 OPEN, CLOSED = -1.0, 1.0
 """Gripper commands."""
-_TRANSLATION_GAIN = 12.0
+_TRANSLATION_GAIN = 20.0
 """Action per metre of distance."""
 _ROTATION_GAIN = 2.0
 """Action per radian."""
@@ -42,7 +42,7 @@ def towards(view: PrivilegedView, target: Target) -> np.ndarray:
     hand = view.end_effector
     move = _TRANSLATION_GAIN * (target.position - hand.position)
     move *= min(1.0, target.speed / max(1e-9, float(np.abs(move).max())))
-    rotation = _tilted_away(view) @ target.rotation
+    rotation = _tilted_away(view) @ target.rotation if target.rotation[2, 2] < -0.9 else target.rotation
     turn = np.clip(_ROTATION_GAIN * rotation_vector(rotation @ hand.rotation.T), -_ROTATION_LIMIT, _ROTATION_LIMIT)
     return np.concatenate([move, turn, [target.gripper]])
 
@@ -86,6 +86,36 @@ def over(hand: np.ndarray, goal: np.ndarray, *, clearance: float, slope: float =
     next_point = hand + along * (goal - hand)
     next_point[2] = floor
     return next_point
+
+
+def along(hand: np.ndarray, goal: np.ndarray, approach: np.ndarray, *, standoff: float, least: float) -> np.ndarray:
+    """The next point of a way that ends on `goal` in a given direction: the same funnel as `over`, lying on its side.
+
+    Args:
+        hand: (3,) position now.
+        goal: (3,) position in the end.
+        approach: (3,) unit vector of the last part of the way.
+        standoff: How long that part is, metres.
+        least: How much of it must not be gone yet.
+    """
+    apart = hand - goal
+    sideways = apart - apart @ approach * approach
+    back = max(least, min(standoff, 3.0 * max(0.0, float(np.linalg.norm(sideways)) - 0.004)))
+    missing = back + apart @ approach
+    free = np.clip(1.0 - (missing - 0.01) / 0.04, 0.0, 1.0)
+    return goal - back * approach + (1.0 - free) * sideways
+
+
+def leaning(out: np.ndarray, lean: float) -> np.ndarray:
+    """(3, 3): the hand pointing down and leaning `lean` (rad) towards `out`, its fingers pointing against it.
+
+    They open along `out` and upwards: around a bar that lies across.
+    """
+    flat = np.array([out[0], out[1], 0.0]) / np.hypot(out[0], out[1])
+    up = np.array([0.0, 0.0, 1.0])
+    pointing = -np.sin(lean) * flat - np.cos(lean) * up
+    opening = np.cos(lean) * flat - np.sin(lean) * up
+    return np.column_stack([opening, np.cross(pointing, opening), pointing])
 
 
 def rotation_vector(rotation: np.ndarray) -> np.ndarray:
