@@ -57,6 +57,9 @@ bench: setup     ## the benchmarks, each beside its baseline
 parity: setup    ## compare all 130 tasks with stock LIBERO, and write docs/parity.md
 	$(BIN)/python -m benchmarks.parity $(ARGS)
 
+expert: setup    ## the scripted expert on all 130 tasks; writes docs/expert.md
+	$(BIN)/python -m benchmarks.expert $(ARGS)
+
 report: setup    ## one HTML page about the run in runs/demo; another run: make report RUN=runs/NAME
 	$(BIN)/python -m vla_train report $(RUN)
 

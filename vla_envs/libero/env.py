@@ -10,6 +10,7 @@ from vla_envs.libero.arguments import choose_tasks, task_span
 from vla_envs.libero.cache import exported_file
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.expert.expert import Expert
+from vla_envs.libero.expert.plan import why_declined
 from vla_envs.libero.privileged import PrivilegedView
 from vla_envs.libero.recent_scenes import RecentScenes
 from vla_envs.libero.suites import suite_tasks
@@ -131,6 +132,15 @@ class LiberoEnv(ChunkedVectorEnv):
             NotResetError: The slot was never reset, or the env is closed.
         """
         return Expert(partial(self.privileged, slot), noise=noise, seed=seed)
+
+    def expert_declines(self, slot: int = 0) -> str:
+        """Why the scripted expert cannot do the task of the episode that the slot is in; "" if it can. Takes about 0.1 s.
+
+        Raises:
+            ValueError: There is no such slot.
+            NotResetError: The slot was never reset, or the env is closed.
+        """
+        return why_declined(self.privileged(slot))
 
     def close_extras(self) -> None:
         super().close_extras()

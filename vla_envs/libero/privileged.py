@@ -168,6 +168,10 @@ class PrivilegedView:
         """Name of each cabinet, stove, microwave, rack ... -> id of its root body."""
         return self.geometry.fixtures
 
+    def name(self, body: int) -> str:
+        """Name of an object or fixture by its root body's id; of any other body its MuJoCo name."""
+        return self.geometry.model.body(body).name.removesuffix(_ROOT)
+
     def body(self, body: str | int) -> Pose:
         """Pose of a body by its MuJoCo name, by an object's or fixture's name, or by id.
 

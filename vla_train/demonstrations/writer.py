@@ -126,6 +126,16 @@ class DatasetWriter:
         return tuple(Origin(**{name: row[name] for name in _ORIGIN_TYPES}) for row in self._rows)
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Steps of each episode."""
+        return tuple(row["length"] for row in self._rows)
+
+    @property
+    def instructions(self) -> dict[int, str]:
+        """By task id."""
+        return {row["task_id"]: row["tasks"][0] for row in self._rows}
+
+    @property
     def num_frames(self) -> int:
         """Of all episodes."""
         return self._rows[-1]["dataset_to_index"] if self._rows else 0
@@ -279,8 +289,8 @@ class DatasetWriter:
             replace_file(self._folder / name, content)
         except OSError as error:
             raise RunError(
-                f"{self._folder} cannot be written to ({error.strerror or error}); {len(self._rows)} episodes are complete "
-                "there, and the same command goes on after them"
+                f"{self._folder} cannot be written to ({error.strerror or error}); complete episodes there: {len(self._rows)}; "
+                "the same command goes on after them"
             ) from error
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from vla_envs.errors import NotResetError
 from vla_envs.libero.expert.motion import towards
-from vla_envs.libero.expert.plan import make_skill
+from vla_envs.libero.expert.plan import make_skills, next_target
 from vla_envs.libero.privileged import PrivilegedView
 
 _MEMORY = 0.7
@@ -37,7 +37,7 @@ class Expert:
         self._rng = np.random.default_rng(seed)
         view = look()
         self._geometry = view.geometry
-        self._skill = make_skill(view, self._rng)
+        self._skills = make_skills(view, self._rng)
         self._disturbance = np.zeros(6)
         self.intended = np.zeros(7)
         """(7,) float64: the last action without its noise, which is what a policy should learn there."""
@@ -51,7 +51,7 @@ class Expert:
         view = self._look()
         if view.geometry is not self._geometry:
             raise NotResetError(f"this expert was made for another task than {view.instruction!r}: make a new one after reset")
-        self.intended = np.clip(towards(view, self._skill.decide(view)), -1.0, 1.0)
+        self.intended = np.clip(towards(view, next_target(self._skills, view)), -1.0, 1.0)
         fresh = self._rng.normal(size=6)
         self._disturbance = _MEMORY * self._disturbance + np.sqrt(1 - _MEMORY**2) * self._noise * fresh
         action = self.intended.copy()
