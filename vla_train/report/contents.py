@@ -86,7 +86,7 @@ def read_run(run: Path) -> RunContents:
     """
     try:
         config_json = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        config = config_from_json(config_json)
+        config = config_from_json(config_json, defaults=TrainConfig())
     except OSError as error:
         raise ValueError(f"{run} is not the folder of a run: config.json: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError) as error:
