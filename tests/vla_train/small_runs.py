@@ -19,8 +19,13 @@ from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_
 CHUNK_SIZE, ACTION_DIM = 2, 2
 
 
-def save_small_checkpoint(folder: Path, *, action_dim: int = ACTION_DIM, bound: float = 1.0, seed: int = 0) -> Path:
-    """A checkpoint in the published layout with random weights, for actions in [-bound, bound]."""
+def save_small_checkpoint(
+    folder: Path, *, action_dim: int = ACTION_DIM, bound: float = 1.0, seed: int = 0, num_layers: int = 1
+) -> Path:
+    """A checkpoint in the published layout with random weights, for actions in [-bound, bound].
+
+    With one layer all tokens of a chunk are drawn alike: placeholders hold zeros, so it takes a second one to tell them apart.
+    """
     tokenizer = small_tokenizer()
     tiny = named_config(
         "tiny",
@@ -34,7 +39,7 @@ def save_small_checkpoint(folder: Path, *, action_dim: int = ACTION_DIM, bound: 
         tiny,
         towers=tuple(replace(tower, width=16, depth=2, num_heads=1, mlp_width=16) for tower in tiny.towers),
         image_size=28,
-        language=replace(tiny.language, hidden_size=32, intermediate_size=32, num_layers=1, num_heads=1),
+        language=replace(tiny.language, hidden_size=32, intermediate_size=32, num_layers=num_layers, num_heads=1),
         gripper=None,
         norm_stats={"actions": ActionStatistics.from_bounds(-high, high).to_json()},
     )

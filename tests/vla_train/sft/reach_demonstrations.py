@@ -12,7 +12,9 @@ from vla_train.config import AdamWConfig, EnvConfig, EvalConfig, PolicyConfig
 from vla_train.demonstrations.layout import Features
 from vla_train.demonstrations.pictures import encode_pictures
 from vla_train.demonstrations.writer import DatasetWriter, Demonstration, Origin
-from vla_train.sft.config import SftConfig
+from vla_train.sft.config import AugmentConfig, SftConfig
+
+UNVARIED = AugmentConfig(crop=False, shift=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
 
 ACTIONS = np.array([[0.5, level] for level in (-1.0, -0.5, 0.0, 0.25, 0.5, 1.0)], np.float32)
 

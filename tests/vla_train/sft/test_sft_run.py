@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from rank_processes import run_ranks
-from reach_demonstrations import ACTIONS, sft_config, write_reach_demonstrations
+from reach_demonstrations import ACTIONS, UNVARIED, sft_config, write_reach_demonstrations
 from safetensors.numpy import load_file
-from small_runs import small_config
+from small_runs import save_small_checkpoint, small_config
 
 from vla_train.cli import main
 from vla_train.display import Display
@@ -40,17 +40,21 @@ def make_sft(demonstrations: Path, small_checkpoint: Path, tmp_path: Path) -> Ma
 
 
 @pytest.fixture(scope="module")
-def taught(demonstrations: Path, small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> SftConfig:
+def taught(demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> SftConfig:
     """A run that has learnt four episodes by heart."""
+    folder = tmp_path_factory.mktemp("taught")
     config = sft_config(
         demonstrations,
-        small_checkpoint,
-        tmp_path_factory.mktemp("taught") / "sft",
-        steps=120,
-        checkpoint_every=60,
+        save_small_checkpoint(folder / "checkpoint", num_layers=2),
+        folder / "sft",
+        steps=160,
+        batch_rows=12,
+        checkpoint_every=80,
+        augment=UNVARIED,
+        optim={"learning_rate": 6e-3, "beta2": 0.95},
         validation_fraction=0.0,
         statistics="data",
-        eval={"every": 60, "before_training": True},
+        eval={"every": 80, "before_training": True},
     )
     sft(config)
     return config
@@ -62,7 +66,7 @@ def test_four_episodes_are_learnt_by_heart(taught: SftConfig) -> None:
     assert records[-1]["update/loss"] < 0.2
     assert records[-1]["update/token_accuracy"] > 0.95
     evaluations = read_records(taught.output, "eval")
-    assert [record["iteration"] for record in evaluations] == [0, 60, 120]
+    assert [record["iteration"] for record in evaluations] == [0, 80, 160]
     assert (evaluations[-1]["success_rate"], evaluations[-1]["success_rate_t1.0"]) == (1.0, 1.0)
 
 
@@ -75,7 +79,7 @@ def test_a_policy_that_was_taught_plays_the_demonstrated_actions_through_eval(ta
 
 
 def test_statistics_of_the_data_are_written_into_the_checkpoint(taught: SftConfig) -> None:
-    policy = taught.output / "checkpoints" / "step_000120" / "policy"
+    policy = taught.output / "checkpoints" / "step_000160" / "policy"
     statistics = json.loads((policy / "dataset_statistics.json").read_text())["demonstrations"]
     np.testing.assert_allclose(statistics["action"]["q01"], [0.5, -1.0], atol=1e-6)
     np.testing.assert_allclose(statistics["action"]["q99"], [0.5, 1.0], atol=1e-6)
@@ -92,7 +96,7 @@ def test_grpo_goes_on_from_it(taught: SftConfig, tmp_path: Path) -> None:
 
 def test_the_report_shows_how_it_learnt(taught: SftConfig) -> None:
     page = write_report(taught.output).read_text()
-    for text in ("complete: 120 of 120 steps", "Token accuracy", "Cross-entropy", "evaluation (greedy)", str(taught.data)):
+    for text in ("complete: 160 of 160 steps", "Token accuracy", "Cross-entropy", "evaluation (greedy)", str(taught.data)):
         assert text in page
 
 
