@@ -15,3 +15,7 @@ class RenderingUnavailableError(RuntimeError):
 
 class NotResetError(RuntimeError):
     """A call that needs episodes came before `reset` or after `close`, or a single env's `step` after its episode's end."""
+
+
+class UnsupportedTaskError(ValueError):
+    """A task that the scripted expert cannot do; the message names the task and the reason."""

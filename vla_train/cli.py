@@ -1,6 +1,6 @@
 """The command line: parses and checks everything before it imports torch or a simulator.
 
-    python -m vla_train [train|sft|eval|report] [options]
+    python -m vla_train [train|collect|sft|eval|report] [options]
 
 `train` is the default command. Options are generated from `vla_train.config`; a recipe gives their defaults.
 """
@@ -20,6 +20,7 @@ import tyro
 
 from vla_train.config import RENAMED, EvaluateConfig, TrainConfig
 from vla_train.config_file import RunConfig, read_config, read_run_config
+from vla_train.demonstrations.config import CollectConfig
 from vla_train.errors import RunError
 from vla_train.recipes import DEFAULT_RECIPE, RECIPES
 from vla_train.sft.config import SftConfig
@@ -36,6 +37,7 @@ usage: python -m vla_train [COMMAND] [OPTIONS]
 
 commands:
   train     improve a policy by GRPO, playing and learning in turn (the default)
+  collect   demonstrations by an expert, as a dataset in LeRobot's format
   sft       teach a policy by demonstrations: a start for train, which needs a policy that sometimes succeeds
   eval      play a checkpoint: success per task with confidence intervals, videos
   report    one HTML page about a run: curves, timeline, throughput, videos
@@ -53,6 +55,7 @@ examples:
   python -m vla_train train --config runs/cpu/config.json --output runs/again --seed 1
   python -m vla_train sft --data runs/demonstrations --env.kwargs suite=libero_90 task_ids=[33]
   python -m vla_train eval --checkpoint runs/cpu --eval.episodes-per-task 0
+  python -m vla_train collect --suite libero_90 --task-ids 33 --episodes-per-task 80
   python -m vla_train report runs/cpu
 
 Every option of a command: python -m vla_train COMMAND --help
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_OVERVIEW, end="")
         return
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
-    commands = {"train": _train, "sft": _sft, "eval": _evaluate, "report": _report}
+    commands = {"train": _train, "collect": _collect, "sft": _sft, "eval": _evaluate, "report": _report}
     if command not in commands:
         _fail(f"unknown command {command!r}: choose one of {', '.join(commands)} (python -m vla_train --help)")
     _share_cores()
@@ -286,6 +289,30 @@ def _evaluate(arguments: list[str]) -> Callable[[], object]:
     from vla_train.evaluation.of_checkpoint import CheckpointEvaluation
 
     return CheckpointEvaluation(config).play
+
+
+def parse_collect(arguments: Sequence[str]) -> CollectConfig:
+    """The config of a collection of demonstrations.
+
+    Raises:
+        ValueError: An option was given twice or has another name by now.
+        SystemExit: An option is unknown, or its value cannot work; the reason was printed.
+    """
+    _refuse_names(arguments)
+    return tyro.cli(
+        CollectConfig,
+        prog="python -m vla_train collect",
+        description="Let an expert play tasks, and write what succeeds as a dataset in LeRobot's format (v3). The same command "
+        "goes on with a dataset that is not complete.",
+        args=arguments,
+    )
+
+
+def _collect(arguments: list[str]) -> Callable[[], object]:
+    config = parse_collect(arguments)
+    from vla_train.demonstrations.collect import Collection
+
+    return Collection(config).collect
 
 
 def _report(arguments: list[str]) -> Callable[[], object]:

@@ -11,6 +11,7 @@ import pytest
 
 from vla_train.cli import main, parse_evaluate, parse_train
 from vla_train.config import EvaluateConfig, TrainConfig, config_to_json
+from vla_train.demonstrations.config import CollectConfig
 from vla_train.recipes import RECIPES
 
 SMALL_ENV = ("--env.id", "reach_env:Reach-v0", "--env.envs-per-worker", "1", "--env.success", "terminated")
@@ -60,16 +61,16 @@ def options_of(config: type, prefix: str = "--") -> list[str]:
 def test_the_overview_names_every_command_and_recipe(help_of: Callable[..., str]) -> None:
     overview = help_of("--help")
     assert overview == help_of("help") == help_of("-h")
-    for word in ("train", "eval", "report", *RECIPES):
+    for word in ("train", "eval", "collect", "report", *RECIPES):
         assert f"\n  {word} " in overview
     assert "--config FILE" in overview
 
 
-@pytest.mark.parametrize(("command", "config"), [("train", TrainConfig), ("eval", EvaluateConfig)])
+@pytest.mark.parametrize(("command", "config"), [("train", TrainConfig), ("eval", EvaluateConfig), ("collect", CollectConfig)])
 def test_help_lists_every_option_with_its_text(command: str, config: type, help_of: Callable[..., str]) -> None:
     lines = [line.strip("│╭╮╰╯ \n") for line in help_of(command, "--help").splitlines()]
     options = options_of(config)
-    assert len(options) > 30
+    assert len(options) > 25
     for option in options:
         places = [place for place, line in enumerate(lines) if line.split(" ")[0].rstrip(",") == option]
         assert len(places) == 1, f"{option} is listed {len(places)} times"
@@ -174,9 +175,13 @@ def test_a_run_that_held_nothing_out_is_evaluated_on_all_initial_states(small_ru
         (["--recipe"], "--recipe needs a name"),
         (["--recipe", "paper"], "policy.size openvla-7b goes on from a trained policy: name one with --policy.checkpoint"),
         (["--policy.size", "openvla-7b"], "policy.size openvla-7b goes on from a trained policy"),
-        (["nope"], "unknown command 'nope': choose one of train, eval, report"),
+        (["nope"], "unknown command 'nope': choose one of train, eval, collect, report"),
         (["eval"], "--checkpoint"),
         (["report", "/"], "has no config.json"),
+        (["collect", "--suite", "libero_10", "--env.kwargs", "suite=libero_90"], "suite was given twice"),
+        (["collect", "--suite", "nope"], "nope"),
+        (["collect", "--suite", "libero_10", "--task-ids", "12"], "12"),
+        (["collect", "--env.id", "Nope-v0"], "Nope"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

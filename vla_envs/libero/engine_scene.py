@@ -1,5 +1,6 @@
 """A LIBERO scene and its players, as the engine takes them: compiled control steps, goals and the stove's glow."""
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import mujoco
@@ -16,6 +17,7 @@ from vla_envs.libero.controller import (
     workspace,
 )
 from vla_envs.libero.goals import GoalInputs
+from vla_envs.libero.privileged import SceneGeometry
 from vla_envs.libero.scene import Scene
 from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player
 from vla_envs.vector.mujoco_c import c_functions, contact_layout
@@ -36,6 +38,11 @@ class LiberoEngineScene(EngineScene):
         self.state_size = mujoco.mj_stateSize(scene.model, _STATE)
         scene.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_SENSOR  # nobody reads the wrist's force and torque
         self._shown = np.array([scene.model.site_rgba[switch.site_id, 3] > 0 for switch in scene.visual_switches], bool)
+
+    @cached_property
+    def geometry(self) -> SceneGeometry:
+        """Names and shapes, for privileged views; made when first asked for."""
+        return SceneGeometry(self.scene)
 
     def new_player(self) -> "LiberoPlayer":
         return LiberoPlayer(self)

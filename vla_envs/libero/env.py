@@ -1,12 +1,16 @@
 """The LIBERO benchmark as a vector env: each slot plays a task of its own, from the initial states that LIBERO stores."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from vla_envs.libero.arguments import choose_tasks, task_span
 from vla_envs.libero.cache import exported_file
+from vla_envs.libero.engine_scene import LiberoEngineScene
+from vla_envs.libero.expert.expert import Expert
+from vla_envs.libero.privileged import PrivilegedView
 from vla_envs.libero.recent_scenes import RecentScenes
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv
@@ -99,6 +103,34 @@ class LiberoEnv(ChunkedVectorEnv):
             instruction=self.instructions[task_id],
             cache_key=(task_id, init_state_id),
         )
+
+    def privileged(self, slot: int = 0) -> PrivilegedView:
+        """A slot as it is now: poses, joints, sizes and the goal, which a policy must not see.
+
+        Raises:
+            ValueError: There is no such slot.
+            NotResetError: It was never reset, or the env is closed.
+        """
+        check_integer("slot", slot, least=0)
+        if slot >= self.num_envs:
+            raise ValueError(f"slot must be in 0..{self.num_envs - 1}, got {slot}")
+        with self._busy:
+            self._check_open()
+            self._check_begun("privileged", [slot])
+            start = self._starts[slot]
+            assert start is not None
+            assert isinstance(start.scene, LiberoEngineScene)
+            return PrivilegedView(start.scene.geometry, self._engine.get_state(slot), init_state_id=start.init_state_id)
+
+    def make_expert(self, slot: int = 0, *, noise: float = 0.0, seed: int | None = None) -> Expert:
+        """A scripted expert for the episode that the slot is in; see `Expert`.
+
+        Raises:
+            UnsupportedTaskError: It cannot do the slot's task; the message says why.
+            ValueError: There is no such slot, or `noise` is not in 0..1.
+            NotResetError: The slot was never reset, or the env is closed.
+        """
+        return Expert(partial(self.privileged, slot), noise=noise, seed=seed)
 
     def close_extras(self) -> None:
         super().close_extras()

@@ -70,6 +70,9 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
     num_init_states: Mapping[int, int] = {}
     mirrored_images = True
     """Whether observed pictures are mirrored left to right, as in the published LIBERO sets; those of `render` are not."""
+    robot_type = "panda"
+    control_mode = "relative end-effector pose (OSC_POSE), 20 Hz"
+    gripper_convention = "-1 open, +1 close"
 
     def __init__(
         self,

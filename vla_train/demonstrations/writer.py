@@ -126,6 +126,16 @@ class DatasetWriter:
         return tuple(Origin(**{name: row[name] for name in _ORIGIN_TYPES}) for row in self._rows)
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Steps of each episode."""
+        return tuple(row["length"] for row in self._rows)
+
+    @property
+    def instructions(self) -> dict[int, str]:
+        """By task id."""
+        return {row["task_id"]: row["tasks"][0] for row in self._rows}
+
+    @property
     def num_frames(self) -> int:
         """Of all episodes."""
         return self._rows[-1]["dataset_to_index"] if self._rows else 0

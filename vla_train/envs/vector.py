@@ -114,6 +114,11 @@ class VectorShard(EnvShard):
         return find_info_key(info, self._config)
 
     @property
+    def env(self) -> VectorEnv:
+        """The env itself: for an expert, which may see what a policy must not."""
+        return self._env
+
+    @property
     def render_span(self) -> tuple[float, float] | None:
         return getattr(self._env.unwrapped, "render_span", None)
 
