@@ -106,7 +106,7 @@ class PolicyConfig:
     replicas: int = 1
     """Sampling copies that share each batch (with worker = ray), each on a GPU of its own where the model runs on GPUs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Weights and activations; auto is bfloat16 on a GPU, float32 on the CPU. Log-probs are always float32."""
+    """Weights and activations; auto: bfloat16 on GPUs and on CPUs that have it, else float32. Log-probs are always float32."""
     jpeg: Literal["auto", "on", "off"] = "auto"
     """Pass images through JPEG (quality 95) first; auto: as the checkpoint says, otherwise on for LIBERO's datasets."""
     compile: bool = False

@@ -53,7 +53,7 @@ def small_config(checkpoint: Path, output: Path, **changes: Any) -> TrainConfig:
     """Four iterations of two groups of four episodes; `changes` by field of `TrainConfig`, sections as fields to change."""
     sections: dict[str, Any] = {
         "env": EnvConfig(id="reach_env:Reach-v0", num_workers=2, envs_per_worker=2, success="terminated"),
-        "policy": PolicyConfig(checkpoint=str(checkpoint), chunk_size=CHUNK_SIZE, device="cpu"),
+        "policy": PolicyConfig(checkpoint=str(checkpoint), chunk_size=CHUNK_SIZE, device="cpu", dtype="float32"),
         "rollout": RolloutConfig(groups_per_iteration=2, group_size=4, max_attempts=1.0, deterministic=True),
         "optim": OptimConfig(learning_rate=1e-3, minibatch_trajectories=4, microbatch_rows=8),
         "eval": EvalConfig(every=0, before_training=False, episodes_per_task=4, videos=1),

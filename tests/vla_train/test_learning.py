@@ -71,7 +71,7 @@ def save_untrained(folder: Path, *, seed: int) -> None:
 
 def load(folder: Path) -> SimpleVLAOFTPolicy:
     bound = np.ones(ACTION_DIM, np.float32)
-    config = PolicyConfig(checkpoint=str(folder), chunk_size=CHUNK_SIZE, device="cpu")
+    config = PolicyConfig(checkpoint=str(folder), chunk_size=CHUNK_SIZE, device="cpu", dtype="float32")
     return build_policy(config, EnvDescription(observations={}, action_low=-bound, action_high=bound), seed=0)
 
 

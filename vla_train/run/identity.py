@@ -12,7 +12,18 @@ from vla_train.run.named_checkpoint import resolve_checkpoint
 _Run = TypeVar("_Run", bound=RunConfig)
 
 _FIXED = {
-    "": ("seed", "train_fraction", "data", "batch_rows", "stride", "padding", "statistics", "label_step"),
+    "": (
+        "seed",
+        "train_fraction",
+        "data",
+        "batch_rows",
+        "stride",
+        "padding",
+        "statistics",
+        "label_step",
+        "gripper",
+        "orientation",
+    ),
     "env": ("id", "kwargs", "image_key", "instruction", "success", "success_return", "max_episode_steps"),
     "policy": ("factory", "kwargs", "checkpoint", "size", "chunk_size", "statistics_key", "gripper", "jpeg", "lora_rank"),
     "rollout": ("group_size", "temperature"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from vla_train.config import PolicyConfig
+from vla_train.policy.precision import chosen_dtype
 
 _STATE_BYTES = 12
 """Per trained weight: float32 weight and AdamW's two moments."""
@@ -19,9 +20,7 @@ def least_checkpoint_bytes(config: PolicyConfig) -> int:
     A lower bound: adapters (LoRA) and pictures of episodes that are carried over are not known here.
     """
     weights = 0 if config.checkpoint is None else sum(map(_num_weights, Path(config.checkpoint).glob("*.safetensors")))
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
-    wide = config.dtype == "float32" or (config.dtype == "auto" and on_cpu)
-    return int(_TRAINED * weights * ((4 if wide else 2) + (0 if config.lora_rank else _STATE_BYTES)))
+    return int(_TRAINED * weights * (chosen_dtype(config).itemsize + (0 if config.lora_rank else _STATE_BYTES)))
 
 
 def _num_weights(file: Path) -> int:

@@ -51,6 +51,10 @@ class SftConfig:
     """Chunks that reach beyond an episode's end: repeat its last action, as OpenVLA-OFT does, or leave the rest out."""
     statistics: Literal["auto", "data", "bounds", "checkpoint"] = "auto"
     """What the bins cover: the data's 1 to 99 % quantiles, the env's bounds, or as the checkpoint (auto: where given)."""
+    gripper: Literal["auto", "env", "openvla", "inverted", "zero-one"] = "auto"
+    """Open and closed in the data: -1, 1 (env), 1, 0 (openvla), 1, -1 (inverted) or 0, 1 (zero-one); auto finds out."""
+    orientation: Literal["auto", "as-is", "rotated", "flipped", "mirrored"] = "auto"
+    """What turns the data's pictures into the env's; auto compares them, where collect did not write the data."""
     label_step: float = 0.0
     """Round normalised actions (-1 to 1) to multiples of this: a small policy learns faster from 0.25 or 0.125; 0 does not."""
     validation_fraction: float = 0.1

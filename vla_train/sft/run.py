@@ -37,6 +37,7 @@ from vla_train.sft.config import SftConfig
 from vla_train.sft.fit import require_demonstrations_of, require_readable, require_supervised
 from vla_train.sft.progress import StepSums, mean_metrics
 from vla_train.sft.samples import Demonstrations, sample_places, split_episodes
+from vla_train.sft.translation import as_the_env_has_them
 from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, require_room, save_checkpoint
 from vla_train.trainer.checkpoint_folder import latest_checkpoint, list_checkpoints
 from vla_train.trainer.parallel import Ranks
@@ -103,6 +104,7 @@ class SftRun:
             undo.callback(worker.close)
         env = workers[0].description
         require_demonstrations_of(config.data, dataset, env)
+        data = as_the_env_has_them(dataset, config, env)
         train, validation = split_episodes(
             dataset.episodes,
             env.num_init_states,
@@ -116,7 +118,7 @@ class SftRun:
                 f"batch_rows {config.batch_rows} is more than the {len(places)} samples of the {len(train)} episodes to train "
                 f"on in {config.data}: lower it, lower stride, or collect more"
             )
-        factory = self._factory(dataset, train, env)
+        factory = self._factory(data, train, env)
         policies = build_policies(config.policy, factory, env, seed=config.seed, separate=ranks.size > 1)
         self._closing.callback(policies.close)
         policy = require_supervised(policies.trained, config.policy)
@@ -135,7 +137,7 @@ class SftRun:
             prepare_run(config.output, trainer=self.trainer, keep=config.keep_checkpoints)
         self._batches = BatchMaker(
             config,
-            data=dataset,
+            data=data,
             policy=policy,
             train=places,
             validation=sample_places(dataset.episodes, validation, stride=config.stride),
@@ -158,7 +160,7 @@ class SftRun:
             f"validation; {describe_policy(policy, env)}; {config.steps - self.done} steps of {config.batch_rows} rows to do"
         )
 
-    def _factory(self, dataset: Demonstrations, train: list[int], env: EnvDescription) -> PolicyFactory:
+    def _factory(self, data: Demonstrations, train: list[int], env: EnvDescription) -> PolicyFactory:
         """Builds policies whose bins cover what was asked for."""
         factory = policy_factory(self.config.policy)
         asked = self.config.statistics
@@ -170,7 +172,7 @@ class SftRun:
             low, high = env.action_low.tolist(), env.action_high.tolist()
             statistics: dict[str, Any] = {"action": {"q01": low, "q99": high, "mask": [True] * len(low)}}
         else:
-            statistics = action_statistics([dataset.actions(index) for index in train])
+            statistics = action_statistics([data.actions(index) for index in train])
         name = "demonstrations" if env.suite is None else f"{env.suite}_demonstrations"
         return partial(_build_with_statistics, factory, name, statistics)
 

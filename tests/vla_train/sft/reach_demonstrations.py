@@ -25,7 +25,7 @@ def write_reach_demonstrations(
     """Episodes of 6 steps, two of the env's decisions apart."""
     shape = (reach_env.SIZE, reach_env.SIZE, 3)
     features = Features(fps=fps, robot_type=robot_type, action_dim=2, state_dim=None, images={"image": shape})
-    writer = DatasetWriter(folder, features=features, provenance={})
+    writer = DatasetWriter(folder, features=features, provenance={"conventions": {"mirrored_images": False}})
     for number in range(num_episodes):
         env = reach_env.ReachEnv()
         observation, _ = env.reset(seed=number)
@@ -50,7 +50,7 @@ def sft_config(data: Path, checkpoint: Path, output: Path, **changes: Any) -> Sf
     """Twelve steps of eight rows; `changes` by field of `SftConfig`, sections as fields to change."""
     sections: dict[str, Any] = {
         "env": EnvConfig(id="reach_env:Reach-v0", num_workers=1, envs_per_worker=4, success="terminated"),
-        "policy": PolicyConfig(checkpoint=str(checkpoint), chunk_size=CHUNK_SIZE, device="cpu"),
+        "policy": PolicyConfig(checkpoint=str(checkpoint), chunk_size=CHUNK_SIZE, device="cpu", dtype="float32"),
         "optim": AdamWConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=2, microbatch_rows=8),
         "eval": EvalConfig(every=0, before_training=False, temperatures=(0.0, 1.0), episodes_per_task=4, videos=1),
     }

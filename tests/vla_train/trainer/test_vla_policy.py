@@ -33,7 +33,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def load(checkpoint: Path, **options: Any) -> SimpleVLAOFTPolicy:
     bound = np.ones(ACTION_DIM, np.float32)
-    config = PolicyConfig(**{"checkpoint": str(checkpoint), "chunk_size": CHUNK_SIZE, "device": "cpu", **options})
+    config = PolicyConfig(
+        **{"checkpoint": str(checkpoint), "chunk_size": CHUNK_SIZE, "device": "cpu", "dtype": "float32", **options}
+    )
     return build_policy(config, EnvDescription(observations={}, action_low=-bound, action_high=bound), seed=0)
 
 
