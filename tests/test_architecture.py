@@ -36,6 +36,7 @@ OWNERS = {
     "libero": {"vla_envs.libero.compile", "vla_envs.libero.libero_paths", "vla_envs.libero.suites"},
     "peft": {"vla_train.policy.simplevla_oft.lora"},
     "imageio": {"vla_train.evaluation.evaluate"},
+    "imageio_ffmpeg": {"vla_train.demonstrations.videos"},
     "pyarrow": {"vla_train.demonstrations.parquet"},
     "wandb": {"vla_train.run.tracking"},
     "tyro": {"vla_train.cli", "vla_train.config"},

@@ -1,10 +1,12 @@
-"""Reads demonstrations in LeRobot's format: v3 and the older v2, whoever wrote them, with pictures inside the parquet files.
+"""Reads demonstrations in LeRobot's format: v3 and the older v2, whoever wrote them.
 
     actions, states   whole columns of an episode, read when first asked for
-    images            single frames: encoded pictures of recently used episodes stay in memory, and are decoded when asked for
+    images            single frames: encoded pictures of recently used episodes stay in memory, and are decoded when asked for;
+                      of a video, the decoded frames of an episode
 
 Columns may be named as LeRobot does (`observation.images.image`, `observation.state`, `action`) or as the LIBERO sets of
-others do (`image`, `state`, `actions`). Values are as they are stored: what they mean is told by `conventions`.
+others do (`image`, `state`, `actions`); pictures may be stored as video. Values are as they are stored: what they mean is told
+by `conventions`.
 """
 
 import threading
@@ -12,19 +14,21 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vla_train.demonstrations.description import DemonstratedEpisode, EpisodePlace, describe
 from vla_train.demonstrations.parquet import read_pictures, read_row_groups, read_vectors
 from vla_train.demonstrations.pictures import decode_pictures
+from vla_train.demonstrations.videos import decode_video
 
 
 @dataclass(frozen=True, slots=True)
-class _Pictures:
-    """Encoded pictures of one row group."""
+class _Held:
+    """Encoded pictures of a row group, or decoded frames of an episode's video."""
 
-    files: list[bytes]
+    pictures: Any
     num_bytes: int
 
 
@@ -33,7 +37,7 @@ class DemonstrationDataset:
 
     Args:
         folder: Holds `meta` and `data`.
-        memory_bytes: Most bytes of encoded pictures that are kept.
+        memory_bytes: Most bytes of pictures that are kept.
 
     Raises:
         ValueError: It is no dataset, of a version that is not read, half-written, or without actions; one line says which.
@@ -47,17 +51,18 @@ class DemonstrationDataset:
         self.robot_type: str | None = description.robot_type
         self.action_dim: int = description.action.dim
         self.state_dim: int | None = None if description.state is None else description.state.dim
-        self.image_keys: tuple[str, ...] = tuple(description.images)
-        self.image_shapes: dict[str, tuple[int, int, int]] = {key: shape for key, (_, shape) in description.images.items()}
+        self.image_keys: tuple[str, ...] = tuple(description.cameras)
+        self.image_shapes: dict[str, tuple[int, int, int]] = {key: one.shape for key, one in description.cameras.items()}
         self.suite: str | None = description.suite
         self.mirrored_images: bool | None = description.mirrored_images
+        self.actions_as_played: bool = description.actions_as_played
         self.episodes: tuple[DemonstratedEpisode, ...] = description.episodes
         self._description = description
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()
         self._columns: dict[tuple[Path, str], np.ndarray] = {}
         self._groups: dict[Path, np.ndarray] = {}
-        self._pictures: OrderedDict[tuple[Path, str, int], _Pictures] = OrderedDict()
+        self._held: OrderedDict[tuple[Path, str, int], _Held] = OrderedDict()
         self._held_bytes = 0
 
     @property
@@ -80,17 +85,19 @@ class DemonstrationDataset:
         Raises:
             ValueError: There is no such camera or step, or a picture is damaged.
         """
-        if key not in self._description.images:
+        if key not in self._description.cameras:
             raise ValueError(f"{self.folder} has no images {key!r}, only {', '.join(self.image_keys) or 'none'}")
-        column, _ = self._description.images[key]
+        camera = self._description.cameras[key]
         length = self.episodes[episode].length
         if len(steps) and not 0 <= min(steps) <= max(steps) < length:
             raise ValueError(f"episode {episode} has the steps 0..{length - 1}, got {min(steps)}..{max(steps)}")
         if not len(steps):
-            return np.zeros((0, *self.image_shapes[key]), np.uint8)
+            return np.zeros((0, *camera.shape), np.uint8)
+        if camera.is_video:
+            return self._video(episode, camera.column)[np.asarray(steps)]
         place = self._description.places[episode]
         try:
-            return decode_pictures([self._picture(place, column, int(step)) for step in steps])
+            return decode_pictures([self._picture(place, camera.column, int(step)) for step in steps])
         except ValueError as error:
             raise ValueError(f"{self.folder}: {error}") from None
 
@@ -113,13 +120,34 @@ class DemonstrationDataset:
             begins = self._groups[place.file]
             group = int(np.searchsorted(begins, row, side="right")) - 1
             key = place.file, column, group
-            held = self._pictures.get(key)
-            if held is None:
+            files = self._recall(key)
+            if files is None:
                 files = read_pictures(place.file, column, group)
-                held = self._pictures[key] = _Pictures(files, sum(map(len, files)))
-                self._held_bytes += held.num_bytes
-                while self._held_bytes > self._memory_bytes and len(self._pictures) > 1:
-                    self._held_bytes -= self._pictures.popitem(last=False)[1].num_bytes
-            else:
-                self._pictures.move_to_end(key)
-        return held.files[row - int(begins[group])]
+                self._remember(key, files, sum(map(len, files)))
+        return files[row - int(begins[group])]
+
+    def _video(self, episode: int, column: str) -> np.ndarray:
+        """(T, H, W, 3) of a whole episode."""
+        place = self._description.places[episode].videos[column]
+        key = place.file, column, episode
+        with self._lock:
+            frames = self._recall(key)
+            if frames is None:
+                length = self.episodes[episode].length
+                frames = decode_video(place.file, begin_s=place.begin_s, num_frames=length, fps=self.fps)
+                self._remember(key, frames, frames.nbytes)
+        return frames
+
+    def _recall(self, key: tuple[Path, str, int]) -> Any:
+        """What is held under a key; None if nothing is."""
+        if key not in self._held:
+            return None
+        self._held.move_to_end(key)
+        return self._held[key].pictures
+
+    def _remember(self, key: tuple[Path, str, int], pictures: Any, num_bytes: int) -> None:
+        """Hold something, and let go what was not used for longest."""
+        self._held[key] = _Held(pictures, num_bytes)
+        self._held_bytes += num_bytes
+        while self._held_bytes > self._memory_bytes and len(self._held) > 1:
+            self._held_bytes -= self._held.popitem(last=False)[1].num_bytes

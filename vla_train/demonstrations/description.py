@@ -35,11 +35,22 @@ class DemonstratedEpisode:
 
 
 @dataclass(frozen=True, slots=True)
+class VideoPlace:
+    """Where the pictures of an episode lie that are stored as video."""
+
+    file: Path
+    begin_s: float
+    """Time of the first picture in the file."""
+
+
+@dataclass(frozen=True, slots=True)
 class EpisodePlace:
     """Where its frames lie."""
 
     file: Path
     first_row: int
+    videos: Mapping[str, VideoPlace]
+    """By column; empty where pictures lie in `file` too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,16 @@ class Vector:
     dim: int
 
 
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """A column of pictures."""
+
+    column: str
+    shape: tuple[int, int, int]
+    """(H, W, 3)."""
+    is_video: bool
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Description:
     """All of it."""
@@ -58,14 +79,16 @@ class Description:
     robot_type: str | None
     action: Vector
     state: Vector | None
-    images: Mapping[str, tuple[str, tuple[int, int, int]]]
-    """Column and (H, W, 3) of each camera."""
+    cameras: Mapping[str, Camera]
+    """By their names without prefix."""
     episodes: tuple[DemonstratedEpisode, ...]
     places: tuple[EpisodePlace, ...]
     """Of each episode."""
     suite: str | None
     mirrored_images: bool | None
     """Whether images are mirrored left to right; None where the dataset does not say."""
+    actions_as_played: bool
+    """Whether it says that actions are as its env takes them; else `conventions` tells."""
 
 
 def describe(folder: Path) -> Description:
@@ -80,38 +103,34 @@ def describe(folder: Path) -> Description:
     try:
         features = info["features"]
         action, state = _vector(features, _ACTIONS), _vector(features, _STATES)
-        videos = sorted(name for name, feature in features.items() if feature["dtype"] == "video")
-        images = {
-            name.removeprefix(layout.IMAGES): (name, _picture_shape(feature))
+        cameras = {
+            name.removeprefix(layout.IMAGES): Camera(name, _picture_shape(feature), feature["dtype"] == "video")
             for name, feature in features.items()
-            if feature["dtype"] == "image"
+            if feature["dtype"] in ("image", "video")
         }
-        rows, places = (_version_3 if info["codebase_version"].startswith("v3") else _version_2)(folder, info)
+        videos = [camera.column for camera in cameras.values() if camera.is_video]
+        rows, places = (_version_3 if info["codebase_version"].startswith("v3") else _version_2)(folder, info, videos)
         fps, robot_type = int(info["fps"]), info.get("robot_type")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{folder}: {layout.INFO}, or a table beside it, lacks {error}: the dataset is damaged") from None
     if action is None:
         raise ValueError(f"{folder} holds no actions: it has the columns {', '.join(sorted(features))}")
-    if videos and not images:
-        raise ValueError(
-            f"{folder} stores {', '.join(videos)} as video, which is not read: convert it to images inside the parquet files "
-            "(LeRobot's feature type image)"
-        )
     if not rows:
         raise ValueError(f"{folder} holds no episodes")
-    _check_files(folder, rows, places, {action.column, *[column for column, _ in images.values()]})
-    provenance = _read_provenance(folder)
+    _check_files(folder, rows, places, {action.column, *[camera.column for camera in cameras.values() if not camera.is_video]})
+    conventions = _read_provenance(folder).get("conventions", {})
     suites = {row.suite for row in rows}
     return Description(
         fps=fps,
         robot_type=robot_type,
         action=action,
         state=state,
-        images=images,
+        cameras=cameras,
         episodes=tuple(rows),
         places=tuple(places),
         suite=suites.pop() if len(suites) == 1 else None,
-        mirrored_images=provenance.get("conventions", {}).get("mirrored_images"),
+        mirrored_images=conventions.get("mirrored_images"),
+        actions_as_played=conventions.get("actions") == layout.AS_PLAYED,
     )
 
 
@@ -142,11 +161,14 @@ def _picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
     return (second, third, first) if first == 3 and third != 3 else (first, second, third)
 
 
-def _version_3(folder: Path, info: Mapping[str, Any]) -> tuple[list[DemonstratedEpisode], list[EpisodePlace]]:
+_Episodes = tuple[list[DemonstratedEpisode], list[EpisodePlace]]
+
+
+def _version_3(folder: Path, info: Mapping[str, Any], videos: list[str]) -> _Episodes:
+    wanted = {"tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index", "episode_index", *_ORIGIN}
+    wanted |= {f"videos/{column}/{name}" for column in videos for name in ("chunk_index", "file_index", "from_timestamp")}
     rows: list[dict[str, Any]] = []
-    files = sorted((folder / "meta/episodes").glob("*/*.parquet"))
-    for file in files:
-        wanted = {"tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index", "episode_index", *_ORIGIN}
+    for file in sorted((folder / "meta/episodes").glob("*/*.parquet")):
         rows += read_columns(file, [name for name in column_names(file) if name in wanted])
     _check_count(folder, len(rows), info)
     rows = sorted(rows, key=lambda row: row["episode_index"])[: info["total_episodes"]]
@@ -155,20 +177,26 @@ def _version_3(folder: Path, info: Mapping[str, Any]) -> tuple[list[Demonstrated
     for index, row in enumerate(rows):
         file = folder / info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         begin = begins.setdefault(file, row["dataset_from_index"])
-        places.append(EpisodePlace(file, row["dataset_from_index"] - begin))
+        in_videos = {}
+        for column in videos:
+            at = {name: row[f"videos/{column}/{name}"] for name in ("chunk_index", "file_index")}
+            video = folder / info["video_path"].format(video_key=column, **at)
+            in_videos[column] = VideoPlace(video, row[f"videos/{column}/from_timestamp"])
+        places.append(EpisodePlace(file, row["dataset_from_index"] - begin, in_videos))
         origin = {name: row.get(name) for name in _ORIGIN}
         episodes.append(DemonstratedEpisode(index=index, task=row["tasks"][0], length=row["length"], **origin))
     return episodes, places
 
 
-def _version_2(folder: Path, info: Mapping[str, Any]) -> tuple[list[DemonstratedEpisode], list[EpisodePlace]]:
+def _version_2(folder: Path, info: Mapping[str, Any], videos: list[str]) -> _Episodes:
     rows = sorted(_json_lines(folder / "meta/episodes.jsonl"), key=lambda row: row["episode_index"])
     _check_count(folder, len(rows), info)
     episodes, places = [], []
     for index, row in enumerate(rows[: info["total_episodes"]]):
         number = row["episode_index"]
-        path = info["data_path"].format(episode_chunk=number // info["chunks_size"], episode_index=number)
-        places.append(EpisodePlace(folder / path, 0))
+        at = {"episode_chunk": number // info["chunks_size"], "episode_index": number}
+        in_videos = {column: VideoPlace(folder / info["video_path"].format(video_key=column, **at), 0.0) for column in videos}
+        places.append(EpisodePlace(folder / info["data_path"].format(**at), 0, in_videos))
         episodes.append(DemonstratedEpisode(index=index, task=row["tasks"][0], length=row["length"]))
     return episodes, places
 
@@ -195,6 +223,10 @@ def _check_files(folder: Path, episodes: list[DemonstratedEpisode], places: list
         rows = sum(group.num_rows for group in read_row_groups(file))
         if rows < end:
             raise ValueError(f"{folder} is half-written: {file.relative_to(folder)} has {rows} rows, not {end}")
+    for place in places:
+        for video in place.videos.values():
+            if not video.file.exists():
+                raise ValueError(f"{folder} is half-written: {video.file.relative_to(folder)} is missing")
     missing = columns - set(column_names(next(iter(ends))))
     if missing:
         raise ValueError(f"{folder} is damaged: {layout.INFO} names the column {min(missing)}, its files do not have it")

@@ -27,6 +27,8 @@ STATE = "observation.state"
 ACTION = "action"
 IMAGES = "observation.images."
 """Before the name of a camera."""
+AS_PLAYED = "as the env takes them"
+"""What our provenance says of actions."""
 DONE, SUCCESS = "next.done", "next.success"
 
 _STATE_NAMES = ("x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper1", "gripper2")

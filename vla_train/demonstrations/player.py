@@ -18,7 +18,7 @@ from vla_train.config import EnvConfig
 from vla_train.demonstrations.attempts import Attempt
 from vla_train.demonstrations.config import CollectConfig
 from vla_train.demonstrations.expert import expert_maker, label_of
-from vla_train.demonstrations.layout import Features
+from vla_train.demonstrations.layout import AS_PLAYED, Features
 from vla_train.demonstrations.pictures import encode_pictures
 from vla_train.demonstrations.writer import Demonstration, Origin
 from vla_train.envs.factory import make_env_shard, vector_arguments
@@ -109,7 +109,7 @@ class Player:
         )
         return features, {
             "mirrored_images": drawing.description.mirrored_images,
-            "actions": "as the env takes them",
+            "actions": AS_PLAYED,
             "gripper": getattr(env.unwrapped, "gripper_convention", None),
             "control_mode": getattr(env.unwrapped, "control_mode", None),
         }

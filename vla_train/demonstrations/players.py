@@ -112,7 +112,9 @@ class ProcessPlayers:
 
 
 def _lost() -> RunError:
-    return RunError("a process that plays has ended by itself (killed, or out of memory? --workers 1 needs least)")
+    return RunError(
+        "a process that plays has ended by itself (killed, or out of memory? --workers 1 needs least); the same command goes on"
+    )
 
 
 _config: CollectConfig

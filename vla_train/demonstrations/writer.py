@@ -289,8 +289,8 @@ class DatasetWriter:
             replace_file(self._folder / name, content)
         except OSError as error:
             raise RunError(
-                f"{self._folder} cannot be written to ({error.strerror or error}); {len(self._rows)} episodes are complete "
-                "there, and the same command goes on after them"
+                f"{self._folder} cannot be written to ({error.strerror or error}); complete episodes there: {len(self._rows)}; "
+                "the same command goes on after them"
             ) from error
 
 

@@ -186,6 +186,7 @@ def test_what_made_the_dataset_is_recorded(collected: Path):
     assert provenance["versions"]["gymnasium"] == gym.__version__
     dataset = DemonstrationDataset(collected)
     assert (dataset.suite, dataset.fps, dataset.mirrored_images) == ("targets", 20, True)
+    assert dataset.actions_as_played
 
 
 def test_a_task_that_the_expert_declines_is_refused_with_its_reason_before_anything_starts(tmp_path: Path):

@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -104,12 +105,51 @@ def test_a_dataset_without_actions_is_refused(copied: Path):
         DemonstrationDataset(copied)
 
 
-def test_videos_are_refused_with_what_to_do(copied: Path):
+def grey_frames(number: int) -> np.ndarray:
+    """(T, 32, 32, 3): a grey that changes from frame to frame."""
+    greys = 40 * number + 10 + 6 * np.arange(small.length_of(number), dtype=np.uint8)
+    return np.broadcast_to(greys[:, None, None, None], (len(greys), 32, 32, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def with_video(copied: Path) -> Path:
+    """As others store LIBERO in v3: all episodes of a camera in one mp4."""
     features = json.loads((copied / "meta/info.json").read_text())["features"]
-    features["observation.images.image"]["dtype"] = "video"
-    change_info(copied, features=features)
-    with pytest.raises(ValueError, match=r"stores observation.images.image as video, which is not read: convert it"):
-        DemonstrationDataset(copied)
+    key = "observation.images.image"
+    features[key] = {"dtype": "video", "shape": [32, 32, 3], "names": ["height", "width", "channels"]}
+    change_info(copied, features=features, video_path="videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4")
+    video = copied / f"videos/{key}/chunk-000/file-000.mp4"
+    write_video(video, np.concatenate([grey_frames(number) for number in range(6)]), fps=20)
+    table = copied / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(table).to_pylist()
+    for row in rows:
+        row |= {f"videos/{key}/chunk_index": 0, f"videos/{key}/file_index": 0}
+        row[f"videos/{key}/from_timestamp"] = row["dataset_from_index"] / 20
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    return copied
+
+
+def write_video(file: Path, frames: np.ndarray, *, fps: int) -> None:
+    file.parent.mkdir(parents=True)
+    iio.imwrite(file, frames, fps=fps, codec="libx264", macro_block_size=2, output_params=["-crf", "1"])
+
+
+def test_frames_of_a_video_are_those_of_the_episode(with_video: Path):
+    dataset = DemonstrationDataset(with_video)
+    assert dataset.image_shapes == {"image": (32, 32, 3)}
+    for number in (4, 0, 5):
+        frames = dataset.images(number, "image", [2, 0]).astype(int)
+        assert np.abs(frames - grey_frames(number)[[2, 0]]).max() <= 2
+
+
+def test_a_video_that_is_missing_or_no_video_is_refused(with_video: Path):
+    (video,) = with_video.rglob("*.mp4")
+    video.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"file-000.mp4 is no video, or damaged"):
+        DemonstrationDataset(with_video).images(0, "image", [0])
+    video.unlink()
+    with pytest.raises(ValueError, match=r"is half-written: videos/.*/file-000.mp4 is missing"):
+        DemonstrationDataset(with_video)
 
 
 def test_a_damaged_description_is_one_line(copied: Path):
@@ -168,6 +208,7 @@ def test_older_datasets_with_one_file_per_episode_and_other_names_are_read(of_ve
     dataset = DemonstrationDataset(of_version_2)
     assert (dataset.fps, dataset.image_keys, dataset.suite) == (10, ("image", "wrist_image"), None)
     assert dataset.episodes[1].success is None
+    assert not dataset.actions_as_played
     np.testing.assert_array_equal(dataset.actions(2), small.demonstration(2).actions)
     np.testing.assert_array_equal(dataset.states(2), small.demonstration(2).states)
     for step in range(small.length_of(2)):

@@ -87,7 +87,7 @@ def test_a_full_disk_is_one_clear_line_and_what_was_there_stays_readable(tmp_pat
         writer.append(small.demonstration(1))
     assert "\n" not in str(raised.value)
     assert f"{tmp_path} cannot be written to" in str(raised.value)
-    assert "1 episodes are complete there, and the same command goes on after them" in str(raised.value)
+    assert "complete episodes there: 1; the same command goes on after them" in str(raised.value)
     assert small.contents(tmp_path) == before
     writer.append(small.demonstration(1))
     assert len(DemonstrationDataset(tmp_path).episodes) == 2
