@@ -1,6 +1,6 @@
 """The command line: parses and checks everything before it imports torch or a simulator.
 
-    python -m vla_train [train|eval|collect|report] [options]
+    python -m vla_train [train|collect|sft|eval|report] [options]
 
 `train` is the default command. Options are generated from `vla_train.config`; a recipe gives their defaults.
 """
@@ -19,11 +19,12 @@ from typing import Annotated, NoReturn
 import tyro
 
 from vla_train.config import DEMO_CHECKPOINT, RENAMED, EvaluateConfig, TrainConfig, for_another_env, without_demo
-from vla_train.config_file import read_config
+from vla_train.config_file import RunConfig, read_config, read_run_config
 from vla_train.demonstrations.config import CollectConfig
 from vla_train.errors import RunError
 from vla_train.recipes import DEFAULT_RECIPE, RECIPES
 from vla_train.recipes.demo import demo
+from vla_train.sft.config import SftConfig
 
 
 def _recipe_lines() -> str:
@@ -37,14 +38,15 @@ usage: python -m vla_train [COMMAND] [OPTIONS]
 
 commands:
   train     improve a policy by GRPO, playing and learning in turn (the default)
-  eval      play a checkpoint greedily: success per task with confidence intervals, videos
   collect   demonstrations by an expert, as a dataset in LeRobot's format
+  sft       teach a policy by demonstrations: a start for train, which needs a policy that sometimes succeeds
+  eval      play a checkpoint: success per task with confidence intervals, videos
   report    one HTML page about a run: curves, timeline, throughput, videos
 
 recipes (train --recipe NAME; without one: {DEFAULT_RECIPE}; any option may still be changed):
 {_recipe_lines()}
 
-files (train and eval --config FILE): options in JSON or TOML, as the config.json of a run holds them
+files (train, sft and eval --config FILE): options in JSON or TOML, as the config.json of a run holds them
 
 examples:
   python -m vla_train
@@ -52,6 +54,7 @@ examples:
   python -m vla_train train --env.id InvertedPendulum-v5 --env.image-key render --env.instruction "balance the pole" \\
       --env.success return --env.success-return 50 --env.max-episode-steps 200 --output runs/pendulum
   python -m vla_train train --config runs/demo/config.json --output runs/again --seed 1
+  python -m vla_train sft --data runs/demonstrations --env.kwargs suite=libero_90 task_ids=[33]
   python -m vla_train eval --checkpoint runs/demo --eval.episodes-per-task 0
   python -m vla_train collect --suite libero_90 --task-ids 33 --episodes-per-task 80
   python -m vla_train report runs/demo
@@ -71,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_OVERVIEW, end="")
         return
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
-    commands = {"train": _train, "eval": _evaluate, "collect": _collect, "report": _report}
+    commands = {"train": _train, "collect": _collect, "sft": _sft, "eval": _evaluate, "report": _report}
     if command not in commands:
         _fail(f"unknown command {command!r}: choose one of {', '.join(commands)} (python -m vla_train --help)")
     _share_cores()
@@ -127,7 +130,7 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         recipe = recipe or DEFAULT_RECIPE
         defaults, source = RECIPES[recipe](), f"recipe {recipe!r}"
     else:
-        defaults, source = read_config(Path(file), defaults=RECIPES[recipe]() if recipe else None), f"file {file}"
+        defaults, source = read_config(Path(file), defaults=RECIPES[recipe]() if recipe else TrainConfig()), f"file {file}"
     if _value_of(arguments, "--env.id") is not None:
         defaults = for_another_env(defaults)
     if _value_of(arguments, "--policy.size") is not None:
@@ -149,6 +152,31 @@ _CONFIG_HELP = (
 )
 
 
+def parse_sft(arguments: Sequence[str]) -> SftConfig:
+    """The config of a run of supervised training: a file, and options on top.
+
+    Raises:
+        ValueError: The file cannot be read, or an option was given twice or has another name by now.
+        SystemExit: An option is unknown, or its value cannot work; the reason was printed.
+    """
+    arguments = list(arguments)
+    _refuse_names(arguments)
+    file, data = _take(arguments, "--config"), _value_of(arguments, "--data")
+    defaults = SftConfig(data=tyro.MISSING if data is None else Path(data))
+    if file is not None:
+        defaults = read_config(Path(file), defaults=defaults)
+    if any(argument.partition("=")[0] == "--env.id" for argument in arguments):
+        defaults = replace(defaults, env=replace(defaults.env, kwargs={}))
+    return tyro.cli(
+        SftConfig,
+        prog="python -m vla_train sft",
+        description="Teach a policy by demonstrations: cross-entropy on the tokens of their actions.\n\n--config FILE takes "
+        "options from a file, JSON or TOML, as the config.json of a run holds them. Options given here come on top.",
+        default=defaults,
+        args=arguments,
+    )
+
+
 def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig:
     """The config of an evaluation: a checkpoint inside a run takes that run's options; a file and options come on top.
 
@@ -162,7 +190,7 @@ def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig:
     return tyro.cli(
         EvaluateConfig,
         prog="python -m vla_train eval",
-        description="Play a checkpoint greedily, and write success rates per task and videos. The checkpoint of a run takes "
+        description="Play a checkpoint, and write success rates per task and videos. The checkpoint of a run takes "
         "that run's options as defaults: name it to see them here.\n\n--config FILE takes options from a file, JSON or TOML, "
         "as the config.json of a run holds them. Options given here come on top.",
         default=_evaluate_defaults(arguments, file),
@@ -193,7 +221,7 @@ def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateCo
     )
 
 
-def _config_of_run(checkpoint: str) -> TrainConfig | None:
+def _config_of_run(checkpoint: str) -> RunConfig | None:
     """The config of the run that holds a checkpoint, or is named itself, or that the demo is for; None where there is none."""
     if checkpoint == DEMO_CHECKPOINT:
         return demo()
@@ -201,7 +229,7 @@ def _config_of_run(checkpoint: str) -> TrainConfig | None:
     for candidate in (folder, *folder.parents[:3]):
         file = candidate / "config.json"
         if file.is_file() and (candidate / "checkpoints").is_dir():
-            return read_config(file)
+            return read_run_config(file)
     return None
 
 
@@ -251,6 +279,13 @@ def _refuse_names(arguments: Sequence[str]) -> None:
 def _train(arguments: list[str]) -> Callable[[], object]:
     config = parse_train(arguments)
     from vla_train.loop import iterate, set_up
+
+    return partial(iterate, set_up(config))
+
+
+def _sft(arguments: list[str]) -> Callable[[], object]:
+    config = parse_sft(arguments)
+    from vla_train.sft.loop import iterate, set_up
 
     return partial(iterate, set_up(config))
 

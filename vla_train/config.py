@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from vla_train.config_checks import check_at_least, check_fields, check_positive, require
 from vla_train.registry import ESTIMATORS, LOSSES, POLICIES, require_known
 
 _Config = TypeVar("_Config")
@@ -24,36 +25,9 @@ DEMO_CHECKPOINT = "demo"
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_fields(config: Any, section: str = "") -> None:
-    """Refuse a choice that a field does not have, and numbers that are not finite: they pass many comparisons."""
-    for f in fields(config):
-        name, value = f"{section}{f.name}", getattr(config, f.name)
-        if get_origin(f.type) is Literal:
-            choices = get_args(f.type)
-            _require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        _require(not isinstance(value, float) or math.isfinite(value), f"{name} must be finite, got {value}")
-
-
-def _check_at_least(config: Any, section: str, minimum: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value >= minimum, f"{section}{name} must be at least {minimum}, got {value}")
-
-
-def _check_positive(config: Any, section: str, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value > 0, f"{section}{name} must be positive, got {value}")
-
-
 def _parse_pairs(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
-        _require("=" in pair, f"expected KEY=VALUE, got {pair!r}")
+        require("=" in pair, f"expected KEY=VALUE, got {pair!r}")
     return {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
 
 
@@ -96,15 +70,15 @@ class EnvConfig:
     """Restarts of a worker while it plays as many episodes to their end as it has envs; one more ends the run."""
 
     def __post_init__(self) -> None:
-        _check_fields(self, "env.")
-        _require(bool(self.id), "env.id must name an env")
+        check_fields(self, "env.")
+        require(bool(self.id), "env.id must name an env")
         known = self.success in ("auto", "terminated", "return") or self.success.removeprefix("info:") not in ("", self.success)
-        _require(known, f"env.success must be auto, terminated, return or info:KEY, got {self.success!r}")
-        _check_at_least(self, "env.", 1, "num_workers", "envs_per_worker")
-        _check_at_least(self, "env.", 0, "max_restarts")
-        _check_positive(self, "env.", "step_timeout_s")
+        require(known, f"env.success must be auto, terminated, return or info:KEY, got {self.success!r}")
+        check_at_least(self, "env.", 1, "num_workers", "envs_per_worker")
+        check_at_least(self, "env.", 0, "max_restarts")
+        check_positive(self, "env.", "step_timeout_s")
         if self.max_episode_steps is not None:
-            _check_at_least(self, "env.", 1, "max_episode_steps")
+            check_at_least(self, "env.", 1, "max_episode_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +108,7 @@ class PolicyConfig:
     replicas: int = 1
     """Sampling copies that share each batch (with worker = ray), each on a GPU of its own where the model runs on GPUs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Weights and activations; auto is bfloat16 on a GPU, float32 on the CPU. Log-probs are always float32."""
+    """Weights and activations; auto: bfloat16 on GPUs and on CPUs that have it, else float32. Log-probs are always float32."""
     jpeg: Literal["auto", "on", "off"] = "auto"
     """Pass images through JPEG (quality 95) first; auto: as the checkpoint says, otherwise on for LIBERO's datasets."""
     compile: bool = False
@@ -147,11 +121,11 @@ class PolicyConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        _check_fields(self, "policy.")
+        check_fields(self, "policy.")
         require_known(self.factory, POLICIES, option="policy.factory")
-        _check_at_least(self, "policy.", 1, "chunk_size", "replicas")
-        _check_at_least(self, "policy.", 0, "lora_rank")
-        _require(
+        check_at_least(self, "policy.", 1, "chunk_size", "replicas")
+        check_at_least(self, "policy.", 0, "lora_rank")
+        require(
             self.replicas == 1 or self.worker == "ray",
             f"policy.replicas {self.replicas} needs policy.worker=ray: one process has one",
         )
@@ -183,16 +157,16 @@ class RolloutConfig:
     """Age of the weights that may sample, in updates: 1 lets the next rollout overlap the update, 0 never does."""
 
     def __post_init__(self) -> None:
-        _check_fields(self, "rollout.")
-        _check_at_least(self, "rollout.", 1, "groups_per_iteration", "group_size", "max_policy_batch", "max_attempts")
-        _check_at_least(self, "rollout.", 0, "max_wait_s")
-        _check_positive(self, "rollout.", "temperature")
-        _require(
+        check_fields(self, "rollout.")
+        check_at_least(self, "rollout.", 1, "groups_per_iteration", "group_size", "max_policy_batch", "max_attempts")
+        check_at_least(self, "rollout.", 0, "max_wait_s")
+        check_positive(self, "rollout.", "temperature")
+        require(
             0 <= self.min_success_rate <= self.max_success_rate <= 1,
             "rollout.min_success_rate and max_success_rate must satisfy 0 <= min <= max <= 1, "
             f"got {self.min_success_rate} and {self.max_success_rate}",
         )
-        _require(self.max_staleness in (0, 1), f"rollout.max_staleness must be 0 or 1, got {self.max_staleness}")
+        require(self.max_staleness in (0, 1), f"rollout.max_staleness must be 0 or 1, got {self.max_staleness}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +176,7 @@ class AlgoConfig:
     advantage: str = "grpo"
     """Estimator: grpo, rloo, reinforce++, reinforce (needs no groups), or MODULE:FUNCTION (see docs/algorithm.md)."""
     loss: str = "clipped"
-    """clipped (PPO's, with the bounds below), or MODULE:FUNCTION (see docs/algorithm.md)."""
+    """clipped (PPO's, with the bounds below), cross-entropy (without a ratio), or MODULE:FUNCTION (see docs/algorithm.md)."""
     reward: Literal["success", "return"] = "success"
     """What is compared within a group: 0/1 success, or the episode's return (sum of its rewards)."""
     clip_low: float = 0.2
@@ -213,16 +187,16 @@ class AlgoConfig:
     """Mean over the tokens of each trajectory and then over trajectories, or over all tokens at once."""
 
     def __post_init__(self) -> None:
-        _check_fields(self, "algo.")
+        check_fields(self, "algo.")
         require_known(self.advantage, ESTIMATORS, option="algo.advantage")
         require_known(self.loss, LOSSES, option="algo.loss")
-        _require(0 < self.clip_low <= 1, f"algo.clip_low must lie in (0, 1], got {self.clip_low}")
-        _check_positive(self, "algo.", "clip_high")
+        require(0 < self.clip_low <= 1, f"algo.clip_low must lie in (0, 1], got {self.clip_low}")
+        check_positive(self, "algo.", "clip_high")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW, its learning rate, and the cut of an iteration into updates."""
+class AdamWConfig:
+    """AdamW, its learning rate, and how its steps are computed."""
 
     learning_rate: float = 5e-6
     """Step size of AdamW: the largest, which the warm-up ends at."""
@@ -240,28 +214,38 @@ class OptimConfig:
     """AdamW's decoupled weight decay; each step shrinks weights by this times the learning rate."""
     max_grad_norm: float = 1.0
     """A larger gradient (L2 norm over all weights) is scaled down to this."""
-    minibatch_trajectories: int = 128
-    """Episodes per AdamW step."""
     microbatch_rows: int = 8
     """Decisions (chunks) per forward-backward pass: bounds memory, does not change the result."""
-    epochs: int = 1
-    """Passes over the episodes of each iteration."""
     cpu_offload: bool = False
     """Keep AdamW's state in host memory instead of the GPU's."""
     sharding: Literal["auto", "shard", "replicate"] = "auto"
     """On several ranks: each holds a part of the weights (FSDP2), or all; auto shards unless little is trained (LoRA)."""
 
     def __post_init__(self) -> None:
-        _check_fields(self, "optim.")
-        _check_positive(self, "optim.", "learning_rate", "max_grad_norm")
-        _check_at_least(self, "optim.", 1, "minibatch_trajectories", "microbatch_rows", "epochs")
-        _check_at_least(self, "optim.", 0, "warmup_steps", "weight_decay")
+        check_fields(self, "optim.")
+        check_positive(self, "optim.", "learning_rate", "max_grad_norm")
+        check_at_least(self, "optim.", 1, "microbatch_rows")
+        check_at_least(self, "optim.", 0, "warmup_steps", "weight_decay")
         for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
-        _require(
+            require(0 <= getattr(self, name) < 1, f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
+        require(
             0 <= self.min_learning_rate_fraction <= 1,
             f"optim.min_learning_rate_fraction must lie in [0, 1], got {self.min_learning_rate_fraction}",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(AdamWConfig):
+    """AdamW, its learning rate, and the cut of an iteration into updates."""
+
+    minibatch_trajectories: int = 128
+    """Episodes per AdamW step."""
+    epochs: int = 1
+    """Passes over the episodes of each iteration."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, "optim.", 1, "minibatch_trajectories", "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +253,7 @@ class EvalConfig:
     """Evaluation: which episodes, and how the policy plays them."""
 
     every: int = 10
-    """Iterations between evaluations; 0 never evaluates."""
+    """Iterations (of sft: AdamW steps) between evaluations; 0 never evaluates."""
     before_training: bool = True
     """Evaluate the start too, so that what was learnt can be seen."""
     temperatures: tuple[float, ...] = (0.0,)
@@ -282,13 +266,13 @@ class EvalConfig:
     """Most videos of successes, and of failures, kept per evaluation."""
 
     def __post_init__(self) -> None:
-        _check_fields(self, "eval.")
-        _check_at_least(self, "eval.", 0, "every", "episodes_per_task", "videos")
+        check_fields(self, "eval.")
+        check_at_least(self, "eval.", 0, "every", "episodes_per_task", "videos")
         for temperature in self.temperatures:
-            _require(
+            require(
                 math.isfinite(temperature) and temperature >= 0, f"eval.temperatures must be 0 or positive, got {temperature}"
             )
-        _require(
+        require(
             0 < len(self.temperatures) == len(set(self.temperatures)),
             f"eval.temperatures must be one or more numbers, each once, got {self.temperatures}",
         )
@@ -326,18 +310,18 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        _check_at_least(self, "", 1, "iterations", "checkpoint_every", "keep_checkpoints")
-        _check_at_least(self, "", 0, "seed", "split_seed")
+        check_fields(self)
+        check_at_least(self, "", 1, "iterations", "checkpoint_every", "keep_checkpoints")
+        check_at_least(self, "", 0, "seed", "split_seed")
         estimator = ESTIMATORS.get(self.algo.advantage)
-        _require(
+        require(
             self.rollout.group_size >= 2 or estimator is None or not estimator.needs_group,
             f"rollout.group_size must be at least 2, got {self.rollout.group_size}: algo.advantage {self.algo.advantage} "
             "compares the episodes of a group (reinforce does not)",
         )
         for tracker in self.trackers:
-            _require(tracker in TRACKERS, f"trackers must be among {', '.join(TRACKERS)}, got {tracker!r}")
-        _check_split(self.train_fraction, self.eval, evaluates=self.eval.every > 0)
+            require(tracker in TRACKERS, f"trackers must be among {', '.join(TRACKERS)}, got {tracker!r}")
+        check_split(self.train_fraction, self.eval, evaluates=self.eval.every > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,22 +347,23 @@ class EvaluateConfig:
     eval: EvalConfig = field(default_factory=lambda: EvalConfig(episodes_per_task=0))
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        _check_at_least(self, "", 0, "seed", "split_seed")
-        _require(self.policy.checkpoint is None, "name the checkpoint with --checkpoint, not with policy.checkpoint")
-        _check_split(self.train_fraction, self.eval, evaluates=True)
+        check_fields(self)
+        check_at_least(self, "", 0, "seed", "split_seed")
+        require(self.policy.checkpoint is None, "name the checkpoint with --checkpoint, not with policy.checkpoint")
+        check_split(self.train_fraction, self.eval, evaluates=True)
 
 
-def _check_split(train_fraction: float, evaluation: EvalConfig, *, evaluates: bool) -> None:
-    _require(0 < train_fraction <= 1, f"train_fraction must lie in (0, 1], got {train_fraction}")
-    _require(
+def check_split(train_fraction: float, evaluation: EvalConfig, *, evaluates: bool) -> None:
+    """Refuse a split of initial states that leaves nothing to do."""
+    require(0 < train_fraction <= 1, f"train_fraction must lie in (0, 1], got {train_fraction}")
+    require(
         train_fraction < 1 or evaluation.initial_states != "held-out" or not evaluates,
         "train_fraction 1 leaves no held-out initial states: lower it, or set eval.initial_states to all or train",
     )
 
 
-def config_to_json(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
-    """The config as plain JSON data; `config_from_json` gives a `TrainConfig` back."""
+def config_to_json(config: Any) -> dict[str, Any]:
+    """A config (any of these classes) as plain JSON data; `config_from_json` gives it back."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -390,20 +375,19 @@ def config_to_json(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
     return plain(asdict(config))
 
 
-def config_from_json(data: Mapping[str, Any], *, defaults: TrainConfig | None = None) -> TrainConfig:
+def config_from_json(data: Mapping[str, Any], *, defaults: _Config) -> _Config:
     """The config that JSON data of `config_to_json`, or a part of it, stands for.
 
     Args:
         data: Fields by name; a section is a mapping of its own.
-        defaults: Gives the fields that `data` leaves out; None takes those of `TrainConfig`.
+        defaults: Of the config's class; gives the fields that `data` leaves out.
 
     Raises:
         ValueError: A section or field is unknown or has another name by now, or a value cannot work; the message names it.
     """
-    defaults = TrainConfig() if defaults is None else defaults
-    env = data.get("env")
-    if isinstance(env, Mapping) and env.get("id", defaults.env.id) != defaults.env.id:
-        defaults = for_another_env(defaults)
+    env = data.get("env") if isinstance(data, Mapping) else None
+    if isinstance(defaults, TrainConfig) and isinstance(env, Mapping) and env.get("id", defaults.env.id) != defaults.env.id:
+        return _updated(for_another_env(defaults), data, section="")  # type: ignore[return-value]
     return _updated(defaults, data, section="")
 
 
@@ -425,13 +409,13 @@ RENAMED = {"env.num_groups": "env.num_workers", "env.envs_per_group": "env.envs_
 
 def _updated(config: _Config, data: Any, *, section: str) -> _Config:
     """`config` with the fields that `data` holds."""
-    _require(isinstance(data, Mapping), f"{section.rstrip('.') or 'a config'} must be a table of fields, got {data!r}")
+    require(isinstance(data, Mapping), f"{section.rstrip('.') or 'a config'} must be a table of fields, got {data!r}")
     known = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
     changes: dict[str, Any] = {}
     for name, value in data.items():
         full_name = f"{section}{name}"
-        _require(full_name not in RENAMED, f"{full_name} is now called {RENAMED.get(full_name)}: rename it")
-        _require(
+        require(full_name not in RENAMED, f"{full_name} is now called {RENAMED.get(full_name)}: rename it")
+        require(
             name in known,
             f"unknown field {full_name} (of another version, or mistyped): {section.rstrip('.') or 'a config'} has "
             + ", ".join(known),
@@ -451,18 +435,18 @@ def _read(name: str, kind: Any, value: Any) -> Any:
             return None
         kind = get_args(kind)[0]
     if get_origin(kind) is Annotated:
-        _require(isinstance(value, Mapping), f"{name} must be a table of arguments, got {value!r}")
+        require(isinstance(value, Mapping), f"{name} must be a table of arguments, got {value!r}")
         return {key: _argument_text(f"{name}.{key}", argument) for key, argument in value.items()}
     if get_origin(kind) is tuple:
         wanted = "a list of names" if get_args(kind)[0] is not float else "a list of numbers"
-        _require(isinstance(value, list), f"{name} must be {wanted}, got {value!r}")
+        require(isinstance(value, list), f"{name} must be {wanted}, got {value!r}")
         return tuple(_read(f"each of {name}", get_args(kind)[0], item) for item in value)
     if kind in (int, float):
         wanted = "a whole number" if kind is int else "a number"
         fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     else:
         wanted, fits = ("true or false", isinstance(value, bool)) if kind is bool else ("a text", isinstance(value, str))
-    _require(fits, f"{name} must be {wanted}, got {value!r}")
+    require(fits, f"{name} must be {wanted}, got {value!r}")
     return value if get_origin(kind) is Literal else kind(value)
 
 

@@ -2,31 +2,61 @@
 
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from vla_train.config import TrainConfig, config_from_json
+from vla_train.sft.config import SftConfig
+
+_Config = TypeVar("_Config")
+RunConfig = TrainConfig | SftConfig
+"""Of a run's folder."""
 
 
-def read_config(file: Path, *, defaults: TrainConfig | None = None) -> TrainConfig:
+def is_sft(data: Mapping[str, Any]) -> bool:
+    """Whether a run's `config.json` is that of supervised training."""
+    return "data" in data
+
+
+def run_config(data: Mapping[str, Any]) -> RunConfig:
+    """The config that the `config.json` of a run holds.
+
+    Raises:
+        ValueError: A field is unknown or cannot work; the message names it.
+    """
+    return config_from_json(data, defaults=SftConfig(data=Path()) if is_sft(data) else TrainConfig())
+
+
+def read_run_config(file: Path) -> RunConfig:
+    """The config that the `config.json` of a run holds, read; errors as for `read_config`."""
+    return read_config(file, defaults=SftConfig(data=Path()) if is_sft(_read(file)) else TrainConfig())
+
+
+def read_config(file: Path, *, defaults: _Config) -> _Config:
     """The config that a file holds.
 
     Args:
         file: JSON or TOML, whatever its name is.
-        defaults: Gives the fields that the file leaves out; None takes those of `TrainConfig`.
+        defaults: Of the config's class; gives the fields that the file leaves out.
 
     Raises:
         ValueError: It cannot be read, is neither JSON nor TOML, or a field is unknown or cannot work; the message names it.
     """
+    data = _read(file)
+    try:
+        return config_from_json(data, defaults=defaults)
+    except ValueError as error:
+        raise ValueError(f"config file {file}: {error}") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ValueError(f"config file {file} cannot be read: {reason}") from error
     try:
-        data = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        return json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     except ValueError as error:
         raise ValueError(f"config file {file} is neither JSON nor TOML: {error}") from error
-    try:
-        return config_from_json(data, defaults=defaults)
-    except ValueError as error:
-        raise ValueError(f"config file {file}: {error}") from error

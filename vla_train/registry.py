@@ -36,7 +36,10 @@ ESTIMATORS: Mapping[str, Entry] = {
 }
 """`algo.advantage`; see `algo.advantages`."""
 
-LOSSES: Mapping[str, Entry] = {"clipped": Entry(function="vla_train.algo.losses:clipped")}
+LOSSES: Mapping[str, Entry] = {
+    "clipped": Entry(function="vla_train.algo.losses:clipped"),
+    "cross-entropy": Entry(function="vla_train.algo.losses:cross_entropy"),
+}
 """`algo.loss`; see `algo.losses.Loss`."""
 
 

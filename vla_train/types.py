@@ -88,6 +88,10 @@ class EnvDescription:
     """Name of the benchmark suite, where there is one."""
     max_episode_steps: int | None = None
     """Time limit in env steps; None if it differs from task to task."""
+    robot_type: str | None = None
+    """Name of the robot, as datasets give it; None where the env does not say."""
+    actions_per_s: float | None = None
+    """Actions that the robot takes in a second of its time; None where the env does not say."""
     whole_resets: bool = False
     """Slots can only be reset all at once (an env without `reset_mask`): less dense, equally correct."""
 

@@ -4,9 +4,9 @@
     python benchmarks/policy/bench_update.py --only-full                        # all 7B weights, about 2 minutes
     python benchmarks/policy/bench_update.py --size tiny --device cpu --rows 32 --full
 
-Ours is all of `Trainer.update`: advantages, mini-batch, images from the host, preprocessing, loss, AdamW with float32 weights
-and gradient sums. The plain loop is given pixels on the device and minimises the mean log-probability, which costs a little
-less; its prompts are as long as ours.
+Ours is all of `GroupTrainer.update`: advantages, mini-batch, images from the host, preprocessing, loss, AdamW with float32
+weights and gradient sums. The plain loop is given pixels on the device and minimises the mean log-probability, which costs a
+little less; its prompts are as long as ours.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from vla_train.policy.simplevla_oft.build import build_policy
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
 from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
-from vla_train.trainer.trainer import Trainer
+from vla_train.trainer.group_trainer import GroupTrainer
 from vla_train.types import EnvDescription, EpisodeSpec, Group, Observation, Trajectory
 
 _PLAIN = "plain, LoRA"
@@ -117,7 +117,7 @@ def measure_ours(
 ) -> None:
     """Chunks per second of an update on all groups, after one on enough of them for a micro-batch."""
     optim = OptimConfig(minibatch_trajectories=1024, microbatch_rows=microbatch, cpu_offload=cpu_offload)
-    trainer = Trainer(optim, AlgoConfig(), policy=policy, temperature=1.6, total_steps=1, seed=0)
+    trainer = GroupTrainer(optim, AlgoConfig(), policy=policy, temperature=1.6, total_steps=1, seed=0)
     first = trainer.update(groups[: -(-microbatch // (_DECISIONS * _GROUP_SIZE))], iteration=0)
     metrics = trainer.update(groups, iteration=1)
     config, model = policy.model.config, policy.model

@@ -19,8 +19,13 @@ from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_
 CHUNK_SIZE, ACTION_DIM = 2, 2
 
 
-def save_small_checkpoint(folder: Path, *, action_dim: int = ACTION_DIM, bound: float = 1.0, seed: int = 0) -> Path:
-    """A checkpoint in the published layout with random weights, for actions in [-bound, bound]."""
+def save_small_checkpoint(
+    folder: Path, *, action_dim: int = ACTION_DIM, bound: float = 1.0, seed: int = 0, num_layers: int = 1
+) -> Path:
+    """A checkpoint in the published layout with random weights, for actions in [-bound, bound].
+
+    With one layer all tokens of a chunk are drawn alike: placeholders hold zeros, so it takes a second one to tell them apart.
+    """
     tokenizer = small_tokenizer()
     tiny = named_config(
         "tiny",
@@ -34,7 +39,7 @@ def save_small_checkpoint(folder: Path, *, action_dim: int = ACTION_DIM, bound: 
         tiny,
         towers=tuple(replace(tower, width=16, depth=2, num_heads=1, mlp_width=16) for tower in tiny.towers),
         image_size=28,
-        language=replace(tiny.language, hidden_size=32, intermediate_size=32, num_layers=1, num_heads=1),
+        language=replace(tiny.language, hidden_size=32, intermediate_size=32, num_layers=num_layers, num_heads=1),
         gripper=None,
         norm_stats={"actions": ActionStatistics.from_bounds(-high, high).to_json()},
     )
@@ -48,7 +53,7 @@ def small_config(checkpoint: Path, output: Path, **changes: Any) -> TrainConfig:
     """Four iterations of two groups of four episodes; `changes` by field of `TrainConfig`, sections as fields to change."""
     sections: dict[str, Any] = {
         "env": EnvConfig(id="reach_env:Reach-v0", num_workers=2, envs_per_worker=2, success="terminated"),
-        "policy": PolicyConfig(checkpoint=str(checkpoint), chunk_size=CHUNK_SIZE, device="cpu"),
+        "policy": PolicyConfig(checkpoint=str(checkpoint), chunk_size=CHUNK_SIZE, device="cpu", dtype="float32"),
         "rollout": RolloutConfig(groups_per_iteration=2, group_size=4, max_attempts=1.0, deterministic=True),
         "optim": OptimConfig(learning_rate=1e-3, minibatch_trajectories=4, microbatch_rows=8),
         "eval": EvalConfig(every=0, before_training=False, episodes_per_task=4, videos=1),

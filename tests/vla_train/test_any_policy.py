@@ -18,7 +18,7 @@ from vla_train.config import AlgoConfig, OptimConfig, RolloutConfig
 from vla_train.envs.workers import make_workers
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.trainer.trainer import Trainer
+from vla_train.trainer.group_trainer import GroupTrainer
 from vla_train.types import EpisodeSpec, Observation, PolicyOutput
 
 FLOW_STEPS, CHUNK_SIZE, ACTION_DIM = 2, 3, 2
@@ -115,7 +115,7 @@ def test_a_flow_with_proprioception_is_played_kept_and_trained(worker: str) -> N
     assert trajectory.decisions["logprobs"].shape == (len(trajectory),)
     assert state.keys() == again.keys() >= {"observations/position", "decisions/chain"}
 
-    trainer = Trainer(OptimConfig(learning_rate=1e-3), AlgoConfig(), policy=policy, temperature=1.0, total_steps=1, seed=0)
+    trainer = GroupTrainer(OptimConfig(learning_rate=1e-3), AlgoConfig(), policy=policy, temperature=1.0, total_steps=1, seed=0)
     metrics = trainer.update(groups, iteration=0)
     assert metrics.loss_metrics["sampling_gap"] < 1e-4
     assert "entropy" not in metrics.loss_metrics

@@ -175,7 +175,7 @@ def test_a_run_that_held_nothing_out_is_evaluated_on_all_initial_states(small_ru
         (["--recipe"], "--recipe needs a name"),
         (["--recipe", "paper"], "policy.size openvla-7b goes on from a trained policy: name one with --policy.checkpoint"),
         (["--policy.size", "openvla-7b"], "policy.size openvla-7b goes on from a trained policy"),
-        (["nope"], "unknown command 'nope': choose one of train, eval, collect, report"),
+        (["nope"], "unknown command 'nope': choose one of train, collect, sft, eval, report"),
         (["eval"], "--checkpoint"),
         (["report", "/"], "has no config.json"),
         (["collect", "--suite", "libero_10", "--env.kwargs", "suite=libero_90"], "suite was given twice"),

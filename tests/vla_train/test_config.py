@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import json
 import math
 import subprocess
@@ -11,7 +12,6 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-import vla_train.config
 from vla_train.config import (
     AlgoConfig,
     EnvConfig,
@@ -102,24 +102,25 @@ def test_a_choice_that_a_field_does_not_have_is_refused_with_those_it_has(config
             config(**required, **{f.name: "paper"})
 
 
-def field_texts() -> dict[str, dict[str, str]]:
-    """Text under each field, by class."""
-    texts: dict[str, dict[str, str]] = {}
-    for node in ast.parse(Path(vla_train.config.__file__).read_text()).body:
-        if isinstance(node, ast.ClassDef):
-            texts[node.name] = {
-                first.target.id: second.value.value
-                for first, second in zip(node.body, node.body[1:], strict=False)
-                if isinstance(first, ast.AnnAssign) and isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant)
-            }
+def field_texts(config: type) -> dict[str, str]:
+    """Text under each field of a class, those that it inherits included."""
+    texts: dict[str, str] = {}
+    for owner in config.__mro__[-2::-1]:
+        (node,) = ast.parse(inspect.getsource(owner)).body
+        assert isinstance(node, ast.ClassDef)
+        texts |= {
+            first.target.id: second.value.value
+            for first, second in zip(node.body, node.body[1:], strict=False)
+            if isinstance(first, ast.AnnAssign) and isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant)
+        }
     return texts
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_field_is_explained(config: type) -> None:
-    sections = {"env", "policy", "rollout", "algo", "optim", "eval"}
+    sections = {"env", "policy", "rollout", "algo", "optim", "eval", "augment"}
     names = {f.name for f in dataclasses.fields(config)} - sections
-    texts = field_texts()[config.__name__]
+    texts = field_texts(config)
     assert names <= texts.keys()
     assert all(len(texts[name]) > 20 for name in names), "a text too short to explain anything"
     assert not any("\n" in texts[name] for name in names), "--help would break the line there again"
@@ -128,14 +129,14 @@ def test_every_field_is_explained(config: type) -> None:
 UNITS = (
     "workers",
     *("seconds", "env steps", "updates", "iterations", "episodes", "decisions", "actions", "groups", "restarts", "checkpoints"),
-    *("adamw steps", "l2 norm", "passes", "envs", "videos", "copies", "rank", "0 to 1", "times", "rewards", "[0, 1)"),
+    *("adamw steps", "l2 norm", "passes", "envs", "videos", "copies", "rank", "0 to 1", "times", "rewards", "[0, 1)", "rows"),
 )
 WITHOUT_UNIT = {"seed", "split_seed", "temperature", "learning_rate", "weight_decay", "clip_low", "clip_high"}
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_number_says_what_it_counts(config: type) -> None:
-    texts = field_texts()[config.__name__]
+    texts = field_texts(config)
     for f in dataclasses.fields(config):
         if f.type in (int, float, int | None) and f.name not in WITHOUT_UNIT:
             assert any(unit in texts[f.name].lower() for unit in UNITS), f"{f.name}: {texts[f.name]}"
@@ -144,7 +145,7 @@ def test_every_number_says_what_it_counts(config: type) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_survives_json(name: str) -> None:
     config = RECIPES[name]()
-    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+    assert config_from_json(json.loads(json.dumps(config_to_json(config))), defaults=TrainConfig()) == config
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -165,7 +166,7 @@ def test_every_field_survives_json_when_changed() -> None:
         optim=OptimConfig(cpu_offload=True),
         eval=EvalConfig(initial_states="all"),
     )
-    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+    assert config_from_json(json.loads(json.dumps(config_to_json(config))), defaults=TrainConfig()) == config
 
 
 def test_a_config_of_another_version_is_refused_by_its_unknown_field() -> None:
@@ -174,18 +175,19 @@ def test_a_config_of_another_version_is_refused_by_its_unknown_field() -> None:
     with pytest.raises(
         ValueError, match=r"unknown field rollout\.kl_penalty.*another version.*rollout has groups_per_iteration"
     ):
-        config_from_json(data)
+        config_from_json(data, defaults=TrainConfig())
 
 
 def test_a_config_that_cannot_work_is_refused_also_when_read_from_json() -> None:
     data = config_to_json(TrainConfig())
     data["rollout"]["group_size"] = 1
     with pytest.raises(ValueError, match="group_size"):
-        config_from_json(data)
+        config_from_json(data, defaults=TrainConfig())
 
 
 def test_fields_missing_in_json_take_their_defaults() -> None:
-    assert config_from_json({"seed": 3, "env": {"id": "Other-v0"}}) == TrainConfig(seed=3, env=EnvConfig(id="Other-v0"))
+    read = config_from_json({"seed": 3, "env": {"id": "Other-v0"}}, defaults=TrainConfig())
+    assert read == TrainConfig(seed=3, env=EnvConfig(id="Other-v0"))
 
 
 PUBLISHED = [

@@ -14,7 +14,7 @@ from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.run.run import Run
 from vla_train.run.tracking import RunLog
 from vla_train.trainer.checkpoint_folder import list_checkpoints
-from vla_train.trainer.trainer import Trainer
+from vla_train.trainer.group_trainer import GroupTrainer
 
 MakeRun = Callable[..., TrainConfig]
 
@@ -40,15 +40,15 @@ def one_line(errors: str) -> str:
 
 
 def test_a_diverged_loss_goes_back_to_the_newest_checkpoint(small_run: MakeRun, ended, monkeypatch) -> None:
-    update, updates = Trainer.update, iter(range(9))
+    update, updates = GroupTrainer.update, iter(range(9))
 
-    def diverge(trainer: Trainer, groups, **options):
+    def diverge(trainer: GroupTrainer, groups, **options):
         if next(updates) == 1:
             for parameter in trainer._module.parameters():
                 parameter.data.fill_(float("nan"))
         return update(trainer, groups, **options)
 
-    monkeypatch.setattr(Trainer, "update", diverge)
+    monkeypatch.setattr(GroupTrainer, "update", diverge)
     config = small_run()
     line = one_line(ended("train", *command_line(config)))
     assert "the loss is nan" in line

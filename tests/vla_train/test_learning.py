@@ -26,7 +26,7 @@ from vla_train.policy.simplevla_oft.config import LanguageConfig, TowerConfig
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.prompts import TOKENIZER_FILE
 from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
-from vla_train.trainer.trainer import Trainer
+from vla_train.trainer.group_trainer import GroupTrainer
 from vla_train.types import EnvDescription, EpisodeSpec, Observation
 
 CHUNK_SIZE, ACTION_DIM, NUM_BINS = 2, 2, 5
@@ -71,7 +71,7 @@ def save_untrained(folder: Path, *, seed: int) -> None:
 
 def load(folder: Path) -> SimpleVLAOFTPolicy:
     bound = np.ones(ACTION_DIM, np.float32)
-    config = PolicyConfig(checkpoint=str(folder), chunk_size=CHUNK_SIZE, device="cpu")
+    config = PolicyConfig(checkpoint=str(folder), chunk_size=CHUNK_SIZE, device="cpu", dtype="float32")
     return build_policy(config, EnvDescription(observations={}, action_low=-bound, action_high=bound), seed=0)
 
 
@@ -113,7 +113,7 @@ def success_rates(checkpoint: Path, *, seed: int) -> tuple[list[float], list[flo
     workers = make_workers(ENV, chunk_size=CHUNK_SIZE)
     policy, algo = load(checkpoint), AlgoConfig()
     rollout = Rollout(ROLLOUT, policy=policy, workers=workers, timeline=Timeline(), seed=seed)
-    trainer = Trainer(OPTIM, algo, policy=policy, temperature=ROLLOUT.temperature, total_steps=1, seed=seed)
+    trainer = GroupTrainer(OPTIM, algo, policy=policy, temperature=ROLLOUT.temperature, total_steps=1, seed=seed)
     prompts = PromptStream([0], {}, group_size=ROLLOUT.group_size, train_fraction=0.8, split_seed=0, seed=seed)
 
     def greedy() -> float:

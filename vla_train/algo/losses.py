@@ -143,3 +143,26 @@ def clipped(evaluated: Mapping[str, Tensor], inputs: LossInputs, config: AlgoCon
             first_sums={"sampling_gap": log_ratio.abs().sum()},
             maxima={"ratio_max": ratio.where(counted, 0.0).max()},
         )
+
+
+def cross_entropy(evaluated: Mapping[str, Tensor], inputs: LossInputs, config: AlgoConfig) -> LossOutput:
+    """Cross-entropy of what was decided, in nats, each row weighted by its advantage.
+
+        sum of weight * advantage * -logprob
+
+    Supervised training has advantages of 1. With those of GRPO this is REINFORCE's gradient, without the ratio that accounts
+    for weights that have moved since they sampled. It reports `entropy` and `token_accuracy` (how often nothing is likelier
+    than what was decided), where the policy evaluates `entropies` and `likeliest`.
+    """
+    logprobs = evaluated["logprobs"]
+    weights = spread_weights(inputs.weights, logprobs)
+    counted = weights != 0
+    advantages = inputs.advantages.view(-1, *[1] * (logprobs.ndim - 1))
+    loss = (weights * advantages * -logprobs.where(counted, 0.0)).sum()
+    with torch.no_grad():
+        reported = {"entropies": "entropy", "likeliest": "token_accuracy"}
+        return LossOutput(
+            loss=loss,
+            count=counted.sum().float(),
+            sums={name: evaluated[key].float().where(counted, 0.0).sum() for key, name in reported.items() if key in evaluated},
+        )

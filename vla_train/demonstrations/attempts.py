@@ -38,7 +38,9 @@ def initial_states(task_id: int, num_states: int | None, config: CollectConfig) 
     """
     if num_states is None:
         return np.array([-1])
-    train, held_out = split_initial_states(task_id, num_states, train_fraction=config.train_fraction, seed=config.seed)
+    train, held_out = split_initial_states(
+        task_id, num_states, train_fraction=config.train_fraction, split_seed=config.split_seed
+    )
     states = {"train": train, "held-out": held_out, "all": np.arange(num_states)}[config.initial_states]
     if not len(states):
         raise ValueError(f"no {config.initial_states} initial state is left for task {task_id}: change train_fraction")

@@ -3,9 +3,10 @@
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from vla_train.config import EnvConfig
+from vla_train.config_checks import check_at_least, check_fields, require
 
 InitialStates = Literal["train", "all", "held-out"]
 
@@ -30,8 +31,10 @@ class CollectConfig:
     """train: only states that training uses; held-out: only the others; all: both."""
     train_fraction: float = 0.8
     """Share (0 to 1) of each task's initial states that belongs to training, as in the run that will learn from this."""
+    split_seed: int = 0
+    """Seed of which states belong to training, as in the run that will learn from this."""
     seed: int = 0
-    """Seed of the split of initial states (as in the run that will learn from this), of the expert, and of the noise."""
+    """Seed of the order of initial states, of the expert, and of the noise."""
     noise: float = 0.05
     """Standard deviation of what is added to the expert's actions, 0 to 1; what is recorded is the action without it."""
     expert: str | None = None
@@ -50,29 +53,23 @@ class CollectConfig:
     """Its workers and timeouts do not matter here."""
 
     def __post_init__(self) -> None:
-        for name in ("max_attempts", "train_fraction", "noise"):
-            _require(math.isfinite(getattr(self, name)), f"{name} must be finite, got {getattr(self, name)}")
-        _require(self.episodes_per_task >= 1, f"episodes_per_task must be at least 1, got {self.episodes_per_task}")
-        _require(self.max_attempts >= 1, f"max_attempts must be at least 1, got {self.max_attempts}")
-        _require(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
-        _require(0 < self.train_fraction <= 1, f"train_fraction must lie in (0, 1], got {self.train_fraction}")
-        _require(0 <= self.noise <= 1, f"noise must lie in [0, 1], got {self.noise}")
-        _require(
+        check_fields(self)
+        check_at_least(self, "", 1, "episodes_per_task", "max_attempts")
+        check_at_least(self, "", 0, "seed", "split_seed")
+        require(0 < self.train_fraction <= 1, f"train_fraction must lie in (0, 1], got {self.train_fraction}")
+        require(0 <= self.noise <= 1, f"noise must lie in [0, 1], got {self.noise}")
+        require(
             self.train_fraction < 1 or self.initial_states != "held-out",
             "train_fraction 1 leaves no held-out initial states: lower it, or set initial_states to all or train",
         )
-        _require(
-            self.initial_states in get_args(InitialStates),
-            f"initial_states must be one of {', '.join(get_args(InitialStates))}, got {self.initial_states!r}",
-        )
-        _require(self.workers == "auto" or int(self.workers) >= 1, f"workers must be auto or at least 1, got {self.workers}")
-        _require(self.image_size is None or self.image_size >= 1, f"image_size must be at least 1, got {self.image_size}")
-        _require(len(set(self.task_ids)) == len(self.task_ids), f"task_ids must differ, got {self.task_ids}")
-        _require(min(self.task_ids, default=0) >= 0, f"task_ids must be at least 0, got {self.task_ids}")
+        require(self.workers == "auto" or int(self.workers) >= 1, f"workers must be auto or at least 1, got {self.workers}")
+        require(self.image_size is None or self.image_size >= 1, f"image_size must be at least 1, got {self.image_size}")
+        require(len(set(self.task_ids)) == len(self.task_ids), f"task_ids must differ, got {self.task_ids}")
+        require(min(self.task_ids, default=0) >= 0, f"task_ids must be at least 0, got {self.task_ids}")
         if self.expert is not None:
-            _require(all(self.expert.partition(":")), f"expert must be MODULE:FUNCTION, got {self.expert!r}")
+            require(all(self.expert.partition(":")), f"expert must be MODULE:FUNCTION, got {self.expert!r}")
         for name in self._shortcuts:
-            _require(name not in self.env.kwargs, f"{name} was given twice: leave it out of env.kwargs")
+            require(name not in self.env.kwargs, f"{name} was given twice: leave it out of env.kwargs")
 
     @property
     def played_env(self) -> EnvConfig:
@@ -94,8 +91,3 @@ class CollectConfig:
             "detail": self.detail,
         }
         return {name: str(value) for name, value in given.items() if value is not None}
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

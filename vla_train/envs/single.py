@@ -79,6 +79,8 @@ class SingleEnvsShard(EnvShard):
             suite=None,
             max_episode_steps=limit,
             whole_resets=False,
+            robot_type=getattr(env.unwrapped, "robot_type", None),
+            actions_per_s=env.metadata.get("render_fps"),
         )
 
     def _find_success_key(self, env: gym.Env[Any, Any]) -> str | None:

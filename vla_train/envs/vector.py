@@ -85,6 +85,7 @@ class VectorShard(EnvShard):
             self._limit = limit
         elif limit is None and own_limit is None and not hasattr(unwrapped, "num_init_states"):
             raise ValueError(f"{name} has no time limit: set env.max_episode_steps")
+        fps = env.metadata.get("render_fps")  # of steps, each of a whole chunk where the env takes chunks
         return EnvDescription(
             num_slots=self._slots,
             observations=array_specs(env.single_observation_space, image_key=self._config.image_key),
@@ -97,6 +98,8 @@ class VectorShard(EnvShard):
             suite=getattr(unwrapped, "suite", None),
             max_episode_steps=limit if limit is not None else own_limit,
             whole_resets=self._whole_resets,
+            robot_type=getattr(unwrapped, "robot_type", None),
+            actions_per_s=None if fps is None else float(fps) * (self._chunk_size if self._chunked else 1),
         )
 
     def _find_success_key(self) -> str | None:

@@ -5,7 +5,7 @@ log-probs, the noise of a flow, ...) it gives along in `PolicyOutput.decision`, 
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -84,12 +84,43 @@ class TrainablePolicy(RolloutPolicy, Protocol):
 
         Returns:
             Tensors of R rows. The built-in losses want `logprobs`, and `entropies` where there are any: float32 (R, T), T a
-            multiple of K with the numbers of one action side by side, or (R,) for the whole chunk.
+            multiple of K with the numbers of one action side by side, or (R,) for the whole chunk. `likeliest`, bool of the
+            same shape, says where nothing is likelier than what was decided.
         """
         ...
 
     def save_pretrained(self, folder: str) -> None:
         """Write a checkpoint that the same factory reads as `policy.checkpoint`. With sharded weights all ranks call this."""
+        ...
+
+
+class SupervisedPolicy(TrainablePolicy, Protocol):
+    """A policy that demonstrations can teach: it tells how it would have decided the actions of others."""
+
+    @property
+    def crop_area(self) -> float:
+        """Share of an image's area that it looks at, from the centre; 1 is the whole image."""
+        ...
+
+    def use_statistics(self, name: str, statistics: Mapping[str, Any]) -> None:
+        """Stretch the range of its actions over those of a dataset, from now on and in checkpoints.
+
+        Args:
+            name: Of the dataset.
+            statistics: One entry of OpenVLA's `dataset_statistics.json`, of actions in the env's own units.
+        """
+        ...
+
+    def targets(self, actions: np.ndarray, *, label_step: float) -> dict[str, np.ndarray]:
+        """What `evaluate` takes, and `act` would have given along, for chunks of actions that somebody else decided.
+
+        Args:
+            actions: (R, K, A) in the env's own units.
+            label_step: Round normalised actions, which span -1 to 1, to multiples of this first; 0 does not.
+
+        Returns:
+            Arrays of R rows.
+        """
         ...
 
 

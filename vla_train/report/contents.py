@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_train.config import TrainConfig, config_from_json
+from vla_train.config_file import RunConfig, run_config
 from vla_train.evaluation.evaluate import EpisodeResult, EvaluationResult, read_episodes
 from vla_train.evaluation.record import evaluation_record, summaries
 from vla_train.pipeline.timeline import Span, read_chrome_trace
 from vla_train.run.tracking import read_records
+from vla_train.sft.config import SftConfig
 
 Record = Mapping[str, Any]
 
@@ -54,10 +55,11 @@ class RunContents:
     """A run, as its folder tells it."""
 
     path: Path
-    config: TrainConfig
+    config: RunConfig
     config_json: Mapping[str, Any]
     iterations: tuple[Record, ...]
-    """One per iteration done, oldest first: `Run.record` names what is in them."""
+    """One per iteration done (of supervised training: per point of its curves), oldest first: `Run.record` and `SftRun` name
+    what is in them."""
     evaluation_records: tuple[Record, ...]
     """One per evaluation within training, oldest first: `evaluation.record`, and its folder."""
     evaluations: tuple[Evaluation, ...]
@@ -68,8 +70,18 @@ class RunContents:
     """What the picture shows; empty where its trace is missing."""
 
     @property
+    def unit(self) -> str:
+        """What is counted."""
+        return "step" if isinstance(self.config, SftConfig) else "iteration"
+
+    @property
+    def planned(self) -> int:
+        """How many are asked for."""
+        return self.config.steps if isinstance(self.config, SftConfig) else self.config.iterations
+
+    @property
     def done(self) -> int:
-        """Iterations done."""
+        """Iterations, or steps, done."""
         return int(self.iterations[-1]["iteration"]) if self.iterations else 0
 
     @property
@@ -86,7 +98,7 @@ def read_run(run: Path) -> RunContents:
     """
     try:
         config_json = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        config = config_from_json(config_json)
+        config = run_config(config_json)
     except OSError as error:
         raise ValueError(f"{run} is not the folder of a run: config.json: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError) as error:

@@ -7,6 +7,7 @@ entropy, no gradient.
 import math
 from collections.abc import Mapping, Sequence
 
+from vla_train.config import AdamWConfig, TrainConfig
 from vla_train.evaluation.evaluate import play_name
 from vla_train.evaluation.record import summaries
 from vla_train.pipeline.timeline import Span, ordered_resources
@@ -25,10 +26,11 @@ def success_panel(run: RunContents) -> Panel:
         title="Success over training",
         y_label="success rate",
         curves=[
-            _iteration_curve(run, "rollouts (sampled, training starts)", BLUE, "rollout/success_rate"),
+            iteration_curve(run, "rollouts (sampled, training starts)", BLUE, "rollout/success_rate"),
             *_success_curves("evaluation ({}), 95 % interval", _points(run.evaluation_records)),
         ],
-        x_max=_x_max(run),
+        x_label=run.unit,
+        x_max=x_max(run),
         percent=True,
     )
 
@@ -47,32 +49,33 @@ def task_panels(run: RunContents) -> list[Panel]:
             title=f"{task_id} · {next(iter(points.values()))[-1]['instruction']}",
             y_label="success rate",
             curves=_success_curves("{}", points),
-            x_max=_x_max(run),
+            x_label=run.unit,
+            x_max=x_max(run),
             percent=True,
         )
         for task_id, points in sorted(by_task.items())
     ]
 
 
-def training_panels(run: RunContents) -> list[Panel]:
+def training_panels(run: RunContents, config: TrainConfig) -> list[Panel]:
     """What the updates did."""
-    x_max = _x_max(run)
+    end = x_max(run)
     return [
         Panel(
             title="Groups with a learning signal",
             y_label="groups per iteration",
             curves=[
-                _iteration_curve(run, "with signal", GREEN, "rollout/groups_kept"),
-                _iteration_curve(run, "without", RED, "rollout/groups_rejected"),
+                iteration_curve(run, "with signal", GREEN, "rollout/groups_kept"),
+                iteration_curve(run, "without", RED, "rollout/groups_rejected"),
             ],
-            x_max=x_max,
+            x_max=end,
             note="In a group without signal all episodes did equally well; it is replaced, and teaches nothing.",
         ),
         Panel(
             title="Entropy",
             y_label="nats per token",
-            curves=[_iteration_curve(run, "entropy", PURPLE, "update/entropy")],
-            x_max=x_max,
+            curves=[iteration_curve(run, "entropy", PURPLE, "update/entropy")],
+            x_max=end,
             note="At the sampling temperature.",
             from_zero=False,
         ),
@@ -80,73 +83,83 @@ def training_panels(run: RunContents) -> list[Panel]:
             title="KL divergence",
             y_label="nats per token",
             curves=[
-                _iteration_curve(run, "from the sampling policy", BLUE, "update/approx_kl"),
-                _iteration_curve(run, "sampling gap", ORANGE, "update/sampling_gap"),
+                iteration_curve(run, "from the sampling policy", BLUE, "update/approx_kl"),
+                iteration_curve(run, "sampling gap", ORANGE, "update/sampling_gap"),
             ],
-            x_max=x_max,
+            x_max=end,
             note="Sampling gap: |log-prob in training - in sampling| before the first update; rounding, unless weights lag.",
         ),
         Panel(
             title="Clip fractions",
             y_label="fraction of tokens",
             curves=[
-                _iteration_curve(run, "at the upper bound", ORANGE, "update/clip_fraction_high"),
-                _iteration_curve(run, "at the lower bound", BLUE, "update/clip_fraction_low"),
+                iteration_curve(run, "at the upper bound", ORANGE, "update/clip_fraction_high"),
+                iteration_curve(run, "at the lower bound", BLUE, "update/clip_fraction_low"),
             ],
-            x_max=x_max,
-            note=f"The ratio is clipped at {1 - run.config.algo.clip_low:.2f} and {1 + run.config.algo.clip_high:.2f}.",
+            x_max=end,
+            note=f"The ratio is clipped at {1 - config.algo.clip_low:.2f} and {1 + config.algo.clip_high:.2f}.",
         ),
+        *optimizer_panels(run, config.optim),
+    ]
+
+
+def optimizer_panels(run: RunContents, optim: AdamWConfig) -> list[Panel]:
+    """What AdamW did."""
+    end = x_max(run)
+    return [
         Panel(
             title="Gradient norm",
             y_label="norm before clipping",
             curves=[
-                _iteration_curve(run, "mean", BLUE, "update/grad_norm"),
-                _iteration_curve(run, "largest", ORANGE, "update/grad_norm_max"),
+                iteration_curve(run, "mean", BLUE, "update/grad_norm"),
+                iteration_curve(run, "largest", ORANGE, "update/grad_norm_max"),
             ],
-            x_max=x_max,
-            limits={"clipped at": run.config.optim.max_grad_norm},
+            x_label=run.unit,
+            x_max=end,
+            limits={"clipped at": optim.max_grad_norm},
         ),
         Panel(
             title="Learning rate",
             y_label="learning rate (AdamW)",
-            curves=[_iteration_curve(run, "learning rate", RED, "update/learning_rate")],
-            x_max=x_max,
+            curves=[iteration_curve(run, "learning rate", RED, "update/learning_rate")],
+            x_label=run.unit,
+            x_max=end,
         ),
     ]
 
 
 def throughput_panels(run: RunContents) -> list[Panel]:
     """How fast it went."""
-    x_max = _x_max(run)
+    end = x_max(run)
     return [
         Panel(
             title="Chunks per second",
             y_label="chunks/s",
             curves=[
-                _iteration_curve(run, "rollout", BLUE, "rollout/decisions_per_s"),
-                _iteration_curve(run, "update", RED, "update/chunks_per_s"),
+                iteration_curve(run, "rollout", BLUE, "rollout/decisions_per_s"),
+                iteration_curve(run, "update", RED, "update/chunks_per_s"),
             ],
-            x_max=x_max,
+            x_max=end,
             note="A chunk is one decision of the policy and the actions it stands for.",
         ),
         Panel(
             title="Seconds per iteration",
             y_label="seconds",
             curves=[
-                _iteration_curve(run, "rollout", PURPLE, "rollout/duration_s"),
-                _iteration_curve(run, "policy", ORANGE, "rollout/policy_s"),
-                _iteration_curve(run, "busiest worker", BLUE, "rollout/env_s"),
-                _iteration_curve(run, "update", RED, "update/duration_s"),
+                iteration_curve(run, "rollout", PURPLE, "rollout/duration_s"),
+                iteration_curve(run, "policy", ORANGE, "rollout/policy_s"),
+                iteration_curve(run, "busiest worker", BLUE, "rollout/env_s"),
+                iteration_curve(run, "update", RED, "update/duration_s"),
             ],
-            x_max=x_max,
+            x_max=end,
             note="Policy and busiest worker: the time in which each worked, at the same time. The rollout should take little "
             "more than the slower of them.",
         ),
         Panel(
             title="Overlap efficiency",
             y_label="slower of the two / rollout",
-            curves=[_iteration_curve(run, "overlap", GREEN, "rollout/overlap_efficiency")],
-            x_max=x_max,
+            curves=[iteration_curve(run, "overlap", GREEN, "rollout/overlap_efficiency")],
+            x_max=end,
             note="100 %: the slower of policy and workers never waited.",
             percent=True,
         ),
@@ -190,7 +203,8 @@ def series(records: Sequence[Record], name: str) -> list[float]:
     return [value(record) for record in records]
 
 
-def _iteration_curve(run: RunContents, label: str, colour: str, name: str) -> Curve:
+def iteration_curve(run: RunContents, label: str, colour: str, name: str) -> Curve:
+    """One number of every iteration, or step."""
     x = [record["iteration"] for record in run.iterations]
     return Curve(label=label, colour=colour, x=x, y=series(run.iterations, name))
 
@@ -218,5 +232,6 @@ def _success_curves(label: str, points: Mapping[float, Sequence[Record]]) -> lis
     ]
 
 
-def _x_max(run: RunContents) -> float:
+def x_max(run: RunContents) -> float:
+    """Where the axis of iterations, or steps, ends."""
     return max(run.done, 1)

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vla_train.config import PolicyConfig, TrainConfig
 from vla_train.evaluation.evaluate import play_name
 from vla_train.evaluation.record import summaries
 from vla_train.report.contents import RunContents
@@ -23,18 +24,15 @@ class Tile:
     note: str
 
 
-def headline(run: RunContents) -> list[tuple[str, str]]:
+def headline(config: TrainConfig) -> list[tuple[str, str]]:
     """What was trained, as pairs of a word and its explanation."""
-    config = run.config
     env, policy, rollout, algo, optim = config.env, config.policy, config.rollout, config.algo, config.optim
     limit = "" if env.max_episode_steps is None else f", at most {env.max_episode_steps} steps"
     arguments = " ".join(f"{key}={value}" for key, value in env.kwargs.items())
-    weights = f"from {policy.checkpoint}" if policy.checkpoint else f"{policy.size}, from random weights"
-    trained = f"LoRA of rank {policy.lora_rank}" if policy.lora_rank else "all weights"
     return [
         ("Environment", f"{env.id} {arguments}".rstrip()),
         ("Simulators", f"{env.num_workers} workers of {env.envs_per_worker} envs ({env.worker}){limit}"),
-        ("Policy", f"{policy.factory} {weights}; {trained}; chunks of {policy.chunk_size} actions"),
+        ("Policy", policy_text(policy)),
         (
             "Rollout",
             f"{rollout.groups_per_iteration} groups of {rollout.group_size} episodes per iteration, "
@@ -50,17 +48,23 @@ def headline(run: RunContents) -> list[tuple[str, str]]:
     ]
 
 
+def policy_text(policy: PolicyConfig) -> str:
+    """Which policy, and what of it is trained."""
+    weights = f"from {policy.checkpoint}" if policy.checkpoint else f"{policy.size}, from random weights"
+    trained = f"LoRA of rank {policy.lora_rank}" if policy.lora_rank else "all weights"
+    return f"{policy.factory} {weights}; {trained}; chunks of {policy.chunk_size} actions"
+
+
 def state(run: RunContents) -> str:
     """How far the run is."""
-    total = run.config.iterations
-    if run.done >= total:
-        return f"complete: {run.done} of {max(run.done, total)} iterations"
-    return f"iteration {run.done} of {total}: going on, or interrupted"
+    if run.done >= run.planned:
+        return f"complete: {run.done} of {max(run.done, run.planned)} {run.unit}s"
+    return f"{run.unit} {run.done} of {run.planned}: going on, or interrupted"
 
 
-def tiles(run: RunContents) -> list[Tile]:
-    """The main numbers; those that there are."""
-    found = []
+def success_tiles(run: RunContents) -> list[Tile]:
+    """Success of the newest evaluation, at each temperature."""
+    found: list[Tile] = []
     if run.evaluation_records:
         newest = run.evaluation_records[-1]
         before = summaries(run.evaluation_records[0])
@@ -73,10 +77,16 @@ def tiles(run: RunContents) -> list[Tile]:
                     name=f"Success, {play_name(temperature)}",
                     value=f"{numbers['success_rate']:.1%}",
                     note=f"{numbers['successes']} of {numbers['episodes']} episodes, 95\u00a0% interval "
-                    f"{numbers['interval_low']:.0%} to {numbers['interval_high']:.0%}, after iteration {newest['iteration']}"
+                    f"{numbers['interval_low']:.0%} to {numbers['interval_high']:.0%}, after {run.unit} {newest['iteration']}"
                     f"{start}",
                 )
             )
+    return found
+
+
+def tiles(run: RunContents) -> list[Tile]:
+    """The main numbers; those that there are."""
+    found = success_tiles(run)
     if not run.iterations:
         return found
     recent = run.iterations[-_RECENT:]
@@ -109,7 +119,7 @@ def notices(run: RunContents) -> list[str]:
     """What a reader must not overlook."""
     found = []
     if not run.iterations:
-        found.append("No iteration has ended yet: curves appear with the first.")
+        found.append(f"No {run.unit} has ended yet: curves appear with the first.")
     silent = [record["iteration"] for record in run.iterations if record.get("update/updates") == 0]
     if silent:
         found.append(

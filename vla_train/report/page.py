@@ -10,11 +10,12 @@ from markupsafe import Markup
 
 from vla_train.evaluation.evaluate import play_name
 from vla_train.pipeline.timeline import SPAN_COLOURS
-from vla_train.report import facts
+from vla_train.report import facts, supervised
 from vla_train.report.contents import RunContents, read_run
 from vla_train.report.curves import success_panel, task_panels, throughput_panels, time_bars, training_panels
 from vla_train.report.figures import Panel, draw_bars, draw_panel
 from vla_train.report.videos import choose_videos, data_url
+from vla_train.sft.config import SftConfig
 
 _MAX_VIDEOS = 24
 _VIDEO_BYTES = 16_000_000
@@ -49,6 +50,12 @@ def _render(run: RunContents, *, video_bytes: int) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((here / "page.html").read_text(encoding="utf-8"))
     bars = time_bars(run.spans)
+    if isinstance(run.config, SftConfig):
+        headline, tiles = supervised.headline(run.config), supervised.tiles(run)
+        training, throughput = supervised.training_panels(run, run.config), supervised.throughput_panels(run)
+    else:
+        headline, tiles = facts.headline(run.config), facts.tiles(run)
+        training, throughput = training_panels(run, run.config), throughput_panels(run)
     newest = next((evaluation for evaluation in run.evaluations if evaluation.of_iteration), None)
     return template.render(
         play_name=play_name,
@@ -56,8 +63,8 @@ def _render(run: RunContents, *, video_bytes: int) -> str:
         name=run.path.resolve().name,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         state=facts.state(run),
-        headline=facts.headline(run),
-        tiles=facts.tiles(run),
+        headline=headline,
+        tiles=tiles,
         notices=facts.notices(run),
         eval_every=run.config.eval.every,
         iterations_done=run.done,
@@ -66,8 +73,9 @@ def _render(run: RunContents, *, video_bytes: int) -> str:
         evaluations=[evaluation for evaluation in run.evaluations if evaluation is newest or not evaluation.of_iteration],
         earlier=[evaluation for evaluation in run.evaluations if evaluation is not newest and evaluation.of_iteration],
         videos=choose_videos(run.evaluations, max_videos=_MAX_VIDEOS, max_bytes=video_bytes),
-        training=_drawn(training_panels(run)),
-        throughput=_drawn(throughput_panels(run)),
+        training=_drawn(training),
+        throughput=_drawn(throughput),
+        unit=run.unit,
         bars=draw_bars(bars, SPAN_COLOURS, title="Where the time went") if bars else "",
         timeline=run.timeline_picture and data_url(run.timeline_picture, "image/png"),
         timeline_iteration=run.timeline_iteration,

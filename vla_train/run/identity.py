@@ -3,21 +3,36 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from vla_train.config import TrainConfig, config_to_json
+from vla_train.config import config_to_json
+from vla_train.config_file import RunConfig, is_sft
 from vla_train.run.named_checkpoint import resolve_checkpoint
 
+_Run = TypeVar("_Run", bound=RunConfig)
+
 _FIXED = {
-    "": ("seed", "train_fraction", "split_seed"),
+    "": (
+        "seed",
+        "train_fraction",
+        "split_seed",
+        "data",
+        "batch_rows",
+        "stride",
+        "padding",
+        "statistics",
+        "label_step",
+        "gripper",
+        "orientation",
+    ),
     "env": ("id", "kwargs", "image_key", "instruction", "success", "success_return", "max_episode_steps"),
     "policy": ("factory", "kwargs", "checkpoint", "size", "chunk_size", "statistics_key", "gripper", "jpeg", "lora_rank"),
     "rollout": ("group_size", "temperature"),
 }
-"""What a resumed run cannot change, by section of the config: episodes begun before would not be its own."""
+"""What a resumed run cannot change, by section of the config, where it has it: what was done before would not be its own."""
 
 
-def start_of(config: TrainConfig) -> TrainConfig:
+def start_of(config: _Run) -> _Run:
     """The config with a run's folder in `policy.checkpoint` replaced by its newest checkpoint; a resumed run keeps its own.
 
     Raises:
@@ -39,7 +54,7 @@ def _held_checkpoint(output: Path) -> str | None:
         return None  # `require_same_run` says what is wrong
 
 
-def holds_same_start(config: TrainConfig) -> bool:
+def holds_same_start(config: RunConfig) -> bool:
     """Whether `config.output` holds a run, begun from the same weights and on the same episodes."""
     try:
         return _first_difference(json.loads((config.output / "config.json").read_text()), config) is None
@@ -47,7 +62,7 @@ def holds_same_start(config: TrainConfig) -> bool:
         return False
 
 
-def require_same_run(config: TrainConfig) -> None:
+def require_same_run(config: RunConfig) -> None:
     """Refuse to go on with a run whose episodes would not be those of the run that `config.output` holds.
 
     Raises:
@@ -65,6 +80,8 @@ def require_same_run(config: TrainConfig) -> None:
             raise ValueError("a section is missing")
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): restore or delete it") from error
+    if is_sft(held) != is_sft(config_to_json(config)):
+        raise ValueError(f"{output} holds a run of {'sft' if is_sft(held) else 'train'}: choose another output")
     different = _first_difference(held, config)
     if different is not None:
         option, before, now = different
@@ -74,12 +91,12 @@ def require_same_run(config: TrainConfig) -> None:
         )
 
 
-def _first_difference(held: dict[str, Any], config: TrainConfig) -> tuple[str, Any, Any] | None:
+def _first_difference(held: dict[str, Any], config: RunConfig) -> tuple[str, Any, Any] | None:
     """The first option that a resumed run cannot change and that differs: its name, what was held and what is asked for."""
     asked = config_to_json(config)
     for section, names in _FIXED.items():
         before, now = (data[section] if section else data for data in (held, asked))
-        for name in names:
+        for name in filter(now.__contains__, names):
             if before.get(name, now[name]) != now[name]:
                 return f"{section}.{name}" if section else name, before[name], now[name]
     return None

@@ -11,7 +11,7 @@ from vla_train.evaluation.evaluate import play_name
 from vla_train.evaluation.record import summaries
 from vla_train.pipeline.rollout_result import RolloutProgress, RolloutStats
 from vla_train.policy.base import TrainablePolicy
-from vla_train.trainer.trainer import UpdateMetrics
+from vla_train.trainer.group_trainer import UpdateMetrics
 from vla_train.types import EnvDescription
 from vla_train.units import format_count
 
@@ -72,6 +72,25 @@ def _loss_text(update: UpdateMetrics) -> str:
     )
 
 
+def evaluation_line(evaluations: Sequence[Mapping[str, Any]], *, counted: str) -> list[str]:
+    """From what to what success went, by temperature; nothing where fewer than two evaluations can be compared.
+
+    Args:
+        evaluations: Records of a run's log, oldest first.
+        counted: What the log numbers, such as "iteration".
+    """
+    if len(evaluations) < 2:
+        return []
+    first, last = evaluations[0], evaluations[-1]
+    before, after = summaries(first), summaries(last)
+    rates = [
+        f"{play_name(temperature)} {before[temperature]['success_rate']:.0%} -> {after[temperature]['success_rate']:.0%}"
+        for temperature in after
+        if temperature in before
+    ]
+    return [f"success {', '.join(rates)}, from {counted} {first['iteration']} to {last['iteration']}"] if rates else []
+
+
 def end_lines(output: str, evaluations: Sequence[Mapping[str, Any]], *, updates: int) -> list[str]:
     """What was learnt, and where to look.
 
@@ -86,15 +105,7 @@ def end_lines(output: str, evaluations: Sequence[Mapping[str, Any]], *, updates:
             "[yellow]nothing was learnt[/yellow]: no group of any iteration had a signal, so the weights are those of the "
             "start. A policy that sometimes succeeds (policy.checkpoint), or easier tasks, would give signals."
         )
-    elif len(evaluations) > 1:
-        first, last = evaluations[0], evaluations[-1]
-        before, after = summaries(first), summaries(last)
-        rates = [
-            f"{play_name(temperature)} {before[temperature]['success_rate']:.0%} -> {after[temperature]['success_rate']:.0%}"
-            for temperature in after
-            if temperature in before
-        ]
-        if rates:
-            lines.append(f"success {', '.join(rates)}, from iteration {first['iteration']} to {last['iteration']}")
+    else:
+        lines += evaluation_line(evaluations, counted="iteration")
     folder = escape(output)
     return [*lines, f"done: {folder}. Look at it: python -m vla_train report {folder}"]

@@ -7,6 +7,7 @@ import torch
 
 from vla_train.config import PolicyConfig
 from vla_train.policy.checkpoint_name import checkpoint_folder
+from vla_train.policy.precision import chosen_dtype
 
 _STATE_BYTES = 12
 """Per trained weight: float32 weight and AdamW's two moments."""
@@ -21,9 +22,7 @@ def least_checkpoint_bytes(config: PolicyConfig) -> int:
     """
     folder = None if config.checkpoint is None else checkpoint_folder(config.checkpoint)
     weights = 0 if folder is None else sum(map(_num_weights, folder.glob("*.safetensors")))
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
-    wide = config.dtype == "float32" or (config.dtype == "auto" and on_cpu)
-    return int(_TRAINED * weights * ((4 if wide else 2) + (0 if config.lora_rank else _STATE_BYTES)))
+    return int(_TRAINED * weights * (chosen_dtype(config).itemsize + (0 if config.lora_rank else _STATE_BYTES)))
 
 
 def _num_weights(file: Path) -> int:

@@ -13,34 +13,32 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
-import torch
 from rich.markup import escape
 
 from vla_train.algo.filters import has_signal
-from vla_train.config import PolicyConfig, TrainConfig, config_to_json
+from vla_train.config import TrainConfig, config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
 from vla_train.pipeline.episodes import PromptStream, evaluation_plan
 from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
 from vla_train.pipeline.rollout_result import combine_stats
 from vla_train.pipeline.timeline import Timeline
-from vla_train.policy.base import RolloutPolicy, TrainablePolicy
 from vla_train.policy.factory import policy_factory
 from vla_train.run.evaluations import RunEvaluations, forget_evaluations
 from vla_train.run.identity import holds_same_start, require_same_run, start_of
 from vla_train.run.lines import end_lines, iteration_lines, progress_text, set_up_line, speed_text
 from vla_train.run.lock import lock_run
+from vla_train.run.policies import build_policies
 from vla_train.run.room import least_checkpoint_bytes
 from vla_train.run.tracking import RunLog, read_records
 from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, require_room, save_checkpoint
 from vla_train.trainer.checkpoint_folder import latest_checkpoint, list_checkpoints
+from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.parallel import Ranks, share_of_rank, useful_slots
 from vla_train.trainer.schedule import planned_steps
-from vla_train.trainer.trainer import Trainer, UpdateMetrics
 from vla_train.types import EpisodeSpec, Group
 
 
@@ -55,6 +53,8 @@ class Run:
     Raises:
         ValueError: It cannot work as configured, or its folder cannot be written to.
     """
+
+    unit = "iterations"
 
     def __init__(self, config: TrainConfig, *, ranks: Ranks, display: Display) -> None:
         self.config = config = start_of(config)
@@ -108,17 +108,21 @@ class Run:
         for worker in workers:
             undo.callback(worker.close)
         self.env = workers[0].description
-        # Nobody may sample from weights that change, or that are spread over ranks or machines.
-        separate = self._rollout_config.max_staleness > 0 or ranks.size > 1 or config.policy.worker == "ray"
-        policy = self._policy_factory(replace(config.policy, fp8=False) if separate else config.policy)()
-        self.policy = self._build_sampler(use_gpu=_device(policy).type == "cuda") if separate else policy
+        policies = build_policies(
+            config.policy,
+            policy_factory(config.policy),
+            self.env,
+            seed=config.seed,
+            separate=self._rollout_config.max_staleness > 0 or ranks.size > 1,
+        )
+        self.policy, self._close_policy = policies.sampler, policies.close
         self.rollout = Rollout(
             self._rollout_config, policy=self.policy, workers=workers, timeline=self.timeline, seed=config.seed
         )
-        self.trainer = Trainer(
+        self.trainer = GroupTrainer(
             config.optim,
             config.algo,
-            policy=policy,
+            policy=policies.trained,
             temperature=config.rollout.temperature,
             total_steps=planned_steps(config),
             timeline=self.timeline,
@@ -150,7 +154,7 @@ class Run:
         self.trainer.push_weights(self.policy)
         self._log = self._open_log(resumed) if ranks.rank == 0 else None
         seconds = time.perf_counter() - self._began
-        self.display.line(set_up_line(config, policy, self.env, done=self.done, seconds=seconds))
+        self.display.line(set_up_line(config, policies.trained, self.env, done=self.done, seconds=seconds))
 
     def interrupt_in(self, interruptible: Callable[[], AbstractContextManager[None]]) -> None:
         """Enter `interruptible()` around work that a signal may break off without loss; see `interruption`."""
@@ -343,19 +347,6 @@ class Run:
 
     # --- parts
 
-    def _build_sampler(self, *, use_gpu: bool) -> RolloutPolicy:
-        factory = self._policy_factory(self.config.policy)
-        if self.config.policy.worker == "ray":
-            from vla_train.distributed.ray import make_rollout_policy
-
-            replicas = make_rollout_policy(factory, replicas=self.config.policy.replicas, use_gpu=use_gpu)
-            self._close_policy = replicas.close
-            return replicas
-        return factory()
-
-    def _policy_factory(self, config: PolicyConfig) -> Callable[[], TrainablePolicy]:
-        return partial(policy_factory(config), config, self.env, seed=self.config.seed)
-
     def _play(self) -> RolloutResult:
         def keep(group: Group) -> bool:
             return has_signal(group, self.config.rollout, self.config.algo)
@@ -369,7 +360,3 @@ class Run:
 
 def _show_nothing(progress: RolloutProgress) -> None:
     pass
-
-
-def _device(policy: TrainablePolicy) -> torch.device:
-    return next(policy.trainable_module().parameters()).device

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from vla_train.config import OptimConfig
+from vla_train.config import AdamWConfig
 from vla_train.errors import DivergedError
 from vla_train.trainer.parallel import Ranks, full_tensor, is_sharded, local_part, part_of, squared_norm
 
@@ -30,7 +30,7 @@ class MasterAdamW:
         ranks: Who else trains them.
     """
 
-    def __init__(self, config: OptimConfig, *, parameters: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
+    def __init__(self, config: AdamWConfig, *, parameters: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
         self._config = config
         self._ranks = ranks
         self._parameters = dict(parameters)

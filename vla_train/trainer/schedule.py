@@ -5,10 +5,10 @@ Invariant: a function of the step's number and of how many there are, so that a 
 
 import math
 
-from vla_train.config import OptimConfig, TrainConfig
+from vla_train.config import AdamWConfig, TrainConfig
 
 
-def learning_rate(config: OptimConfig, *, step: int, total_steps: int) -> float:
+def learning_rate(config: AdamWConfig, *, step: int, total_steps: int) -> float:
     """Learning rate of a step.
 
     Args:

@@ -1,19 +1,17 @@
-"""The update: groups in, better weights out.
+"""One AdamW step after the other: rows in, better weights out.
 
-    groups -> advantages -> for each epoch, for each mini-batch:
-                                for each micro-batch: policy.evaluate, loss, backward
-                                clip gradients, AdamW
-    push_weights -> rollout policies
+    step          for each micro-batch: policy.evaluate, loss, backward; clip gradients, AdamW
+    measure       the loss of rows, without training on them
+    push_weights  -> policies that sample
 
-Invariant: what an update does depends on the groups, the seed and the iteration alone: not on the order of groups, the cut
-into micro-batches or the number of ranks (up to rounding). The trainer knows no simulator, no model and no loss, only
-their protocols.
+Invariant: what a step does depends on its rows and on the steps before alone: not on the cut into micro-batches or the number
+of ranks (up to rounding). The trainer knows no simulator, no model and no loss, only their protocols; where rows come from
+(`group_trainer`: episodes; `sft`: demonstrations) is not its business.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,97 +19,67 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_train.algo.advantages import Estimator, advantages
 from vla_train.algo.losses import Loss, LossInputs, LossOutput
-from vla_train.algo.weights import action_weights
-from vla_train.config import AlgoConfig, OptimConfig
+from vla_train.config import AdamWConfig, AlgoConfig
 from vla_train.errors import DivergedError
 from vla_train.policy.base import RolloutPolicy, TrainablePolicy
-from vla_train.registry import ESTIMATORS, LOSSES, load
-from vla_train.trainer.batching import TrajectorySummary, make_rows, no_rows, plan_minibatches, summarise
-from vla_train.trainer.exchange import share_rows
+from vla_train.registry import LOSSES, load
 from vla_train.trainer.optimizer import MasterAdamW
 from vla_train.trainer.parallel import ONE_RANK, Ranks, distribute, full_tensor, is_sharded, local_part
 from vla_train.trainer.schedule import learning_rate
-from vla_train.types import Group, Observation, TrainBatch, Trajectory
+from vla_train.types import Observation, TrainBatch
 
 if TYPE_CHECKING:
     from vla_train.pipeline.timeline import Timeline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UpdateMetrics:
-    """What one `update` did, over all ranks."""
+class Step:
+    """What one AdamW step gave."""
 
-    loss: float
-    """Mean over mini-batches; 0 where nothing was updated, as are all others."""
-    loss_metrics: Mapping[str, float]
-    """What the loss reports (see `algo.losses`), over all mini-batches; empty where nothing was updated."""
+    output: LossOutput
+    """Over all ranks."""
     grad_norm: float
-    """Before clipping; mean over mini-batches."""
-    grad_norm_max: float
+    """Before clipping."""
     learning_rate: float
-    """Of the last mini-batch."""
-    advantage_abs: float
-    """Mean |advantage| over trajectories."""
-    policy_lag: float
-    """Updates between the weights that sampled and those that this one starts from; mean over trajectories (of each, its
-    oldest decision)."""
-    updates: int
-    """Mini-batches."""
-    trajectories: int
-    rows: int
-    """Decisions trained on, times epochs."""
-    tokens: int
-    """Numbers that counted in the loss (of played actions: tokens, say), times epochs."""
-    duration_s: float
-
-    @property
-    def chunks_per_s(self) -> float:
-        """Decisions trained on per second."""
-        return self.rows / self.duration_s if self.duration_s > 0 else 0.0
 
 
 class Trainer:
-    """Updates a policy from groups of trajectories.
+    """Trains a policy on rows.
 
     Args:
-        optim: AdamW, and the cut of an iteration into mini-batches.
-        algo: Names the estimator and the loss, and says what they are told.
+        optim: AdamW, and the cut into micro-batches.
+        algo: Names the loss, and says what it is told.
         policy: Its trainable weights are updated in place.
         temperature: The one that sampling uses.
         total_steps: AdamW steps of the whole run, which its learning rate is scheduled over.
         timeline: Takes the spans of training and pushing.
-        seed: Of the shuffle.
-        ranks: Who else trains (`parallel.join_ranks`); all ranks make the same calls, each with its own groups.
+        ranks: Who else trains (`parallel.join_ranks`); all ranks make the same calls, each with its own rows.
     """
 
     def __init__(
         self,
-        optim: OptimConfig,
+        optim: AdamWConfig,
         algo: AlgoConfig,
         *,
         policy: TrainablePolicy,
         temperature: float,
         total_steps: int,
         timeline: "Timeline | None" = None,
-        seed: int,
         ranks: Ranks = ONE_RANK,
     ) -> None:
         self.ranks = ranks
         self.num_updates = 0
         """AdamW steps so far."""
         self.version = policy.version
-        """Of the weights: one more after each update that changed them, so that no two sets of weights share a number."""
-        self._optim = optim
+        """Of the weights: whoever changes them by steps counts it up, so that no two sets of weights share a number."""
+        self._adamw_config = optim
         self._algo = algo
-        self._estimator: Estimator = load(algo.advantage, ESTIMATORS, option="algo.advantage")
         self._loss: Loss = load(algo.loss, LOSSES, option="algo.loss")
         self._policy = policy
         self._temperature = temperature
         self._total_steps = total_steps
         self._timeline = timeline
-        self._seed = seed
         self._module = policy.trainable_module()
         distribute(self._module, ranks, sharding=optim.sharding)
         parameters = {name: value for name, value in self._module.named_parameters() if value.requires_grad}
@@ -121,104 +89,59 @@ class Trainer:
         self._device = next(iter(parameters.values())).device
         self._loss_scale = ranks.size if any(map(is_sharded, parameters.values())) else 1  # FSDP averages, we want the sum
 
-    def update(
-        self,
-        groups: Sequence[Group],
-        *,
-        iteration: int,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> UpdateMetrics:
-        """Train on the groups of one iteration: all mini-batches, all epochs.
+    def step(self, batch: TrainBatch, on_rows: Callable[[int], None] | None = None) -> Step:
+        """One AdamW step.
 
         Args:
-            groups: Those of this rank; the iteration's are all ranks' together. Without any, nothing is updated.
-            iteration: Number of the iteration: with the seed, it decides the shuffle.
-            on_progress: Told how many rows are done, of how many, on this rank.
+            batch: This rank's rows of the mini-batch, R >= 1, as many as each other rank's; weights are normalised over all.
+            on_rows: Told of the rows of each micro-batch when they are done.
 
         Raises:
-            ValueError: The trajectories do not fit the policy, or hold numbers that are not finite.
-            DivergedError: The loss or its gradient is not finite; the weights are as before that mini-batch.
+            ValueError: The rows do not fit the policy.
+            DivergedError: The loss or its gradient is not finite; the weights are as before.
         """
-        started = time.perf_counter()
-        plan = _plan(groups, self._algo, self._estimator, self.ranks)
-        minibatches = [
-            indices
-            for epoch in range(self._optim.epochs)
-            for indices in plan_minibatches(
-                len(plan.summaries),
-                minibatch_trajectories=self._optim.minibatch_trajectories,
-                key=(self._seed, iteration, epoch),
-            )
-        ]
-        rows = [-(-sum(plan.summaries[index].num_rows for index in indices) // self.ranks.size) for indices in minibatches]
-        done, total = 0, sum(rows)
-
-        def trained(num_rows: int) -> None:
-            nonlocal done
-            done += num_rows
-            if on_progress is not None:
-                on_progress(done, total)
-
-        steps = [self._train_minibatch(plan, indices, trained) for indices in minibatches]
-        duration_s = time.perf_counter() - started
-        if not steps:
-            return _nothing(duration_s)
-        metrics = _metrics(plan, steps, version=self.version, epochs=self._optim.epochs, duration_s=duration_s)
-        self.version += 1
-        return metrics
-
-    def _train_minibatch(self, plan: "_Plan", indices: np.ndarray, trained: Callable[[int], None]) -> "_Step":
-        """One AdamW step; `trained` is told of the rows of each micro-batch."""
         began = time.perf_counter()
-        batch = self._make_batch(plan, indices)
-        self.optimizer.discard_gradients()  # those of an update that was broken off
+        self.optimizer.discard_gradients()  # those of a step that was broken off
         sums: list[LossOutput] = []
-        for microbatch in _microbatches(batch, self._optim.microbatch_rows):
-            sums.append(self._forward_backward(microbatch))
-            trained(len(microbatch))
+        for microbatch in self._microbatches(batch):
+            output = self._output(microbatch)
+            (output.loss * self._loss_scale).backward()
+            sums.append(output.detach())
+            if on_rows is not None:
+                on_rows(len(microbatch))
         whole = _reduce(sums, self.ranks)
-        rate = learning_rate(self._optim, step=self.num_updates, total_steps=self._total_steps)
+        rate = learning_rate(self._adamw_config, step=self.num_updates, total_steps=self._total_steps)
         grad_norm = self.optimizer.step(rate)
         self.num_updates += 1
         if self._timeline is not None:
             self._timeline.add("trainer", "train", began, time.perf_counter(), rows=len(batch))
-        return _Step(output=whole, grad_norm=grad_norm, learning_rate=rate)
+        return Step(output=whole, grad_norm=grad_norm, learning_rate=rate)
 
-    def _make_batch(self, plan: "_Plan", indices: np.ndarray) -> TrainBatch:
-        """This rank's rows of a mini-batch; rows of one instruction are neighbours, so that few need padding."""
-        indices = np.array(sorted(indices, key=lambda index: (plan.summaries[index].instruction, index)))
-        summaries = [plan.summaries[index] for index in indices]
-        advantage = plan.advantages[torch.from_numpy(indices)]
-        num_actions = torch.tensor([summary.num_actions for summary in summaries])
-        weights = action_weights(num_actions, aggregation=self._algo.aggregation)
-        own = [place for place, summary in enumerate(summaries) if summary.owner == self.ranks.rank]
-        trajectories = [plan.trajectories[summaries[place].group_id, summaries[place].sample_id] for place in own]
-        if trajectories:
-            rows = make_rows(trajectories, advantage[own], weights[own], chunk_size=self._policy.chunk_size)
-        else:
-            rows = no_rows(summaries[0], chunk_size=self._policy.chunk_size)
-        if self.ranks.size == 1:
-            return rows
-        return share_rows(
-            rows,
-            owners=np.repeat([summary.owner for summary in summaries], [summary.num_rows for summary in summaries]),
-            instructions=[summary.instruction for summary in summaries for _ in range(summary.num_rows)],
-            ranks=self.ranks,
-        )
+    @torch.no_grad()
+    def measure(self, batch: TrainBatch) -> LossOutput:
+        """The loss of rows over all ranks, and its statistics; nothing is trained. Rows as for `step`.
 
-    def _forward_backward(self, batch: TrainBatch) -> LossOutput:
+        Raises:
+            DivergedError: It is not finite.
+        """
+        return _reduce([self._output(microbatch).detach() for microbatch in self._microbatches(batch)], self.ranks)
+
+    def _microbatches(self, batch: TrainBatch) -> Iterator[TrainBatch]:
+        rows = self._adamw_config.microbatch_rows
+        for first in range(0, len(batch), rows):
+            yield batch.select(slice(first, first + rows))
+
+    def _output(self, batch: TrainBatch) -> LossOutput:
         def device(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
         decision = {name: device(array) for name, array in batch.decisions.items()}
         observation = Observation(arrays=batch.observations, instructions=batch.instructions)
-        output = self._loss(
+        return self._loss(
             self._policy.evaluate(observation, decision, temperature=self._temperature),
             LossInputs(decision=decision, advantages=device(batch.advantages), weights=device(batch.weights)),
             self._algo,
         )
-        (output.loss * self._loss_scale).backward()
-        return output.detach()
 
     def push_weights(self, *policies: RolloutPolicy) -> None:
         """Give the trained weights and their version to the policies that sample. The trained policy itself may be one."""
@@ -268,51 +191,6 @@ class Trainer:
         self._policy.save_pretrained(str(folder))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
-    """An iteration, the same on all ranks, but for the trajectories that this one holds."""
-
-    summaries: list[TrajectorySummary]
-    """N, by group and sample."""
-    advantages: Tensor
-    """(N,)."""
-    trajectories: dict[tuple[int, int], Trajectory]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Step:
-    """What one mini-batch gave."""
-
-    output: LossOutput
-    """Over all ranks."""
-    grad_norm: float
-    """Before clipping."""
-    learning_rate: float
-
-
-def _plan(groups: Sequence[Group], algo: AlgoConfig, estimator: Estimator, ranks: Ranks) -> _Plan:
-    summaries = summarise(groups, reward=algo.reward, owner=ranks.rank)
-    everyone = [summary for part in ranks.gather_objects(summaries) for summary in part]
-    everyone.sort(key=lambda summary: (summary.group_id, summary.sample_id))
-    for first, second in pairwise(everyone):
-        if (first.group_id, first.sample_id) == (second.group_id, second.sample_id):
-            raise ValueError(f"sample {first.sample_id} of group {first.group_id} was given twice")
-    return _Plan(
-        summaries=everyone,
-        advantages=advantages(
-            [summary.reward for summary in everyone],
-            [summary.group_id for summary in everyone],
-            estimator=estimator,
-        ),
-        trajectories={(t.spec.group_id, t.spec.sample_id): t for group in groups for t in group.trajectories},
-    )
-
-
-def _microbatches(batch: TrainBatch, rows: int) -> Iterator[TrainBatch]:
-    for first in range(0, len(batch), rows):
-        yield batch.select(slice(first, first + rows))
-
-
 def _reduce(parts: Sequence[LossOutput], ranks: Ranks) -> LossOutput:
     """Sums over micro-batches and ranks.
 
@@ -339,42 +217,3 @@ def _reduce(parts: Sequence[LossOutput], ranks: Ranks) -> LossOutput:
             "the weights are as they were before this mini-batch"
         )
     return whole
-
-
-def _metrics(plan: _Plan, steps: Sequence[_Step], *, version: int, epochs: int, duration_s: float) -> UpdateMetrics:
-    """`version`: of the weights before the first step."""
-    first, whole = steps[0].output, steps[0].output
-    for step in steps[1:]:
-        whole = whole + step.output
-    norms = [step.grad_norm for step in steps]
-    return UpdateMetrics(
-        loss=float(whole.loss) / len(steps),
-        loss_metrics={
-            **{name: _mean(value, whole.count) for name, value in whole.sums.items()},
-            **{name: _mean(value, first.count) for name, value in first.first_sums.items()},
-            **{name: float(value) for name, value in whole.maxima.items()},
-        },
-        grad_norm=float(np.mean(norms)),
-        grad_norm_max=max(norms),
-        learning_rate=steps[-1].learning_rate,
-        advantage_abs=float(plan.advantages.abs().mean()),
-        policy_lag=float(np.mean([version - summary.versions[0] for summary in plan.summaries])),
-        updates=len(steps),
-        trajectories=len(plan.summaries),
-        rows=epochs * sum(summary.num_rows for summary in plan.summaries),
-        tokens=int(whole.count),
-        duration_s=duration_s,
-    )
-
-
-def _mean(total: Tensor, count: Tensor) -> float:
-    return float(total / count.clamp(min=1))
-
-
-def _nothing(duration_s: float) -> UpdateMetrics:
-    zeros = {
-        name: 0
-        for name, annotation in UpdateMetrics.__annotations__.items()
-        if annotation in (int, float) and name != "duration_s"
-    }
-    return UpdateMetrics(**zeros, loss_metrics={}, duration_s=duration_s)

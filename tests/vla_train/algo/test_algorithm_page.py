@@ -8,7 +8,7 @@ import torch
 
 from vla_train.algo.losses import LossInputs, clipped
 from vla_train.config import AlgoConfig, TrainConfig
-from vla_train.trainer.trainer import UpdateMetrics
+from vla_train.trainer.group_trainer import UpdateMetrics
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "algorithm.md").read_text()

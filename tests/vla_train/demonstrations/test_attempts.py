@@ -90,8 +90,8 @@ def test_each_initial_state_comes_once_before_any_comes_again():
 
 
 def test_states_are_those_of_the_split_that_training_makes():
-    train, held_out = split_initial_states(7, 50, train_fraction=0.8, seed=3)
-    config = {"train_fraction": 0.8, "seed": 3}
+    train, held_out = split_initial_states(7, 50, train_fraction=0.8, split_seed=3)
+    config = {"train_fraction": 0.8, "split_seed": 3}
     np.testing.assert_array_equal(initial_states(7, 50, CollectConfig(**config)), train)
     np.testing.assert_array_equal(initial_states(7, 50, CollectConfig(**config, initial_states="held-out")), held_out)
     np.testing.assert_array_equal(initial_states(7, 50, CollectConfig(**config, initial_states="all")), np.arange(50))

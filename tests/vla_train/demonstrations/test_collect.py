@@ -72,7 +72,7 @@ def test_every_demonstration_is_what_the_env_shows_while_its_actions_are_played(
 def test_start_states_belong_to_training(collected: Path):
     for episode in DemonstrationDataset(collected).episodes:
         assert episode.task_id is not None
-        train, _ = split_initial_states(episode.task_id, NUM_STATES, train_fraction=0.8, seed=0)
+        train, _ = split_initial_states(episode.task_id, NUM_STATES, train_fraction=0.8, split_seed=0)
         assert episode.init_state_id in train
 
 

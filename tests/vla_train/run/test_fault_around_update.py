@@ -14,7 +14,7 @@ from vla_train.loop import iterate, set_up
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.run.run import Run
 from vla_train.run.tracking import read_records
-from vla_train.trainer.trainer import UpdateMetrics
+from vla_train.trainer.group_trainer import UpdateMetrics
 from vla_train.types import Group
 
 MakeRun = Callable[..., TrainConfig]

@@ -23,8 +23,8 @@ from vla_train.config import AlgoConfig, OptimConfig
 from vla_train.trainer import checkpoint as checkpoint_module
 from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, save_checkpoint
 from vla_train.trainer.checkpoint_folder import best_checkpoint, latest_checkpoint, list_checkpoints
+from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.manifest import CheckpointError, verify_checkpoint
-from vla_train.trainer.trainer import Trainer, UpdateMetrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=5, minibatch_trajectories=5, microbatch_rows=7)
@@ -33,18 +33,18 @@ ROLLOUT_STATE = {"specs": np.arange(12).reshape(2, 6), "instruction": np.array([
 
 def make_trainer(
     *, optim: OptimConfig = OPTIM, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> tuple[SmallPolicy, Trainer]:
+) -> tuple[SmallPolicy, GroupTrainer]:
     policy = SmallPolicy(seed=seed, dtype=dtype)
-    return policy, Trainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0)
+    return policy, GroupTrainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0)
 
 
-def train_iteration(policy: SmallPolicy, trainer: Trainer, iteration: int) -> UpdateMetrics:
+def train_iteration(policy: SmallPolicy, trainer: GroupTrainer, iteration: int) -> UpdateMetrics:
     metrics = trainer.update(make_groups(policy, seed=iteration), iteration=iteration)
     trainer.push_weights(policy)
     return replace(metrics, duration_s=0)
 
 
-def save(run: Path, trainer: Trainer, iteration: int, **options: object) -> Path:
+def save(run: Path, trainer: GroupTrainer, iteration: int, **options: object) -> Path:
     extra = {"next_group_id": 7, "history": [0.1, 0.2]}
     return save_checkpoint(run, iteration=iteration, trainer=trainer, rollout_state=ROLLOUT_STATE, extra=extra, **options)  # type: ignore[arg-type]
 
@@ -337,11 +337,11 @@ def test_a_checkpoint_of_another_policy_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, trainer, 1)
     policy = SmallPolicy()
     policy.module.head = torch.nn.Linear(5, 5)
-    other = Trainer(OPTIM, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0)
+    other = GroupTrainer(OPTIM, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0)
     with pytest.raises(ValueError, match=r"head\.weight has shape"):
         load_checkpoint(path, trainer=other)
     policy.module.extra = torch.nn.Linear(2, 2)
-    other = Trainer(OPTIM, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0)
+    other = GroupTrainer(OPTIM, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0)
     with pytest.raises(ValueError, match=r"holds no|has shape"):
         load_checkpoint(path, trainer=other)
 

@@ -14,8 +14,8 @@ from vla_train.config import AlgoConfig, OptimConfig
 from vla_train.trainer.checkpoint import load_checkpoint, save_checkpoint
 from vla_train.trainer.checkpoint_folder import latest_checkpoint
 from vla_train.trainer.exchange import share_rows
+from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.parallel import Ranks
-from vla_train.trainer.trainer import Trainer, UpdateMetrics
 from vla_train.types import Group, TrainBatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,7 +36,7 @@ def train(
     """Metrics, pushed weights, and whether they were sharded in training."""
     policy = SmallPolicy(seed=0 if ranks.rank == 0 else 7, dtype=dtype)
     sampler = SmallPolicy(seed=0, dtype=dtype)
-    trainer = Trainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0, ranks=ranks)
+    trainer = GroupTrainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0, ranks=ranks)
     first = 0
     if run is not None and (path := latest_checkpoint(run)) is not None:
         first = load_checkpoint(path, trainer=trainer).iteration

@@ -10,15 +10,15 @@ from small_policy import ACTION_DIM, CHUNK_SIZE, TEMPERATURE, SmallPolicy, make_
 from torch import Tensor
 
 from vla_train.config import AlgoConfig, OptimConfig
-from vla_train.trainer.trainer import Trainer, UpdateMetrics
+from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.types import Group, Observation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIM = OptimConfig(learning_rate=1e-2, minibatch_trajectories=100, microbatch_rows=7)
 
 
-def make_trainer(policy: SmallPolicy, optim: OptimConfig = OPTIM, algo: AlgoConfig | None = None) -> Trainer:
-    return Trainer(optim, algo or AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0)
+def make_trainer(policy: SmallPolicy, optim: OptimConfig = OPTIM, algo: AlgoConfig | None = None) -> GroupTrainer:
+    return GroupTrainer(optim, algo or AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0)
 
 
 def weights_of(policy: SmallPolicy) -> dict[str, Tensor]:
@@ -188,7 +188,7 @@ def test_training_starts_at_ratio_one_and_no_sampling_gap() -> None:
 
 def test_log_probs_recomputed_at_another_temperature_than_sampling_used_are_seen_as_a_gap() -> None:
     policy = SmallPolicy()
-    trainer = Trainer(OPTIM, AlgoConfig(), policy=policy, temperature=1.0, total_steps=1, seed=0)
+    trainer = GroupTrainer(OPTIM, AlgoConfig(), policy=policy, temperature=1.0, total_steps=1, seed=0)
     metrics = trainer.update(make_groups(policy), iteration=0)
     assert metrics.loss_metrics["sampling_gap"] > 0.01
 

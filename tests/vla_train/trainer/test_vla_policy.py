@@ -18,9 +18,9 @@ from vla_train.policy.simplevla_oft.build import build_policy
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.trainer.checkpoint import load_checkpoint, save_checkpoint
 from vla_train.trainer.checkpoint_folder import list_checkpoints
+from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.manifest import CheckpointError
 from vla_train.trainer.parallel import ONE_RANK, Ranks
-from vla_train.trainer.trainer import Trainer, UpdateMetrics
 from vla_train.types import EnvDescription, Group, Observation
 
 IMAGE_SHAPE = (32, 32, 3)
@@ -33,12 +33,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def load(checkpoint: Path, **options: Any) -> SimpleVLAOFTPolicy:
     bound = np.ones(ACTION_DIM, np.float32)
-    config = PolicyConfig(**{"checkpoint": str(checkpoint), "chunk_size": CHUNK_SIZE, "device": "cpu", **options})
+    config = PolicyConfig(
+        **{"checkpoint": str(checkpoint), "chunk_size": CHUNK_SIZE, "device": "cpu", "dtype": "float32", **options}
+    )
     return build_policy(config, EnvDescription(observations={}, action_low=-bound, action_high=bound), seed=0)
 
 
-def make_trainer(policy: SimpleVLAOFTPolicy, optim: OptimConfig = OPTIM, ranks: Ranks = ONE_RANK) -> Trainer:
-    return Trainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0, ranks=ranks)
+def make_trainer(policy: SimpleVLAOFTPolicy, optim: OptimConfig = OPTIM, ranks: Ranks = ONE_RANK) -> GroupTrainer:
+    return GroupTrainer(optim, AlgoConfig(), policy=policy, temperature=TEMPERATURE, total_steps=1, seed=0, ranks=ranks)
 
 
 def make_vla_groups(policy: SimpleVLAOFTPolicy) -> list[Group]:

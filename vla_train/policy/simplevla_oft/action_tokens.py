@@ -128,12 +128,18 @@ class ActionCodec:
             actions[..., -1] = -np.sign(2 * actions[..., -1] - 1)
         return actions.astype(np.float32)
 
-    def encode(self, actions: np.ndarray) -> np.ndarray:
-        """(B, K, A) env actions to (B, T) int32 ids: the targets of supervised training."""
+    def encode(self, actions: np.ndarray, *, step: float = 0.0) -> np.ndarray:
+        """(B, K, A) env actions to (B, T) int32 ids: the targets of supervised training.
+
+        With a `step`, normalised values are rounded to its multiples first: fewer different targets.
+        """
         if actions.shape[1:] != (self.chunk_size, self.action_dim):
             raise ValueError(f"actions must be (B, {self.chunk_size}, {self.action_dim}), got {actions.shape}")
         stored = np.array(actions, np.float64)
         if self.gripper == "libero":
             stored[..., -1] = (1 - stored[..., -1]) / 2
-        ids = token_ids_from_values(self.statistics.normalise(stored), vocab_end=self.vocab_end, num_bins=self.num_bins)
+        values = self.statistics.normalise(stored)
+        if step:
+            values = np.round(values / step) * step
+        ids = token_ids_from_values(values, vocab_end=self.vocab_end, num_bins=self.num_bins)
         return ids.reshape(len(actions), -1)

@@ -12,6 +12,7 @@ import torch
 
 from vla_train.config import PolicyConfig
 from vla_train.policy.checkpoint_name import checkpoint_folder
+from vla_train.policy.precision import chosen_device, chosen_dtype
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.checkpoint import (
     STATISTICS_FILE,
@@ -75,9 +76,7 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
     """
     action_low, action_high, suite = env.action_low, env.action_high, env.suite
     check_options(config)
-    device = torch.device(_auto_device() if config.device == "auto" else config.device)
-    dtype_name = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-    dtype = torch.bfloat16 if dtype_name == "bfloat16" else torch.float32
+    device, dtype = chosen_device(config), chosen_dtype(config)
     if config.checkpoint is None:
         files = _without_weights(config, action_low, action_high, suite=suite)
     else:
@@ -109,10 +108,6 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
         add_lora(model, config.lora_rank, layers=model.adaptable_layers, seed=seed)
     model.activation_checkpointing = config.activation_checkpointing
     return SimpleVLAOFTPolicy(model, prompts=prompts, images=images, codec=codec, graphs=config.compile, fp8=config.fp8)
-
-
-def _auto_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _without_weights(

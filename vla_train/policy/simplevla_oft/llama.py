@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vla_train.policy.simplevla_oft.attention import attend
 from vla_train.policy.simplevla_oft.config import LanguageConfig
 
 
@@ -44,7 +45,7 @@ class SelfAttention(nn.Module):
         if positions is not None:
             q = q.gather(2, positions[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
             query_tables = tables[:, positions][:, :, None]
-        out = F.scaled_dot_product_attention(rotate(q, query_tables), rotate(k, tables), v, attn_mask=mask)
+        out = attend(rotate(q, query_tables), rotate(k, tables), v, mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 

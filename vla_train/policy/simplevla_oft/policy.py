@@ -10,6 +10,8 @@ B rows, L prompt ids, T = K * A action tokens.
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +20,9 @@ from torch import Tensor
 from vla_train.errors import DivergedError
 from vla_train.policy.cuda_graphs import GraphedFunction
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
-from vla_train.policy.simplevla_oft.action_tokens import ActionCodec
+from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.fp8 import fp8_copy, quantise
-from vla_train.policy.simplevla_oft.images import ImageSettings, preprocess
+from vla_train.policy.simplevla_oft.images import CROP_AREA, ImageSettings, preprocess
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
 from vla_train.types import IMAGE, INSTRUCTION, Observation, PolicyOutput
 
@@ -109,8 +111,30 @@ class SimpleVLAOFTPolicy:
 
     @property
     def codec(self) -> ActionCodec:
-        """Tokens to actions and back: supervised training needs it too."""
+        """Tokens to actions and back."""
         return self._codec
+
+    @property
+    def crop_area(self) -> float:
+        """Share of the image's area that the centre crop keeps."""
+        return CROP_AREA
+
+    def use_statistics(self, name: str, statistics: Mapping[str, Any]) -> None:
+        """Divide what these statistics span into bins; the gripper is played as decoded. See `SupervisedPolicy`.
+
+        Raises:
+            ValueError: They are of actions of another size, or not finite.
+        """
+        spans = ActionStatistics.from_json(statistics, name=name)
+        if len(spans.low) != self.action_dim:
+            raise ValueError(f"statistics {name!r}: actions of {len(spans.low)} numbers, the policy's have {self.action_dim}")
+        self._codec = replace(self._codec, statistics=spans, gripper=None)
+        known = {**self.model.config.norm_stats, name: statistics}
+        self.model.config = replace(self.model.config, norm_stats=known, unnorm_key=name, gripper=None)
+
+    def targets(self, actions: np.ndarray, *, label_step: float) -> dict[str, np.ndarray]:
+        """The `token_ids` of actions; see `SupervisedPolicy.targets`."""
+        return {"token_ids": self._codec.encode(actions, step=label_step)}
 
     @torch.no_grad()
     def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
@@ -146,7 +170,7 @@ class SimpleVLAOFTPolicy:
         )
 
     def evaluate(self, observation: Observation, decision: Mapping[str, Tensor], *, temperature: float) -> dict[str, Tensor]:
-        """`logprobs` and `entropies` (R, T) float32 with gradients, never in FP8; see `TrainablePolicy.evaluate`."""
+        """`logprobs`, `entropies` (R, T) float32 with gradients, `likeliest`; never in FP8; see `TrainablePolicy.evaluate`."""
         config, token_ids = self.model.config, decision["token_ids"]
         expected = (len(observation), config.num_action_tokens)
         if tuple(token_ids.shape) != expected:
@@ -155,9 +179,11 @@ class SimpleVLAOFTPolicy:
         prompts = self._prompt_tensors(observation.instructions)
         logprobs = action_logprobs(self._logits(self.model, frames, *prompts), temperature)
         indices = token_ids.to(self.device, torch.long) - config.first_action_id
+        chosen = logprobs.gather(-1, indices[..., None]).squeeze(-1)
         return {
-            "logprobs": logprobs.gather(-1, indices[..., None]).squeeze(-1),
+            "logprobs": chosen,
             "entropies": -(logprobs.exp() * logprobs).sum(-1),
+            "likeliest": chosen.detach() >= logprobs.detach().amax(-1),
         }
 
     def trainable_module(self) -> SimpleVLAOFT:

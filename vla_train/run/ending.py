@@ -1,0 +1,71 @@
+"""How runs end before they are done: what is saved, and what the last line says."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from vla_train.display import Display
+from vla_train.envs.worker import WorkerError
+from vla_train.errors import DivergedError, RunError
+from vla_train.interruption import Interruption
+from vla_train.trainer.checkpoint_folder import list_checkpoints
+from vla_train.trainer.manifest import CheckpointError
+from vla_train.trainer.parallel import Ranks
+
+
+class SavedRun(Protocol):
+    """What a run must be able to do."""
+
+    config: Any
+    """Names its folder, `output`."""
+    ranks: Ranks
+    display: Display
+    done: int
+    unit: str
+    """What `done` counts, such as "iterations"."""
+
+    def save(self) -> None: ...
+
+
+@contextmanager
+def saved_when_it_ends(run: SavedRun, interruption: Interruption) -> Iterator[None]:
+    """Do the work of a run in this block: whatever ends it, what can be saved is, and the error says how to go on.
+
+    Raises:
+        WorkerError: A worker failed more often than it may; a checkpoint was saved.
+        DivergedError: Loss or log-probs are not finite; older checkpoints are as they were.
+        CheckpointError: A checkpoint could not be written; older ones are as they were.
+        RunError: Something else could not be written; the same.
+        SystemExit: It was interrupted.
+    """
+    alone = run.ranks.size == 1  # ranks save together, and others may be in the middle of an update
+    try:
+        yield
+    except KeyboardInterrupt:
+        if alone and not interruption.broke_off:
+            run.save()
+        run.display.line("interrupted; the same command goes on from the newest checkpoint")
+        raise SystemExit(130) from None
+    except WorkerError as error:
+        raise WorkerError(f"{error}; {_save(run) if alone else _newest(run.config.output)}") from error.__cause__
+    except DivergedError as error:
+        raise DivergedError(f"{error}; {_newest(run.config.output)}; lower optim.learning_rate first") from error
+    except OSError as error:
+        raise RunError(f"{run.config.output} cannot be written to ({error}); {_newest(run.config.output)}") from error
+
+
+def _save(run: SavedRun) -> str:
+    """Save what was done, and say so; or why not."""
+    try:
+        run.save()
+    except CheckpointError as error:
+        return str(error)
+    return f"{run.done} {run.unit} are saved, and the same command goes on from there"
+
+
+def _newest(output: Path) -> str:
+    """What the run goes on from without another checkpoint."""
+    checkpoints = list_checkpoints(output)
+    where = f"goes on from {checkpoints[-1].name}" if checkpoints else "starts again: nothing was saved yet"
+    return f"the same command {where}"

@@ -1,0 +1,45 @@
+"""The policies of a run: the one that is trained, and the one that plays, which may be the same."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from vla_train.config import PolicyConfig
+from vla_train.policy.base import PolicyFactory, RolloutPolicy, TrainablePolicy
+from vla_train.types import EnvDescription
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policies:
+    """What a run trains and plays with."""
+
+    trained: TrainablePolicy
+    sampler: RolloutPolicy
+    """Decides in the envs; takes the trained weights where it is another one."""
+    close: Callable[[], None]
+    """Ends what runs in other processes."""
+
+
+def build_policies(config: PolicyConfig, factory: PolicyFactory, env: EnvDescription, *, seed: int, separate: bool) -> Policies:
+    """Build them.
+
+    Args:
+        config: Which policy, and where the one that plays runs.
+        factory: Builds either of them.
+        env: What they play.
+        seed: Of random weights.
+        separate: Whether the one that plays is another one: nobody may sample from weights that change, or that are spread
+            over ranks.
+    """
+    separate = separate or config.worker == "ray"
+    trained = factory(replace(config, fp8=False) if separate else config, env, seed=seed)
+    if not separate:
+        return Policies(trained=trained, sampler=trained, close=lambda: None)
+    build = partial(factory, config, env, seed=seed)
+    if config.worker != "ray":
+        return Policies(trained=trained, sampler=build(), close=lambda: None)
+    from vla_train.distributed.ray import make_rollout_policy
+
+    use_gpu = next(trained.trainable_module().parameters()).device.type == "cuda"
+    replicas = make_rollout_policy(build, replicas=config.replicas, use_gpu=use_gpu)
+    return Policies(trained=trained, sampler=replicas, close=replicas.close)

@@ -1,0 +1,82 @@
+"""How training images vary: a random crop in place of the policy's central one, small shifts, colours.
+
+A crop of the policy's own area at a random place is the central crop of the image moved by up to half of what the crop leaves
+out, (1 - sqrt(area)) / 2 of the side; so images are moved here, and the policy crops as it always does.
+
+Colours change as in OpenVLA (brightness, contrast, saturation, hue, in this order), all four as one linear map of RGB: grey
+is the luma, and hue turns around it. Values beyond 0..255 are clipped once.
+
+Invariant: a function of the image and of numbers that depend on (seed, step, row) alone.
+"""
+
+import math
+
+import numpy as np
+
+from vla_train.sft.config import AugmentConfig
+
+_STREAM = 11
+"""Keeps these random numbers apart from others that are drawn from the run's seed."""
+NUM_DRAWS = 6
+"""Numbers that vary an image."""
+_LUMA = np.array([0.299, 0.587, 0.114])
+_TO_YIQ = np.array([_LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+
+
+def draws(seed: int, step: int, row: int, *, images: int) -> np.ndarray:
+    """(images, NUM_DRAWS) float64 in [-1, 1) for the images of one row of a training step."""
+    return np.random.default_rng([seed, step, row, _STREAM]).uniform(-1, 1, (images, NUM_DRAWS))
+
+
+def reach(side: int, config: AugmentConfig, *, crop_area: float) -> float:
+    """Most pixels by which an image of this side is moved, each way."""
+    margin = (1 - math.sqrt(crop_area)) / 2 * (side - 1) if config.crop else 0.0
+    return margin + config.shift * side
+
+
+def augment(image: np.ndarray, numbers: np.ndarray, config: AugmentConfig, *, crop_area: float) -> np.ndarray:
+    """Vary one image.
+
+    Args:
+        image: (H, W, 3) uint8.
+        numbers: (NUM_DRAWS,) in [-1, 1): right, down, brightness, contrast, saturation, hue.
+        config: How much.
+        crop_area: Share of the area that the policy looks at.
+    """
+    right, down = (
+        round(float(number) * reach(side, config, crop_area=crop_area))
+        for number, side in zip(numbers[:2], (image.shape[1], image.shape[0]), strict=True)
+    )
+    matrix, offset = colour_map(image, numbers[2:], config)
+    moved = move(image, right=right, down=down).reshape(-1, 3).astype(np.float32)
+    changed = moved @ matrix.T.astype(np.float32) + offset.astype(np.float32)
+    return np.rint(changed).clip(0, 255).astype(np.uint8).reshape(image.shape)
+
+
+def move(image: np.ndarray, *, right: int, down: int) -> np.ndarray:
+    """Move (H, W, 3) by whole pixels; what comes in from outside repeats the border."""
+    height, width = image.shape[:2]
+    rows = np.clip(np.arange(height) - down, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    return image[rows[:, None], columns]
+
+
+def colour_map(image: np.ndarray, numbers: np.ndarray, config: AugmentConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The linear map of colours: (3, 3) and (3,), for values in 0..255.
+
+    Args:
+        image: (H, W, 3); contrast spreads around its mean colour.
+        numbers: (4,) in [-1, 1): brightness, contrast, saturation, hue.
+        config: How much.
+    """
+    brightness, contrast, saturation, hue = (float(number) for number in numbers)
+    factor = 1 + contrast * config.contrast
+    mean = image.mean((0, 1), dtype=np.float64) + 255 * brightness * config.brightness
+    offset = 255 * brightness * config.brightness * factor + (1 - factor) * mean
+    vivid = 1 + saturation * config.saturation
+    saturate = vivid * np.eye(3) + (1 - vivid) * np.outer(np.ones(3), _LUMA)
+    angle = 2 * math.pi * hue * config.hue
+    turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
+    rotate = np.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ
+    last = rotate @ saturate
+    return factor * last, last @ offset

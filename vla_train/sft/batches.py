@@ -1,0 +1,110 @@
+"""From samples to rows that the trainer takes: images read and varied, chunks as the policy's own decisions.
+
+R rows of a step over all ranks, of which each rank makes its share.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vla_train.policy.base import SupervisedPolicy
+from vla_train.sft.augmentation import augment, draws
+from vla_train.sft.config import SftConfig
+from vla_train.sft.samples import Demonstrations, chunk_targets, samples_of_step
+from vla_train.trainer.parallel import Ranks
+from vla_train.types import INSTRUCTION, TrainBatch
+
+_STATE = "state"
+
+
+class BatchMaker:
+    """Makes the rows of training steps and of validations.
+
+    Args:
+        config: How many rows, how they vary, what their labels are.
+        data: Demonstrations as the env would observe and play them.
+        policy: Says what it reads, and how it would have decided an action.
+        train: (N, 2) episode and step of each sample.
+        validation: The same, of what is never trained on.
+        ranks: Who makes the others.
+    """
+
+    def __init__(
+        self,
+        config: SftConfig,
+        *,
+        data: Demonstrations,
+        policy: SupervisedPolicy,
+        train: np.ndarray,
+        validation: np.ndarray,
+        ranks: Ranks,
+    ) -> None:
+        self._config = config
+        self._data = data
+        self._policy = policy
+        self._keys = [key for key in policy.observation_keys if key != INSTRUCTION]
+        self._train = train
+        self._validation = validation
+        self._ranks = ranks
+
+    def of_step(self, step: int) -> TrainBatch:
+        """This rank's rows of a training step (0, 1, ...)."""
+        config = self._config
+        numbers = samples_of_step(step, num_samples=len(self._train), batch_rows=config.batch_rows, seed=config.seed)
+        return self._rows(self._train[numbers], step=step)
+
+    def of_validation(self) -> list[TrainBatch]:
+        """This rank's rows of a validation, which are the same each time: spread over all samples, not varied."""
+        size = self._ranks.size
+        count = min(self._config.validation_rows, len(self._validation)) // size * size
+        chosen = np.linspace(0, len(self._validation) - 1, count).round().astype(int)
+        return [self._rows(self._validation[chosen], step=None)] if count else []
+
+    def _rows(self, places: np.ndarray, *, step: int | None) -> TrainBatch:
+        """This rank's share of R rows, given their (R, 2) places; varied as a training step's where there is one."""
+        chunk_size = self._policy.chunk_size
+        share = len(places) // self._ranks.size
+        first = self._ranks.rank * share
+        lengths = np.array([self._data.episodes[episode].length for episode, _ in places])
+        counted = np.ones((len(places), chunk_size), bool)
+        if self._config.padding == "ignore":
+            counted = places[:, 1:] + np.arange(chunk_size) < lengths[:, None]
+        own = slice(first, first + share)
+        mine = places[own]
+        actions = [
+            chunk_targets(self._data.actions(int(episode)), [int(at)], chunk_size=chunk_size)[0][0] for episode, at in mine
+        ]
+        observations = {key: self._observed(key, mine) for key in self._keys}
+        if step is not None:
+            self._vary(observations, step=step, first_row=first)
+        return TrainBatch(
+            observations=observations,
+            instructions=tuple(self._data.episodes[episode].task for episode, _ in mine),
+            decisions=self._policy.targets(np.stack(actions), label_step=self._config.label_step),
+            advantages=np.ones(share, np.float32),
+            weights=(counted[own] / counted.sum()).astype(np.float32),
+        )
+
+    def _observed(self, key: str, places: np.ndarray) -> np.ndarray:
+        """(n, ...) what the policy reads under a key at these places; rows of one episode are read together."""
+        parts: list[np.ndarray] = [np.empty(0)] * len(places)
+        for episode in np.unique(places[:, 0]):
+            rows = np.flatnonzero(places[:, 0] == episode)
+            for row, array in zip(rows, self._read(key, int(episode), places[rows, 1]), strict=True):
+                parts[row] = array
+        return np.stack(parts)
+
+    def _read(self, key: str, episode: int, steps: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
+        if key != _STATE:
+            return self._data.images(episode, key, steps)
+        states = self._data.states(episode)
+        assert states is not None, "a policy that reads the state was accepted for data without one"
+        return states[steps]
+
+    def _vary(self, observations: dict[str, np.ndarray], *, step: int, first_row: int) -> None:
+        """Vary the images of a training step's rows, in place; rows are numbered over all ranks."""
+        images = [array for key, array in observations.items() if key != _STATE]
+        for row in range(len(images[0]) if images else 0):
+            numbers = draws(self._config.seed, step, first_row + row, images=len(images))
+            for array, own in zip(images, numbers, strict=True):
+                array[row] = augment(array[row], own, self._config.augment, crop_area=self._policy.crop_area)

@@ -1,0 +1,56 @@
+"""Supervised training, on one screen.
+
+step: rows of demonstrations -> cross-entropy of their action tokens -> AdamW      (the next step's rows are made meanwhile)
+now and then: loss on episodes that are not trained on, episodes played greedily and sampled, a checkpoint
+"""
+
+from contextlib import closing
+
+from vla_train.display import Display
+from vla_train.interruption import Interruption
+from vla_train.run.ending import saved_when_it_ends
+from vla_train.sft.config import SftConfig
+from vla_train.sft.run import SftRun
+from vla_train.trainer.parallel import join_ranks
+
+
+def sft(config: SftConfig) -> None:
+    """Train from the newest checkpoint in `config.output`, or from the start; see `set_up` and `iterate` for errors."""
+    iterate(set_up(config))
+
+
+def set_up(config: SftConfig) -> SftRun:
+    """A run that is ready for `iterate`, or to be closed: all that can be refused is refused here.
+
+    Raises:
+        ValueError: It cannot work as configured; nothing was begun.
+        ImportError: It needs a package that is not installed.
+        RunError: A worker was lost while it started, or an env has a bug.
+    """
+    ranks = join_ranks()
+    return SftRun(config, ranks=ranks, display=Display(config.display if ranks.rank == 0 else "none"))
+
+
+def iterate(run: SftRun) -> None:
+    """Do the steps that are left, and close the run. Ctrl-C and SIGTERM save a checkpoint and end.
+
+    Raises:
+        RunError, SystemExit: It ended before it was done; see `saved_when_it_ends`.
+    """
+    interruption = Interruption(lambda: run.display.line("ending: this step is finished and saved first"))
+    run.rollout.breakable = interruption.allowed
+    with closing(run), interruption.watch(), saved_when_it_ends(run, interruption):
+        while True:
+            interruption.check()
+            if run.evaluation_due:
+                run.evaluate()
+            if run.checkpoint_due:
+                run.save()
+            if run.complete:
+                break
+            with run.display.phase("sft", total=run.config.steps, unit="steps") as show:
+                while not run.due:
+                    run.step()
+                    show(run.done, "")
+                    interruption.check()
+    run.show_end()

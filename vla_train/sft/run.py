@@ -1,0 +1,311 @@
+"""One run of supervised training: the parts that the loop moves, and what is kept of them in the run's folder.
+
+The folder is laid out as that of a GRPO run, with AdamW steps where that one counts iterations: whatever reads one reads the
+other (`eval`, `report`, `policy.checkpoint`).
+
+Invariant: the weights after a step depend on config, data and the step alone, also after a resume.
+"""
+
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from rich.markup import escape
+
+from vla_train.config import AlgoConfig, PolicyConfig, config_to_json
+from vla_train.demonstrations.dataset import DemonstrationDataset
+from vla_train.demonstrations.statistics import action_statistics
+from vla_train.display import Display
+from vla_train.envs.workers import make_workers
+from vla_train.pipeline.episodes import evaluation_plan
+from vla_train.pipeline.rollout import Rollout
+from vla_train.pipeline.timeline import Timeline
+from vla_train.policy.base import PolicyFactory, TrainablePolicy
+from vla_train.policy.factory import policy_factory
+from vla_train.run.evaluations import RunEvaluations, forget_evaluations
+from vla_train.run.identity import require_same_run, start_of
+from vla_train.run.lines import describe_policy, evaluation_line
+from vla_train.run.lock import lock_run
+from vla_train.run.policies import build_policies
+from vla_train.run.room import least_checkpoint_bytes
+from vla_train.run.tracking import RunLog, read_records
+from vla_train.sft.batches import BatchMaker
+from vla_train.sft.config import SftConfig
+from vla_train.sft.fit import require_demonstrations_of, require_readable, require_supervised
+from vla_train.sft.progress import StepSums, mean_metrics
+from vla_train.sft.samples import Demonstrations, sample_places, split_episodes
+from vla_train.sft.translation import as_the_env_has_them
+from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, require_room, save_checkpoint
+from vla_train.trainer.checkpoint_folder import latest_checkpoint, list_checkpoints
+from vla_train.trainer.parallel import Ranks
+from vla_train.trainer.trainer import Trainer
+from vla_train.types import EnvDescription, TrainBatch
+
+
+class SftRun:
+    """A run, set up or resumed; `close` ends it.
+
+    Args:
+        config: What to learn from, how, and where.
+        ranks: Who else trains; each has its share of every step's rows, and workers of its own for evaluations.
+        display: Where progress is shown.
+
+    Raises:
+        ValueError: It cannot work as configured, or its folder cannot be written to.
+    """
+
+    unit = "steps"
+
+    def __init__(self, config: SftConfig, *, ranks: Ranks, display: Display) -> None:
+        self.config = config = start_of(config)
+        self.ranks = ranks
+        self.display = display
+        self.done = 0
+        """AdamW steps done."""
+        self._score: float | None = None
+        """Success rate of the evaluation at `done`."""
+        self._validated = False
+        """Whether the weights at `done` were validated."""
+        self._saved = 0
+        self._sums = StepSums()
+        self._closing = ExitStack()
+        """What `close` ends, but for the rollout and the log."""
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="next-rows")
+        self._next: tuple[int, Future[TrainBatch]] | None = None
+        """The rows of a step, being made while the one before is trained on."""
+        if config.batch_rows % ranks.size:
+            raise ValueError(f"batch_rows {config.batch_rows} must be a multiple of {ranks.size} ranks")
+        policy_factory(config.policy)  # refuses at once what cannot become a policy
+        dataset = DemonstrationDataset(config.data)
+        if list_checkpoints(config.output):
+            require_same_run(config)
+        with ExitStack() as undo:
+            if ranks.rank == 0 and not config.output.exists():
+                undo.callback(shutil.rmtree, config.output, ignore_errors=True)
+            undo.callback(self._closing.close)
+            if ranks.rank == 0:
+                self._closing.callback(lock_run(config.output))
+                prepare_run(config.output)
+                checkpoint_bytes = least_checkpoint_bytes(config.policy)
+                require_room(config.output, checkpoint_bytes=checkpoint_bytes, keep=config.keep_checkpoints)
+            with display.waiting("setting up"):
+                self._set_up(dataset, undo)
+            undo.pop_all()
+
+    def _set_up(self, dataset: DemonstrationDataset, undo: ExitStack) -> None:
+        config, ranks = self.config, self.ranks
+        began = time.perf_counter()
+        self.display.line(f"[bold]{escape(str(config.output))}[/bold]: learning from {escape(str(config.data))}")
+        workers = make_workers(config.env, chunk_size=config.policy.chunk_size)
+        for worker in workers:
+            undo.callback(worker.close)
+        env = workers[0].description
+        require_demonstrations_of(config.data, dataset, env)
+        data = as_the_env_has_them(dataset, config, env)
+        train, validation = split_episodes(
+            dataset.episodes,
+            env.num_init_states,
+            train_fraction=config.train_fraction,
+            split_seed=config.split_seed,
+            validation_fraction=config.validation_fraction,
+            seed=config.seed,
+        )
+        places = sample_places(dataset.episodes, train, stride=config.stride)
+        if len(places) < config.batch_rows:
+            raise ValueError(
+                f"batch_rows {config.batch_rows} is more than the {len(places)} samples of the {len(train)} episodes to train "
+                f"on in {config.data}: lower it, lower stride, or collect more"
+            )
+        factory = self._factory(data, train, env)
+        policies = build_policies(config.policy, factory, env, seed=config.seed, separate=ranks.size > 1)
+        self._closing.callback(policies.close)
+        policy = require_supervised(policies.trained, config.policy)
+        require_readable(config.data, dataset, policy)
+        self._policy = policies.sampler
+        self.rollout = Rollout(config.rollout, policy=self._policy, workers=workers, timeline=Timeline(), seed=config.seed)
+        self.trainer = Trainer(
+            config.optim,
+            AlgoConfig(loss="cross-entropy"),
+            policy=policy,
+            temperature=1.0,
+            total_steps=config.steps,
+            ranks=ranks,
+        )
+        if ranks.rank == 0:
+            prepare_run(config.output, trainer=self.trainer, keep=config.keep_checkpoints)
+        self._batches = BatchMaker(
+            config,
+            data=data,
+            policy=policy,
+            train=places,
+            validation=sample_places(dataset.episodes, validation, stride=config.stride),
+            ranks=ranks,
+        )
+        plan = partial(evaluation_plan, env, config.eval, train_fraction=config.train_fraction, split_seed=config.split_seed)
+        self._evaluations = RunEvaluations(
+            config.eval,
+            output=config.output,
+            episodes=plan() if config.eval.every else {},
+            mirrored_images=env.mirrored_images,
+            ranks=ranks,
+            display=self.display,
+        )
+        resumed = self._restore()
+        self._log = self._open_log(resumed) if ranks.rank == 0 else None
+        seconds = time.perf_counter() - began
+        self.display.line(
+            f"set up in {seconds:.1f} s: {len(places)} samples of {len(train)} episodes, {len(validation)} episodes for "
+            f"validation; {describe_policy(policy, env)}; {config.steps - self.done} steps of {config.batch_rows} rows to do"
+        )
+
+    def _factory(self, data: Demonstrations, train: list[int], env: EnvDescription) -> PolicyFactory:
+        """Builds policies whose bins cover what was asked for."""
+        factory = policy_factory(self.config.policy)
+        asked = self.config.statistics
+        if asked == "auto":
+            asked = "data" if self.config.policy.checkpoint is None else "checkpoint"
+        if asked == "checkpoint":
+            return factory
+        if asked == "bounds":
+            low, high = env.action_low.tolist(), env.action_high.tolist()
+            statistics: dict[str, Any] = {"action": {"q01": low, "q99": high, "mask": [True] * len(low)}}
+        else:
+            statistics = action_statistics([data.actions(index) for index in train])
+        name = "demonstrations" if env.suite is None else f"{env.suite}_demonstrations"
+        return partial(_build_with_statistics, factory, name, statistics)
+
+    # --- the loop's side
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps are done."""
+        return self.done >= self.config.steps
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the present weights are to be validated and played."""
+        asked = self.config.eval
+        if asked.every == 0 or (self.done == 0 and not asked.before_training):
+            return False
+        return (self.done % asked.every == 0 or self.complete) and (self._score is None)
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the present state is to be saved."""
+        return self.done > self._saved and (self.done % self.config.checkpoint_every == 0 or self.complete)
+
+    @property
+    def due(self) -> bool:
+        """Whether anything but training comes next."""
+        return self.evaluation_due or self.checkpoint_due or self.complete
+
+    def step(self) -> None:
+        """Train on the rows of the next step."""
+        if self._next is None or self._next[0] != self.done:
+            self._next = self.done, self._ahead.submit(self._batches.of_step, self.done)
+        batch = self._next[1].result()
+        self._next = None
+        if self.done + 1 < self.config.steps:
+            self._next = self.done + 1, self._ahead.submit(self._batches.of_step, self.done + 1)
+        self._sums.add(self.trainer.step(batch), rows=self.config.batch_rows)
+        self.trainer.version += 1
+        self.done += 1
+        self._score = None
+        if self.done % self.config.log_every == 0 or self.due:
+            self._record()
+
+    def _record(self) -> None:
+        values = self._sums.take()
+        if self._log is not None:
+            self._log.log("iteration", self.done, values, file_only={"update/updates": 1})
+
+    def evaluate(self) -> None:
+        """Measure the loss on what is not trained on, and play the evaluation episodes."""
+        validation = self._validate()
+        self.trainer.push_weights(self._policy)
+        title = f"after step {self.done}" if self.done else "before training"
+        self._score, record = self._evaluations.play(self.rollout, iteration=self.done, title=title)
+        self._saved = min(self._saved, max(0, self.done - 1))  # a checkpoint of these weights does not know their score
+        if self._log is not None:
+            self._log.log("eval", self.done, {**validation, **record})
+
+    def _validate(self) -> dict[str, float]:
+        parts = [self.trainer.measure(batch) for batch in self._batches.of_validation()]
+        if not parts:
+            return {}
+        values = {"loss": float(parts[0].loss), **mean_metrics(parts[0])}
+        text = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
+        self.display.line(f"validation at step {self.done}: {text}")
+        return {f"validation/{name}": value for name, value in values.items()}
+
+    def show_end(self) -> None:
+        """Say where everything is, and how well the policy plays."""
+        for line in evaluation_line(read_records(self.config.output, "eval"), counted="step"):
+            self.display.line(line)
+        output = escape(str(self.config.output))
+        self.display.line(
+            f"done: {output}. Go on with GRPO: python -m vla_train train --policy.checkpoint {output}. "
+            f"Look at it: python -m vla_train report {output}"
+        )
+
+    # --- what outlives the process
+
+    def save(self) -> None:
+        """Write a checkpoint of the present state.
+
+        Raises:
+            CheckpointError: It could not be written; older ones are as they were.
+        """
+        with self.display.waiting(f"writing the checkpoint of step {self.done}"):
+            path = save_checkpoint(
+                self.config.output,
+                iteration=self.done,
+                trainer=self.trainer,
+                rollout_state={},
+                extra={},
+                score=self._score,
+                keep=self.config.keep_checkpoints,
+            )
+        self._saved = self.done
+        self.display.line(f"checkpoint: {escape(str(path))}")
+
+    def close(self) -> None:
+        """End workers, policies in Ray actors and trackers."""
+        self._ahead.shutdown(cancel_futures=True)
+        self.rollout.close()
+        if self._log is not None:
+            self._log.close()
+        self._closing.close()
+
+    def _restore(self) -> bool:
+        """Go on from the newest checkpoint; returns whether there is one."""
+        newest = latest_checkpoint(self.config.output) if self.ranks.rank == 0 else None
+        path = self.ranks.gather_objects(newest)[0]
+        if path is not None:
+            checkpoint = load_checkpoint(path, trainer=self.trainer)
+            self.done = self._saved = checkpoint.iteration
+            self._score = checkpoint.score
+            self.display.line(f"going on from {escape(str(path))}: {self.done} of {self.config.steps} steps done")
+        if self.ranks.rank == 0:
+            forget_evaluations(self.config.output, after=-1 if path is None else self.done)
+        return path is not None
+
+    def _open_log(self, resumed: bool) -> RunLog:
+        return RunLog(
+            self.config.output,
+            trackers=self.config.trackers,
+            config=config_to_json(self.config),
+            resume_iteration=self.done if resumed else None,
+        )
+
+
+def _build_with_statistics(
+    factory: PolicyFactory, name: str, statistics: dict[str, Any], config: PolicyConfig, env: EnvDescription, *, seed: int
+) -> TrainablePolicy:
+    """A policy factory (with the first three given): the policy of another one, its actions stretched over a dataset's."""
+    policy = require_supervised(factory(config, env, seed=seed), config)
+    policy.use_statistics(name, statistics)
+    return policy
