@@ -106,15 +106,20 @@ def along(hand: np.ndarray, goal: np.ndarray, approach: np.ndarray, *, standoff:
     return goal - back * approach + (1.0 - free) * sideways
 
 
-def leaning(out: np.ndarray, lean: float) -> np.ndarray:
+def leaning(out: np.ndarray, lean: float, now: np.ndarray, *, across: bool = False) -> np.ndarray:
     """(3, 3): the hand pointing down and leaning `lean` (rad) towards `out`, its fingers pointing against it.
 
-    They open along `out` and upwards: around a bar that lies across.
+    They open along `out` and upwards, around a bar that lies across; with `across` along such a bar, which makes the hand
+    flat. Of the two such rotations, half a turn apart, it is the one nearer to `now`, (3, 3).
     """
     flat = np.array([out[0], out[1], 0.0]) / np.hypot(out[0], out[1])
     up = np.array([0.0, 0.0, 1.0])
     pointing = -np.sin(lean) * flat - np.cos(lean) * up
     opening = np.cos(lean) * flat - np.sin(lean) * up
+    if across:
+        opening = np.cross(pointing, opening)
+    if opening @ (now[:, 0] + 0.3 * now[:, 1]) < 0:  # where both are a quarter away, always the same
+        opening = -opening
     return np.column_stack([opening, np.cross(pointing, opening), pointing])
 
 

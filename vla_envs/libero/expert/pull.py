@@ -41,9 +41,7 @@ class Pull:
         """Where the hand should be next."""
         hand = view.end_effector
         handle = slide_handle(view, self.body, joint_sign(self.predicate))
-        rotation = leaning(handle.way, self.lean)
-        if rotation[:, 0] @ hand.rotation[:, 0] < 0:
-            rotation = rotation @ np.diag([-1.0, -1.0, 1.0])
+        rotation = leaning(handle.way, self.lean, hand.rotation)
         apart = hand.position - handle.point
         near = float(np.linalg.norm(apart))
         if is_met(view, self.predicate):  # back out; straight up the fingers would take the handle along
