@@ -48,7 +48,7 @@ class Push:
             rotation = downward(0.0)
         else:
             face = slide_face(view, self.body, joint_sign(self.predicate))
-            rotation = leaning(-face.way, self.lean, hand.rotation, across=True)
+            rotation = leaning(-face.way, self.lean, across=True)
         return Target(position=self._next(view, hand.position, face), rotation=rotation, gripper=CLOSED, speed=self.speed)
 
     def _next(self, view: PrivilegedView, hand: np.ndarray, face: Handle) -> np.ndarray:
