@@ -100,7 +100,7 @@ class PickAndPlace:
             return self._carry(view)
         if self._in_place(view) and self._around(view):
             hand = view.end_effector
-            free = view.gripper_opening > self._hold.grasp(view).width + 0.02
+            free = view.gripper_opening > min(self._hold.grasp(view).width + 0.02, 0.075)
             up = hand.position + np.array([0.0, 0.0, 0.08 if free else 0.0])
             return Target(position=up, rotation=level(hand.rotation), gripper=OPEN, speed=self._hold.speed)
         return self._hold.reach(view)
