@@ -7,7 +7,7 @@ RUN    ?= runs/demo
 # Rendering without a display: EGL, on the GPU where there is one, in software (Mesa) otherwise.
 export MUJOCO_GL ?= egl
 
-.PHONY: help setup gl train test check format bench parity report clean
+.PHONY: help setup gl train test check format bench parity expert report clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'

@@ -20,6 +20,8 @@ _WRIST = (-0.088, 0.21)
 """Where the wrist's axis is seen from the fingertips while the hand points down: outwards and upwards, metres."""
 _ARM = 0.65
 """Distance in metres from shoulder to wrist beyond which the arm is nearly straight, and its controller gets stuck."""
+_OPENING_AT_FIRST = np.array([0.3, 1.0, 0.0])
+"""How the fingers open when episodes begin, roughly: the first component decides between two that are a quarter turn away."""
 _TILTS = np.linspace(0.0, 0.5, 51)
 
 
@@ -106,15 +108,20 @@ def along(hand: np.ndarray, goal: np.ndarray, approach: np.ndarray, *, standoff:
     return goal - back * approach + (1.0 - free) * sideways
 
 
-def leaning(out: np.ndarray, lean: float) -> np.ndarray:
+def leaning(out: np.ndarray, lean: float, *, across: bool = False) -> np.ndarray:
     """(3, 3): the hand pointing down and leaning `lean` (rad) towards `out`, its fingers pointing against it.
 
-    They open along `out` and upwards: around a bar that lies across.
+    They open along `out` and upwards, around a bar that lies across; with `across` along such a bar, which makes the hand
+    flat. Of the two such rotations, half a turn apart, it is the one nearer to the posture in which episodes begin.
     """
     flat = np.array([out[0], out[1], 0.0]) / np.hypot(out[0], out[1])
     up = np.array([0.0, 0.0, 1.0])
     pointing = -np.sin(lean) * flat - np.cos(lean) * up
     opening = np.cos(lean) * flat - np.sin(lean) * up
+    if across:
+        opening = np.cross(pointing, opening)
+    if opening @ _OPENING_AT_FIRST < 0:
+        opening = -opening
     return np.column_stack([opening, np.cross(pointing, opening), pointing])
 
 

@@ -36,6 +36,8 @@ class Place:
     """(3,) half extents of the region along its own axes, metres."""
     roofless: bool
     """Whether it must be open above now; else anything will do (a drawer that is still to be opened)."""
+    inside: bool
+    """Whether it is enough that the object's origin is inside the region; else it must lie where it was meant to."""
 
     def frame(self, view: PrivilegedView) -> Pose:
         """Where the place is now."""
@@ -54,6 +56,8 @@ class _Rest:
     """The grasp for which this holds."""
     frame: Pose
     """Where the place was."""
+    neighbours: np.ndarray
+    """(M, 3) where all objects were."""
 
 
 class PickAndPlace:
@@ -91,11 +95,12 @@ class PickAndPlace:
 
     def decide(self, view: PrivilegedView) -> Target:
         """Where the hand should be next."""
+        self._renew(view)
         if self._hold.holds(view):
             return self._carry(view)
         if self._in_place(view) and self._around(view):
             hand = view.end_effector
-            free = view.gripper_opening > self._hold.grasp(view).width + 0.02
+            free = view.gripper_opening > min(self._hold.grasp(view).width + 0.02, 0.075)
             up = hand.position + np.array([0.0, 0.0, 0.08 if free else 0.0])
             return Target(position=up, rotation=level(hand.rotation), gripper=OPEN, speed=self._hold.speed)
         return self._hold.reach(view)
@@ -105,8 +110,12 @@ class PickAndPlace:
         return bool(np.hypot(offset[0], offset[1]) < 0.06 and offset[2] < 0.07)
 
     def _in_place(self, view: PrivilegedView) -> bool:
+        position, frame = view.body(self.body).position, self.place.frame(view)
+        if self.place.inside:
+            extent = np.abs(frame.rotation @ np.array(self.place.size))
+            return bool((np.abs(position - frame.position) < extent).all())
         rest = self._resting(view)
-        away = view.body(self.body).position - self.place.frame(view).out(rest.position)
+        away = position - frame.out(rest.position)
         return bool(np.hypot(away[0], away[1]) < 0.02 and -0.02 < away[2] < rest.release + 0.03)
 
     def _carry(self, view: PrivilegedView) -> Target:
@@ -126,15 +135,22 @@ class PickAndPlace:
         )
 
     def _resting(self, view: PrivilegedView) -> _Rest:
-        """Worked out anew when the grasp is another one, or the place was moved while nothing was held."""
+        if self._rest is None:
+            self._renew(view)
+        assert self._rest is not None
+        return self._rest
+
+    def _renew(self, view: PrivilegedView) -> None:
+        """Work out the resting place anew where the grasp is another, or while nothing is held, the place or others moved."""
         frame, rest, grasp = self.place.frame(view), self._rest, self._hold.grasp(view)
+        others = view.body_positions[[body for body in view.objects.values() if body != self.body]]
         if rest is not None and rest.grasp is grasp:
             moved = np.linalg.norm(frame.position - rest.frame.position) > 0.02
-            if not moved or self._hold.holds(view):
-                return rest
+            changed = bool((np.abs(others - rest.neighbours) > 0.03).any())
+            if self._hold.holds(view) or not (moved or changed):
+                return
         position, release = _resting_place(view, self.body, self.place, frame, grasp)
-        self._rest = _Rest(position=position, release=release, grasp=grasp, frame=frame)
-        return self._rest
+        self._rest = _Rest(position=position, release=release, grasp=grasp, frame=frame, neighbours=others)
 
 
 def _resting_place(view: PrivilegedView, body: int, place: Place, frame: Pose, grasp: Grasp) -> tuple[np.ndarray, float]:

@@ -135,10 +135,16 @@ def _is_door(view: PrivilegedView, body: int) -> bool:
 
 def _place(view: PrivilegedView, predicate: OnObject | OnSite | InSite) -> Place:
     if isinstance(predicate, OnObject):
-        return Place(body=predicate.support, site=-1, size=(0.0, 0.0, 0.0), roofless=False)
+        return Place(body=predicate.support, site=-1, size=(0.0, 0.0, 0.0), roofless=False, inside=False)
     model = view.geometry.model
     body = int(model.site_bodyid[predicate.site])
     root = int(model.body_rootid[body])
     on_table = root not in (*view.objects.values(), *view.fixtures.values())
-    roofless = isinstance(predicate, InSite) and not _opening(view, body)
-    return Place(body=0 if on_table else body, site=predicate.site, size=predicate.size, roofless=roofless)
+    inside = isinstance(predicate, InSite)
+    return Place(
+        body=0 if on_table else body,
+        site=predicate.site,
+        size=predicate.size,
+        roofless=inside and not _opening(view, body),
+        inside=inside,
+    )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vla_envs.errors import UnsupportedTaskError
 from vla_envs.libero.expert.joints import is_met, joint_sign, slide_handle
 from vla_envs.libero.expert.motion import CLOSED, OPEN, Target, along, leaning, rotation_vector
 from vla_envs.libero.goals import JointPast
@@ -15,6 +16,10 @@ _LEAD = 0.08
 """How far beyond the hand its goal lies while pulling, metres."""
 _HELD = 0.035
 """Opening in metres below which the fingers hold the handle."""
+
+
+_ROOM = 0.09
+"""Height in metres that the hand needs below a handle: half its width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,17 @@ class Pull:
     """Largest translation action."""
 
     def prepare(self, view: PrivilegedView) -> None:
-        """Nothing to find out."""
+        """See whether the hand fits before the handle.
+
+        Raises:
+            UnsupportedTaskError: It is too near to what the fixture stands on.
+        """
+        handle = slide_handle(view, self.body, joint_sign(self.predicate))
+        room = handle.point[2] - view.lowest(int(view.geometry.model.body_rootid[self.body]))
+        if room < _ROOM:
+            raise UnsupportedTaskError(
+                f"the handle of {view.name(self.body)} is {100 * room:.0f} cm above the table: no room for the hand"
+            )
 
     def done(self, view: PrivilegedView) -> bool:
         """Whether it has gone far enough, and the hand is off the handle."""
@@ -42,8 +57,6 @@ class Pull:
         hand = view.end_effector
         handle = slide_handle(view, self.body, joint_sign(self.predicate))
         rotation = leaning(handle.way, self.lean)
-        if rotation[:, 0] @ hand.rotation[:, 0] < 0:
-            rotation = rotation @ np.diag([-1.0, -1.0, 1.0])
         apart = hand.position - handle.point
         near = float(np.linalg.norm(apart))
         if is_met(view, self.predicate):  # back out; straight up the fingers would take the handle along

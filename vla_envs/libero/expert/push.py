@@ -42,14 +42,14 @@ class Push:
 
     def decide(self, view: PrivilegedView) -> Target:
         """Where the hand should be next."""
-        hand = view.end_effector.position
+        hand = view.end_effector
         if is_hinge(view, self.body):
             face = hinge_face(view, self.body, joint_sign(self.predicate), reach=self.reach, depth=self.depth)
             rotation = downward(0.0)
         else:
             face = slide_face(view, self.body, joint_sign(self.predicate))
-            rotation = leaning(-face.way, self.lean)
-        return Target(position=self._next(view, hand, face), rotation=rotation, gripper=CLOSED, speed=self.speed)
+            rotation = leaning(-face.way, self.lean, across=True)
+        return Target(position=self._next(view, hand.position, face), rotation=rotation, gripper=CLOSED, speed=self.speed)
 
     def _next(self, view: PrivilegedView, hand: np.ndarray, face: Handle) -> np.ndarray:
         touch = face.point - FINGER * face.way
