@@ -17,7 +17,7 @@ BUILD_SCRIPT = "vla_envs.hatch_build"
 RANKS = (
     (
         *("vla_train.types", "vla_train.errors", "vla_train.units", "vla_train.safetensors_file"),
-        *("vla_train.registry", "vla_train.config", "vla_train.config_checks"),
+        *("vla_train.registry", "vla_train.config", "vla_train.config_checks", "vla_train.config_json"),
     ),
     ("vla_train.policy", "vla_train.algo"),
     ("vla_train.envs", "vla_train.pipeline", "vla_train.trainer", "vla_train.distributed"),

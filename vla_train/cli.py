@@ -18,8 +18,9 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from vla_train.config import DEMO_CHECKPOINT, RENAMED, EvaluateConfig, TrainConfig, for_another_env, without_demo
+from vla_train.config import DEMO_CHECKPOINT, EvaluateConfig, TrainConfig
 from vla_train.config_file import RunConfig, read_config, read_run_config
+from vla_train.config_json import RENAMED, for_another_env, without_demo
 from vla_train.demonstrations.config import CollectConfig
 from vla_train.errors import RunError
 from vla_train.recipes import DEFAULT_RECIPE, RECIPES

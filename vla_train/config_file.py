@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vla_train.config import TrainConfig, config_from_json
+from vla_train.config import TrainConfig
+from vla_train.config_json import config_from_json
 from vla_train.sft.config import SftConfig
 
 _Config = TypeVar("_Config")

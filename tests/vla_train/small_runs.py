@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla_train.config import EnvConfig, EvalConfig, OptimConfig, PolicyConfig, RolloutConfig, TrainConfig, config_to_json
+from vla_train.config import EnvConfig, EvalConfig, OptimConfig, PolicyConfig, RolloutConfig, TrainConfig
+from vla_train.config_json import config_to_json
 from vla_train.policy.simplevla_oft import SimpleVLAOFT, named_config
 from vla_train.policy.simplevla_oft.action_tokens import ActionStatistics
 from vla_train.policy.simplevla_oft.prompts import TOKENIZER_FILE

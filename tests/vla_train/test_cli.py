@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vla_train.cli import main, parse_evaluate, parse_train
-from vla_train.config import EvaluateConfig, TrainConfig, config_to_json
+from vla_train.config import EvaluateConfig, TrainConfig
+from vla_train.config_json import config_to_json
 from vla_train.demonstrations.config import CollectConfig
 from vla_train.recipes import RECIPES
 

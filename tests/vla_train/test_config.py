@@ -21,9 +21,8 @@ from vla_train.config import (
     PolicyConfig,
     RolloutConfig,
     TrainConfig,
-    config_from_json,
-    config_to_json,
 )
+from vla_train.config_json import config_from_json, config_to_json
 from vla_train.pipeline.episodes import PromptStream, evaluation_episodes
 from vla_train.recipes import DEFAULT_RECIPE, RECIPES, demo, one_gpu, paper
 

@@ -11,7 +11,8 @@ import pytest
 from played_episodes import INSTRUCTIONS, make_specs, play_with
 
 from vla_train.cli import main
-from vla_train.config import EnvConfig, EvalConfig, TrainConfig, config_to_json
+from vla_train.config import EnvConfig, EvalConfig, TrainConfig
+from vla_train.config_json import config_to_json
 from vla_train.evaluation.evaluate import evaluate, summary
 from vla_train.pipeline.timeline import Timeline
 from vla_train.report import facts, write_report

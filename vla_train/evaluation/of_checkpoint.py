@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vla_train.config import DEMO_CHECKPOINT, EvaluateConfig, PolicyConfig, config_to_json
+from vla_train.config import DEMO_CHECKPOINT, EvaluateConfig, PolicyConfig
+from vla_train.config_json import config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
 from vla_train.evaluation.display import evaluate_with_progress, show_evaluation

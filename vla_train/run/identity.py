@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vla_train.config import config_to_json
 from vla_train.config_file import RunConfig, is_sft
+from vla_train.config_json import config_to_json
 from vla_train.run.named_checkpoint import resolve_checkpoint
 
 _Run = TypeVar("_Run", bound=RunConfig)

@@ -19,7 +19,8 @@ from typing import Any
 from rich.markup import escape
 
 from vla_train.algo.filters import has_signal
-from vla_train.config import TrainConfig, config_to_json
+from vla_train.config import TrainConfig
+from vla_train.config_json import config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
 from vla_train.pipeline.episodes import PromptStream, evaluation_plan

@@ -15,7 +15,8 @@ from typing import Any
 
 from rich.markup import escape
 
-from vla_train.config import AlgoConfig, PolicyConfig, config_to_json
+from vla_train.config import AlgoConfig, PolicyConfig
+from vla_train.config_json import config_to_json
 from vla_train.demonstrations.dataset import DemonstrationDataset
 from vla_train.demonstrations.statistics import action_statistics
 from vla_train.display import Display

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 from small_runs import command_line, run_command, small_config
 
-from vla_train.config import TrainConfig, config_to_json
+from vla_train.config import TrainConfig
+from vla_train.config_json import config_to_json
 from vla_train.envs.worker import WorkerError
 from vla_train.loop import train
 from vla_train.pipeline.episodes import PromptStream
