@@ -47,7 +47,7 @@ class DemonstrationDataset:
     def __init__(self, folder: Path, *, memory_bytes: int = 4 << 30) -> None:
         self.folder = folder
         description = describe(folder)
-        self.fps: int = description.fps
+        self.fps: float = description.fps
         self.robot_type: str | None = description.robot_type
         self.action_dim: int = description.action.dim
         self.state_dim: int | None = None if description.state is None else description.state.dim

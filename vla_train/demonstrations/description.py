@@ -75,7 +75,7 @@ class Camera:
 class Description:
     """All of it."""
 
-    fps: int
+    fps: float
     robot_type: str | None
     action: Vector
     state: Vector | None
@@ -110,9 +110,12 @@ def describe(folder: Path) -> Description:
         }
         videos = [camera.column for camera in cameras.values() if camera.is_video]
         rows, places = (_version_3 if info["codebase_version"].startswith("v3") else _version_2)(folder, info, videos)
-        fps, robot_type = int(info["fps"]), info.get("robot_type")
+        robot_type = info.get("robot_type")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{folder}: {layout.INFO}, or a table beside it, lacks {error}: the dataset is damaged") from None
+    fps = info.get("fps")
+    if not isinstance(fps, int | float) or fps <= 0:
+        raise ValueError(f"{folder}: {layout.INFO} must say how many frames per second there are (fps), got {fps!r}")
     if action is None:
         raise ValueError(f"{folder} holds no actions: it has the columns {', '.join(sorted(features))}")
     if not rows:
@@ -233,7 +236,11 @@ def _check_files(folder: Path, episodes: list[DemonstratedEpisode], places: list
 
 
 def _read_provenance(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / layout.PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Ours; empty for a dataset of others."""
+    file = folder / layout.PROVENANCE
+    if not file.exists():
         return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error})") from None

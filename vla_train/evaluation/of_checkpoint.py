@@ -9,14 +9,13 @@ Invariant: all episodes in a folder were played by the same weights on the same 
 """
 
 import json
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vla_train.config import DEMO_CHECKPOINT, EvaluateConfig, PolicyConfig
+from vla_train.config import DEMO_CHECKPOINT, EvaluateConfig
 from vla_train.config_json import config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
@@ -27,10 +26,10 @@ from vla_train.interruption import Interruption
 from vla_train.pipeline.episodes import evaluation_plan
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.policy.base import RolloutPolicy
 from vla_train.policy.checkpoint_name import checkpoint_folder
 from vla_train.policy.factory import policy_factory
 from vla_train.run.named_checkpoint import checkpoint_of_run, resolve_checkpoint
+from vla_train.run.policies import build_sampler
 
 _ENV_CAPACITY = ("num_workers", "envs_per_worker", "worker", "step_timeout_s", "max_restarts")
 """Fields of `EnvConfig` that change how fast episodes are played, not what they are."""
@@ -68,7 +67,12 @@ class CheckpointEvaluation:
             self.episodes = evaluation_plan(
                 env, config.eval, train_fraction=config.train_fraction, split_seed=config.split_seed
             )
-            policy = _build(partial(build_policy, policy_config, env, seed=config.seed), config.policy, undo)
+            policy, close_policy = build_sampler(
+                partial(build_policy, policy_config, env, seed=config.seed),
+                config.policy,
+                use_gpu=None if config.policy.device == "auto" else config.policy.device == "cuda",
+            )
+            undo.callback(close_policy)
             self._rollout = Rollout(config.rollout, policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
             _claim(self.output, identity)
             self._undo = undo.pop_all()
@@ -111,18 +115,6 @@ def _default_output(checkpoint: str) -> Path:
     if step is None:
         return Path(checkpoint).with_name(f"{Path(checkpoint).name}-evaluation")
     return step.parent.parent / "evaluations" / step.name
-
-
-def _build(factory: Callable[[], RolloutPolicy], config: PolicyConfig, undo: ExitStack) -> RolloutPolicy:
-    """The policy in this process, or its replicas on nodes of a Ray cluster, which `undo` ends."""
-    if config.worker == "local":
-        return factory()
-    from vla_train.distributed.ray import make_rollout_policy
-
-    use_gpu = None if config.device == "auto" else config.device == "cuda"
-    replicas = make_rollout_policy(factory, replicas=config.replicas, use_gpu=use_gpu)
-    undo.callback(replicas.close)
-    return replicas
 
 
 def _identity(config: EvaluateConfig, checkpoint: str) -> dict[str, Any]:

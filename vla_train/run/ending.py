@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from vla_train.display import Display
 from vla_train.envs.worker import WorkerError
-from vla_train.errors import DivergedError, RunError
+from vla_train.errors import DataError, DivergedError, RunError
 from vla_train.interruption import Interruption
 from vla_train.trainer.checkpoint_folder import list_checkpoints
 from vla_train.trainer.manifest import CheckpointError
@@ -33,7 +33,7 @@ def saved_when_it_ends(run: SavedRun, interruption: Interruption) -> Iterator[No
     """Do the work of a run in this block: whatever ends it, what can be saved is, and the error says how to go on.
 
     Raises:
-        WorkerError: A worker failed more often than it may; a checkpoint was saved.
+        WorkerError, DataError: A worker failed more often than it may, or data cannot be read; a checkpoint was saved.
         DivergedError: Loss or log-probs are not finite; older checkpoints are as they were.
         CheckpointError: A checkpoint could not be written; older ones are as they were.
         RunError: Something else could not be written; the same.
@@ -47,8 +47,8 @@ def saved_when_it_ends(run: SavedRun, interruption: Interruption) -> Iterator[No
             run.save()
         run.display.line("interrupted; the same command goes on from the newest checkpoint")
         raise SystemExit(130) from None
-    except WorkerError as error:
-        raise WorkerError(f"{error}; {_save(run) if alone else _newest(run.config.output)}") from error.__cause__
+    except (WorkerError, DataError) as error:
+        raise type(error)(f"{error}; {_save(run) if alone else _newest(run.config.output)}") from error.__cause__
     except DivergedError as error:
         raise DivergedError(f"{error}; {_newest(run.config.output)}; lower optim.learning_rate first") from error
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from vla_train.config_file import RunConfig, is_sft
 from vla_train.config_json import config_to_json
-from vla_train.run.named_checkpoint import resolve_checkpoint
+from vla_train.run.named_checkpoint import checkpoint_of_run, resolve_checkpoint
 
 _Run = TypeVar("_Run", bound=RunConfig)
 
@@ -52,6 +52,27 @@ def _held_checkpoint(output: Path) -> str | None:
         return json.loads((output / "config.json").read_text())["policy"]["checkpoint"]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # `require_same_run` says what is wrong
+
+
+def split_warning(config: RunConfig) -> str | None:
+    """What to know where the run that this one starts from trained on states that are held out here; None where it did not.
+
+    `config.policy.checkpoint` is as `start_of` gives it.
+    """
+    step = None if config.policy.checkpoint is None else checkpoint_of_run(config.policy.checkpoint)
+    if step is None:
+        return None
+    try:
+        held = json.loads((step.parent.parent / "config.json").read_text())
+        fraction, seed = held["train_fraction"], held["split_seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if seed == config.split_seed and fraction <= config.train_fraction:
+        return None
+    return (
+        f"the run in {step.parent.parent} trained on initial states that are held out here: to measure what was never seen, "
+        f"set train_fraction {fraction} and split_seed {seed}"
+    )
 
 
 def holds_same_start(config: RunConfig) -> bool:

@@ -35,11 +35,24 @@ def build_policies(config: PolicyConfig, factory: PolicyFactory, env: EnvDescrip
     trained = factory(replace(config, fp8=False) if separate else config, env, seed=seed)
     if not separate:
         return Policies(trained=trained, sampler=trained, close=lambda: None)
-    build = partial(factory, config, env, seed=seed)
+    use_gpu = next(trained.trainable_module().parameters()).device.type == "cuda"
+    sampler, close = build_sampler(partial(factory, config, env, seed=seed), config, use_gpu=use_gpu)
+    return Policies(trained=trained, sampler=sampler, close=close)
+
+
+def build_sampler(
+    build: Callable[[], RolloutPolicy], config: PolicyConfig, *, use_gpu: bool | None
+) -> tuple[RolloutPolicy, Callable[[], None]]:
+    """A policy that plays, in this process or as replicas on nodes of a Ray cluster, and what ends it.
+
+    Args:
+        build: Builds it, wherever it runs.
+        config: Says where, and how many there are.
+        use_gpu: Whether replicas need a GPU each; None where that is the cluster's choice.
+    """
     if config.worker != "ray":
-        return Policies(trained=trained, sampler=build(), close=lambda: None)
+        return build(), lambda: None
     from vla_train.distributed.ray import make_rollout_policy
 
-    use_gpu = next(trained.trainable_module().parameters()).device.type == "cuda"
     replicas = make_rollout_policy(build, replicas=config.replicas, use_gpu=use_gpu)
-    return Policies(trained=trained, sampler=replicas, close=replicas.close)
+    return replicas, replicas.close

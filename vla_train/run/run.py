@@ -29,14 +29,14 @@ from vla_train.pipeline.rollout_result import combine_stats
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.factory import policy_factory
 from vla_train.run.evaluations import RunEvaluations, forget_evaluations
-from vla_train.run.identity import holds_same_start, require_same_run, start_of
+from vla_train.run.identity import holds_same_start, require_same_run, split_warning, start_of
 from vla_train.run.lines import end_lines, iteration_lines, progress_text, set_up_line, speed_text
 from vla_train.run.lock import lock_run
 from vla_train.run.policies import build_policies
 from vla_train.run.room import least_checkpoint_bytes
 from vla_train.run.tracking import RunLog, read_records
-from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, require_room, save_checkpoint
-from vla_train.trainer.checkpoint_folder import latest_checkpoint, list_checkpoints
+from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run, require_room, save_checkpoint
+from vla_train.trainer.checkpoint_folder import list_checkpoints
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.parallel import Ranks, share_of_rank, useful_slots
 from vla_train.trainer.schedule import planned_steps
@@ -94,6 +94,8 @@ class Run:
                 checkpoint_bytes = least_checkpoint_bytes(config.policy)
                 require_room(config.output, checkpoint_bytes=checkpoint_bytes, keep=config.keep_checkpoints)
             undo.callback(lambda: self._close_policy())
+            if warning := split_warning(config):
+                display.line(f"[yellow]{escape(warning)}[/yellow]")
             with self.display.waiting("setting up"):
                 self._set_up(undo)
             undo.pop_all()
@@ -310,13 +312,7 @@ class Run:
 
     def _restore(self) -> bool:
         """Go on from the newest checkpoint; returns whether there is one."""
-        newest = latest_checkpoint(self.config.output) if self.ranks.rank == 0 else None
-        path = self.ranks.gather_objects(newest)[0]  # one reads it all to see whether it is whole, and all go on from the same
-        if path is None and (damaged := list_checkpoints(self.config.output)):
-            raise ValueError(
-                f"all checkpoints in {damaged[0].parent} are damaged: restore one, or delete them all to start again, "
-                "which deletes the run's records too"
-            )
+        path = newest_checkpoint(self.config.output, self.ranks)
         if path is not None:
             checkpoint = load_checkpoint(path, trainer=self.trainer)
             next_group_ids = checkpoint.extra["next_group_ids"]

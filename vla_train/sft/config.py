@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from vla_train.config import TRACKERS, AdamWConfig, EnvConfig, EvalConfig, PolicyConfig, RolloutConfig, TrackerName, check_split
-from vla_train.config_checks import check_at_least, check_fields, require
+from vla_train.config_checks import check_at_least, check_fields, check_positive, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,8 @@ class SftConfig:
     """What the bins cover: the data's 1 to 99 % quantiles, the env's bounds, or as the checkpoint (auto: where given)."""
     gripper: Literal["auto", "env", "openvla", "inverted", "zero-one"] = "auto"
     """Open and closed in the data: -1, 1 (env), 1, 0 (openvla), 1, -1 (inverted) or 0, 1 (zero-one); auto finds out."""
+    fps: float | None = None
+    """Actions per second of the data where they say it wrongly: published LIBERO sets say 10, and hold 20."""
     orientation: Literal["auto", "as-is", "rotated", "flipped", "mirrored"] = "auto"
     """What turns the data's pictures into the env's; auto compares them, where collect did not write the data."""
     label_step: float = 0.0
@@ -98,6 +100,23 @@ class SftConfig:
             self.statistics != "checkpoint" or self.policy.checkpoint is not None,
             "statistics checkpoint needs a policy.checkpoint: random weights bring none",
         )
+        if self.statistics_source != "checkpoint":
+            for name, default in (("statistics_key", None), ("gripper", "auto")):
+                value = getattr(self.policy, name)
+                require(
+                    value == default,
+                    f"policy.{name} {value} speaks of a checkpoint's statistics, and these are replaced (statistics "
+                    f"{self.statistics_source}): leave it out, or set statistics to checkpoint",
+                )
+        if self.fps is not None:
+            check_positive(self, "", "fps")
         for tracker in self.trackers:
             require(tracker in TRACKERS, f"trackers must be among {', '.join(TRACKERS)}, got {tracker!r}")
         check_split(self.train_fraction, self.eval, evaluates=self.eval.every > 0)
+
+    @property
+    def statistics_source(self) -> Literal["data", "bounds", "checkpoint"]:
+        """`statistics`, with auto resolved."""
+        if self.statistics == "auto":
+            return "data" if self.policy.checkpoint is None else "checkpoint"
+        return self.statistics

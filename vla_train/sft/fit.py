@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vla_train.config import PolicyConfig
+from vla_train.demonstrations.description import DemonstratedEpisode
 from vla_train.policy.base import SupervisedPolicy, TrainablePolicy
 from vla_train.types import INSTRUCTION, EnvDescription
 
@@ -11,29 +12,58 @@ from vla_train.types import INSTRUCTION, EnvDescription
 class DatasetDescription(Protocol):
     """What a dataset says of itself; see `DemonstrationDataset`."""
 
-    fps: int
+    fps: float
     robot_type: str | None
     action_dim: int
     state_dim: int | None
     image_keys: tuple[str, ...]
     suite: str | None
+    episodes: tuple[DemonstratedEpisode, ...]
 
 
-def require_demonstrations_of(folder: Path, dataset: DatasetDescription, env: EnvDescription) -> None:
-    """Refuse demonstrations that were not made in such an env.
+def require_own_folder(data: Path, output: Path) -> None:
+    """Refuse to write a run into a dataset, or around it.
 
     Raises:
-        ValueError: Another robot, size of actions, rate or suite; the message says which, and what the env has.
+        ValueError: One of the two folders is, or holds, the other.
     """
+    read, written = data.resolve(), output.resolve()
+    if read.is_relative_to(written) or written.is_relative_to(read):
+        raise ValueError(f"output {output} and data {data} must be folders apart: choose another output")
+
+
+def require_demonstrations_of(folder: Path, dataset: DatasetDescription, env: EnvDescription, *, fps: float | None) -> None:
+    """Refuse demonstrations that were not made in such an env.
+
+    Args:
+        folder: Named in messages.
+        dataset: What they say of themselves.
+        env: What is to be played.
+        fps: Their actions per second where the user says it; None takes their word.
+
+    Raises:
+        ValueError: Another robot, size of actions, rate or suite, or tasks that the env does not play; the message says which,
+            and what the env has.
+    """
+    fps = dataset.fps if fps is None else fps
     if dataset.action_dim != env.action_dim:
         raise ValueError(f"{folder} holds actions of {dataset.action_dim} numbers, the env takes {env.action_dim}")
-    if env.actions_per_s is not None and dataset.fps != env.actions_per_s:
-        raise ValueError(f"{folder} holds {dataset.fps} actions per second, the env plays {env.actions_per_s:g}")
+    if env.actions_per_s is not None and fps != env.actions_per_s:
+        raise ValueError(
+            f"{folder} holds {fps:g} actions per second, the env plays {env.actions_per_s:g} (where the data say it wrongly, "
+            "as published LIBERO sets do, set fps)"
+        )
     if None not in (dataset.robot_type, env.robot_type) and dataset.robot_type != env.robot_type:
         raise ValueError(f"{folder} holds demonstrations of the robot {dataset.robot_type}, the env has {env.robot_type}")
     if None not in (dataset.suite, env.suite) and dataset.suite != env.suite:
         raise ValueError(
-            f"{folder} holds demonstrations of {dataset.suite}, the env plays {env.suite}: set env.kwargs suite=..."
+            f"{folder} holds demonstrations of {dataset.suite}, the env plays {env.suite}: set env.kwargs suite={dataset.suite}"
+        )
+    tasks = {episode.task_id for episode in dataset.episodes if episode.task_id is not None}
+    if not_played := sorted(tasks - set(env.task_ids)):
+        raise ValueError(
+            f"{folder} holds demonstrations of tasks that the env does not play ({', '.join(map(str, not_played))}), so nobody "
+            "could say which of their initial states are held out: add them to env.kwargs task_ids"
         )
 
 
@@ -52,8 +82,8 @@ def require_supervised(policy: TrainablePolicy, config: PolicyConfig) -> Supervi
     return policy  # type: ignore[return-value]
 
 
-def require_readable(folder: Path, dataset: DatasetDescription, policy: TrainablePolicy) -> None:
-    """Refuse a policy that reads what the demonstrations do not hold.
+def require_readable(folder: Path, dataset: DatasetDescription, policy: TrainablePolicy, env: EnvDescription) -> None:
+    """Refuse a policy that reads what the demonstrations do not hold, or not as the env observes it.
 
     Raises:
         ValueError: It does; the message names it.
@@ -62,3 +92,6 @@ def require_readable(folder: Path, dataset: DatasetDescription, policy: Trainabl
     for key in policy.observation_keys:
         if key not in held:
             raise ValueError(f"the policy reads {key!r}, {folder} holds {', '.join(sorted(held - {INSTRUCTION}))}")
+    state = env.observations.get("state")
+    if "state" in policy.observation_keys and state is not None and state.shape != (dataset.state_dim,):
+        raise ValueError(f"{folder} holds states of {dataset.state_dim} numbers, the env observes {state.shape}")

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 from rich.markup import escape
 
 from vla_train.config import AlgoConfig, PolicyConfig
@@ -21,13 +22,14 @@ from vla_train.demonstrations.dataset import DemonstrationDataset
 from vla_train.demonstrations.statistics import action_statistics
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
+from vla_train.errors import DataError
 from vla_train.pipeline.episodes import evaluation_plan
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import PolicyFactory, TrainablePolicy
 from vla_train.policy.factory import policy_factory
 from vla_train.run.evaluations import RunEvaluations, forget_evaluations
-from vla_train.run.identity import require_same_run, start_of
+from vla_train.run.identity import require_same_run, split_warning, start_of
 from vla_train.run.lines import describe_policy, evaluation_line
 from vla_train.run.lock import lock_run
 from vla_train.run.policies import build_policies
@@ -35,15 +37,23 @@ from vla_train.run.room import least_checkpoint_bytes
 from vla_train.run.tracking import RunLog, read_records
 from vla_train.sft.batches import BatchMaker
 from vla_train.sft.config import SftConfig
-from vla_train.sft.fit import require_demonstrations_of, require_readable, require_supervised
+from vla_train.sft.fit import require_demonstrations_of, require_own_folder, require_readable, require_supervised
+from vla_train.sft.next_commands import next_commands
 from vla_train.sft.progress import StepSums, mean_metrics
 from vla_train.sft.samples import Demonstrations, sample_places, split_episodes
 from vla_train.sft.translation import as_the_env_has_them
-from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, require_room, save_checkpoint
-from vla_train.trainer.checkpoint_folder import latest_checkpoint, list_checkpoints
+from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run, require_room, save_checkpoint
+from vla_train.trainer.checkpoint_folder import list_checkpoints
 from vla_train.trainer.parallel import Ranks
 from vla_train.trainer.trainer import Trainer
 from vla_train.types import EnvDescription, TrainBatch
+
+_BINS = {
+    "data": "the 1 to 99 % quantiles of these episodes' actions",
+    "bounds": "the env's bounds",
+    "checkpoint": "what the checkpoint's do",
+}
+"""By where statistics come from."""
 
 
 class SftRun:
@@ -81,6 +91,7 @@ class SftRun:
             raise ValueError(f"batch_rows {config.batch_rows} must be a multiple of {ranks.size} ranks")
         policy_factory(config.policy)  # refuses at once what cannot become a policy
         dataset = DemonstrationDataset(config.data)
+        require_own_folder(config.data, config.output)
         if list_checkpoints(config.output):
             require_same_run(config)
         with ExitStack() as undo:
@@ -92,6 +103,8 @@ class SftRun:
                 prepare_run(config.output)
                 checkpoint_bytes = least_checkpoint_bytes(config.policy)
                 require_room(config.output, checkpoint_bytes=checkpoint_bytes, keep=config.keep_checkpoints)
+            if warning := split_warning(config):
+                display.line(f"[yellow]{escape(warning)}[/yellow]")
             with display.waiting("setting up"):
                 self._set_up(dataset, undo)
             undo.pop_all()
@@ -104,7 +117,7 @@ class SftRun:
         for worker in workers:
             undo.callback(worker.close)
         env = workers[0].description
-        require_demonstrations_of(config.data, dataset, env)
+        require_demonstrations_of(config.data, dataset, env, fps=config.fps)
         data = as_the_env_has_them(dataset, config, env)
         train, validation = split_episodes(
             dataset.episodes,
@@ -114,6 +127,13 @@ class SftRun:
             validation_fraction=config.validation_fraction,
             seed=config.seed,
         )
+        if not train:
+            raise ValueError(
+                f"none of the {len(dataset.episodes)} episodes in {config.data} may be trained on: they are failures, or start "
+                f"from states that train_fraction {config.train_fraction} and split_seed {config.split_seed} hold out"
+            )
+        if not all(np.isfinite(data.actions(index)).all() for index in train + validation):
+            raise ValueError(f"an action in {config.data} is not finite: the dataset is damaged")
         places = sample_places(dataset.episodes, train, stride=config.stride)
         if len(places) < config.batch_rows:
             raise ValueError(
@@ -124,7 +144,7 @@ class SftRun:
         policies = build_policies(config.policy, factory, env, seed=config.seed, separate=ranks.size > 1)
         self._closing.callback(policies.close)
         policy = require_supervised(policies.trained, config.policy)
-        require_readable(config.data, dataset, policy)
+        require_readable(config.data, dataset, policy, env)
         self._policy = policies.sampler
         self.rollout = Rollout(config.rollout, policy=self._policy, workers=workers, timeline=Timeline(), seed=config.seed)
         self.trainer = Trainer(
@@ -159,18 +179,17 @@ class SftRun:
         seconds = time.perf_counter() - began
         self.display.line(
             f"set up in {seconds:.1f} s: {len(places)} samples of {len(train)} episodes, {len(validation)} episodes for "
-            f"validation; {describe_policy(policy, env)}; {config.steps - self.done} steps of {config.batch_rows} rows to do"
+            f"validation; bins cover {_BINS[config.statistics_source]}; {describe_policy(policy, env)}; "
+            f"{config.steps - self.done} steps of {config.batch_rows} rows to do"
         )
 
     def _factory(self, data: Demonstrations, train: list[int], env: EnvDescription) -> PolicyFactory:
         """Builds policies whose bins cover what was asked for."""
         factory = policy_factory(self.config.policy)
-        asked = self.config.statistics
-        if asked == "auto":
-            asked = "data" if self.config.policy.checkpoint is None else "checkpoint"
-        if asked == "checkpoint":
+        source = self.config.statistics_source
+        if source == "checkpoint":
             return factory
-        if asked == "bounds":
+        if source == "bounds":
             low, high = env.action_low.tolist(), env.action_high.tolist()
             statistics: dict[str, Any] = {"action": {"q01": low, "q99": high, "mask": [True] * len(low)}}
         else:
@@ -207,7 +226,10 @@ class SftRun:
         """Train on the rows of the next step."""
         if self._next is None or self._next[0] != self.done:
             self._next = self.done, self._ahead.submit(self._batches.of_step, self.done)
-        batch = self._next[1].result()
+        try:
+            batch = self._next[1].result()
+        except ValueError as error:  # a picture, say: what is small was checked before
+            raise DataError(f"{self.config.data} is damaged: {error}") from error
         self._next = None
         if self.done + 1 < self.config.steps:
             self._next = self.done + 1, self._ahead.submit(self._batches.of_step, self.done + 1)
@@ -246,11 +268,8 @@ class SftRun:
         """Say where everything is, and how well the policy plays."""
         for line in evaluation_line(read_records(self.config.output, "eval"), counted="step"):
             self.display.line(line)
-        output = escape(str(self.config.output))
-        self.display.line(
-            f"done: {output}. Go on with GRPO: python -m vla_train train --policy.checkpoint {output}. "
-            f"Look at it: python -m vla_train report {output}"
-        )
+        for line in next_commands(self.config):
+            self.display.line(escape(line))
 
     # --- what outlives the process
 
@@ -283,8 +302,7 @@ class SftRun:
 
     def _restore(self) -> bool:
         """Go on from the newest checkpoint; returns whether there is one."""
-        newest = latest_checkpoint(self.config.output) if self.ranks.rank == 0 else None
-        path = self.ranks.gather_objects(newest)[0]
+        path = newest_checkpoint(self.config.output, self.ranks)
         if path is not None:
             checkpoint = load_checkpoint(path, trainer=self.trainer)
             self.done = self._saved = checkpoint.iteration

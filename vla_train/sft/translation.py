@@ -34,11 +34,11 @@ class TranslatedDemonstrations:
 
     Args:
         dataset: As it is stored.
-        gripper: How it stores the last dimension of an action.
+        gripper: How it stores the last dimension of an action; None: as the env takes it.
         orientation: Which way round its pictures are.
     """
 
-    def __init__(self, dataset: DemonstrationDataset, *, gripper: Gripper, orientation: Orientation) -> None:
+    def __init__(self, dataset: DemonstrationDataset, *, gripper: Gripper | None, orientation: Orientation) -> None:
         self.episodes = dataset.episodes
         self._dataset = dataset
         self._gripper = gripper
@@ -46,6 +46,8 @@ class TranslatedDemonstrations:
 
     def actions(self, episode: int) -> np.ndarray:
         """(T, A) float32 as the env takes them."""
+        if self._gripper is None:
+            return self._dataset.actions(episode)
         actions = self._dataset.actions(episode).copy()
         actions[:, -1] = self._gripper.to_env(actions[:, -1])
         return actions
@@ -68,28 +70,46 @@ def as_the_env_has_them(
         ValueError: Gripper or orientation can be told neither from the data nor from what the user says (`gripper` and
             `orientation` of the config).
     """
-    own = dataset.mirrored_images is not None and dataset.mirrored_images == env.mirrored_images
-    if own and (config.gripper, config.orientation) == ("auto", "auto"):
+    gripper, orientation = _gripper(dataset, config), _orientation(dataset, config, env)
+    if gripper is not None or orientation != "as-is" or not dataset.actions_as_played:
+        stored = "as the env takes it" if gripper is None else str(gripper)
+        _log.info("demonstrations in %s: gripper %s; pictures %s", config.data, stored, orientation)
+    if gripper is None and orientation == "as-is":
         return dataset
-    looked_at = range(0, len(dataset.episodes), -(-len(dataset.episodes) // _LOOKED_AT))
-    if config.gripper != "auto":
-        gripper = GRIPPERS[config.gripper]
-    elif own:
-        gripper = GRIPPERS["env"]
-    else:
-        states = [dataset.states(index) for index in looked_at]
-        known = [state for state in states if state is not None]
-        gripper = find_gripper([dataset.actions(index) for index in looked_at], known or None)
-    orientation: Orientation
-    if config.orientation != "auto":
-        orientation = config.orientation
-    elif own or IMAGE not in dataset.image_keys:
-        orientation = "as-is"
-    else:
-        frames = np.concatenate([dataset.images(index, IMAGE, [0]) for index in looked_at])
-        orientation = find_orientation(frames, _starts(config.env, env))
-    _log.info("demonstrations in %s: gripper %s; pictures %s", config.data, gripper, orientation)
     return TranslatedDemonstrations(dataset, gripper=gripper, orientation=orientation)
+
+
+def _gripper(dataset: DemonstrationDataset, config: SftConfig) -> Gripper | None:
+    """How it is stored; None: as the env takes it."""
+    if config.gripper != "auto":
+        return None if config.gripper == "env" else GRIPPERS[config.gripper]
+    if dataset.actions_as_played:
+        return None
+    looked_at = _looked_at(dataset)
+    states = [state for state in map(dataset.states, looked_at) if state is not None]
+    try:
+        found = find_gripper([dataset.actions(index) for index in looked_at], states or None)
+    except ValueError as error:
+        raise ValueError(f"{config.data}: {error} (option gripper)") from None
+    return None if found == GRIPPERS["env"] else found
+
+
+def _orientation(dataset: DemonstrationDataset, config: SftConfig, env: EnvDescription) -> Orientation:
+    if config.orientation != "auto":
+        return config.orientation
+    if IMAGE not in dataset.image_keys:
+        return "as-is"
+    if dataset.mirrored_images is not None:
+        return "as-is" if dataset.mirrored_images == env.mirrored_images else "mirrored"
+    frames = np.concatenate([dataset.images(index, IMAGE, [0]) for index in _looked_at(dataset)])
+    try:
+        return find_orientation(frames, _starts(config.env, env))
+    except ValueError as error:
+        raise ValueError(f"{config.data}: {error} (option orientation)") from None
+
+
+def _looked_at(dataset: DemonstrationDataset) -> range:
+    return range(0, len(dataset.episodes), -(-len(dataset.episodes) // _LOOKED_AT))
 
 
 def _starts(config: EnvConfig, env: EnvDescription) -> np.ndarray:

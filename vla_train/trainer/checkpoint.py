@@ -25,8 +25,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vla_train.safetensors_file import save_file
-from vla_train.trainer.checkpoint_folder import WRITING, keep_newest_and_best, put_in_place, restore_replaced, step_name
+from vla_train.trainer.checkpoint_folder import (
+    WRITING,
+    keep_newest_and_best,
+    latest_checkpoint,
+    list_checkpoints,
+    put_in_place,
+    restore_replaced,
+    step_name,
+)
 from vla_train.trainer.manifest import CheckpointError, read_manifest, write_manifest
+from vla_train.trainer.parallel import Ranks
 from vla_train.trainer.trainer import Trainer
 from vla_train.units import format_bytes
 
@@ -174,6 +183,22 @@ def save_checkpoint(
     if ranks.rank == 0:
         keep_newest_and_best(run, newest=target, keep=keep)
     return target
+
+
+def newest_checkpoint(run: Path, ranks: Ranks) -> Path | None:
+    """The checkpoint that a run goes on from, the same on all ranks; None where it has none yet.
+
+    Raises:
+        ValueError: There are some, and all are damaged.
+    """
+    newest = latest_checkpoint(run) if ranks.rank == 0 else None
+    path = ranks.gather_objects(newest)[0]  # one reads it all to see whether it is whole, and all go on from the same
+    if path is None and (damaged := list_checkpoints(run)):
+        raise ValueError(
+            f"all checkpoints in {damaged[0].parent} are damaged: restore one, or delete them all to start again, "
+            "which deletes the run's records too"
+        )
+    return path
 
 
 def load_checkpoint(path: Path, *, trainer: Trainer | None = None) -> Checkpoint:

@@ -105,6 +105,21 @@ def test_a_dataset_without_actions_is_refused(copied: Path):
         DemonstrationDataset(copied)
 
 
+@pytest.mark.parametrize("fps", [None, "fast", 0])
+def test_a_rate_that_is_none_is_refused(copied: Path, fps: object):
+    change_info(copied, fps=fps)
+    with pytest.raises(ValueError, match=r"meta/info.json must say how many frames per second there are \(fps\), got"):
+        DemonstrationDataset(copied)
+
+
+def test_statistics_are_not_needed_and_a_damaged_provenance_is_not_taken_for_none(copied: Path):
+    (copied / "meta/stats.json").unlink()
+    DemonstrationDataset(copied)
+    (copied / "meta/provenance.json").write_text("{")
+    with pytest.raises(ValueError, match=r"meta/provenance.json is damaged"):
+        DemonstrationDataset(copied)
+
+
 def grey_frames(number: int) -> np.ndarray:
     """(T, 32, 32, 3): a grey that changes from frame to frame."""
     greys = 40 * number + 10 + 6 * np.arange(small.length_of(number), dtype=np.uint8)

@@ -9,7 +9,7 @@ import reach_env
 from small_runs import CHUNK_SIZE
 
 from vla_train.config import AdamWConfig, EnvConfig, EvalConfig, PolicyConfig
-from vla_train.demonstrations.layout import Features
+from vla_train.demonstrations.layout import AS_PLAYED, Features
 from vla_train.demonstrations.pictures import encode_pictures
 from vla_train.demonstrations.writer import DatasetWriter, Demonstration, Origin
 from vla_train.sft.config import AugmentConfig, SftConfig
@@ -25,7 +25,9 @@ def write_reach_demonstrations(
     """Episodes of 6 steps, two of the env's decisions apart."""
     shape = (reach_env.SIZE, reach_env.SIZE, 3)
     features = Features(fps=fps, robot_type=robot_type, action_dim=2, state_dim=None, images={"image": shape})
-    writer = DatasetWriter(folder, features=features, provenance={"conventions": {"mirrored_images": False}})
+    writer = DatasetWriter(
+        folder, features=features, provenance={"conventions": {"mirrored_images": False, "actions": AS_PLAYED}}
+    )
     for number in range(num_episodes):
         env = reach_env.ReachEnv()
         observation, _ = env.reset(seed=number)

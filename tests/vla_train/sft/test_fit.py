@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vla_train.config import PolicyConfig
-from vla_train.sft.fit import require_demonstrations_of, require_readable, require_supervised
-from vla_train.types import EnvDescription
+from vla_train.demonstrations.description import DemonstratedEpisode
+from vla_train.sft.fit import require_demonstrations_of, require_own_folder, require_readable, require_supervised
+from vla_train.types import ArraySpec, EnvDescription
 
 ENV = EnvDescription(
     observations={},
@@ -19,15 +20,16 @@ ENV = EnvDescription(
     robot_type="panda",
     actions_per_s=20.0,
 )
-DATA = {"fps": 20, "robot_type": "panda", "action_dim": 7, "state_dim": None, "image_keys": ("image",), "suite": "libero_90"}
+DATA: dict[str, object] = {"fps": 20, "robot_type": "panda", "action_dim": 7, "state_dim": None, "image_keys": ("image",)}
+DATA |= {"suite": "libero_90", "episodes": (DemonstratedEpisode(index=0, task="go", length=9, task_id=0),)}
 HERE = Path("demonstrations")
 
 
 def test_demonstrations_of_the_same_env_fit_and_what_is_not_said_is_no_difference() -> None:
-    require_demonstrations_of(HERE, SimpleNamespace(**DATA), ENV)
-    require_demonstrations_of(HERE, SimpleNamespace(**{**DATA, "robot_type": None, "suite": None}), ENV)
+    require_demonstrations_of(HERE, SimpleNamespace(**DATA), ENV, fps=None)
+    require_demonstrations_of(HERE, SimpleNamespace(**{**DATA, "robot_type": None, "suite": None}), ENV, fps=None)
     unsaid = replace(ENV, suite=None, robot_type=None, actions_per_s=None)
-    require_demonstrations_of(HERE, SimpleNamespace(**{**DATA, "fps": 10}), unsaid)
+    require_demonstrations_of(HERE, SimpleNamespace(**{**DATA, "fps": 10}), unsaid, fps=None)
 
 
 @pytest.mark.parametrize(
@@ -36,19 +38,42 @@ def test_demonstrations_of_the_same_env_fit_and_what_is_not_said_is_no_differenc
         ({"action_dim": 8}, "holds actions of 8 numbers, the env takes 7"),
         ({"fps": 10}, "holds 10 actions per second, the env plays 20"),
         ({"robot_type": "so100"}, "holds demonstrations of the robot so100, the env has panda"),
-        ({"suite": "libero_10"}, "holds demonstrations of libero_10, the env plays libero_90"),
+        ({"suite": "libero_10"}, "holds demonstrations of libero_10, the env plays libero_90: set env.kwargs suite=libero_10"),
+        (
+            {"episodes": (DemonstratedEpisode(index=0, task="go", length=9, task_id=7),)},
+            r"tasks that the env does not play \(7\)",
+        ),
     ],
 )
 def test_what_differs_is_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        require_demonstrations_of(HERE, SimpleNamespace(**{**DATA, **change}), ENV)
+        require_demonstrations_of(HERE, SimpleNamespace(**{**DATA, **change}), ENV, fps=None)
+
+
+def test_the_user_may_know_the_rate_better_than_the_data() -> None:
+    require_demonstrations_of(HERE, SimpleNamespace(**{**DATA, "fps": 10}), ENV, fps=20)
+
+
+@pytest.mark.parametrize("output", ["demonstrations", "demonstrations/run", "."])
+def test_a_run_is_not_written_into_its_data(output: str) -> None:
+    with pytest.raises(ValueError, match="must be folders apart: choose another output"):
+        require_own_folder(HERE, Path(output))
+    require_own_folder(HERE, Path("demonstrations-run"))
+
+
+def test_states_of_another_size_are_refused() -> None:
+    env = replace(ENV, observations={"state": ArraySpec((8,), "float32")})
+    policy = SimpleNamespace(observation_keys=("image", "state"))
+    require_readable(HERE, SimpleNamespace(**{**DATA, "state_dim": 8}), policy, env)
+    with pytest.raises(ValueError, match="holds states of 9 numbers, the env observes"):
+        require_readable(HERE, SimpleNamespace(**{**DATA, "state_dim": 9}), policy, env)
 
 
 def test_a_policy_that_reads_what_demonstrations_lack_is_refused() -> None:
-    require_readable(HERE, SimpleNamespace(**DATA), SimpleNamespace(observation_keys=("image", "instruction")))
+    require_readable(HERE, SimpleNamespace(**DATA), SimpleNamespace(observation_keys=("image", "instruction")), ENV)
     for key in ("wrist_image", "state"):
         with pytest.raises(ValueError, match=f"the policy reads '{key}', demonstrations holds image"):
-            require_readable(HERE, SimpleNamespace(**DATA), SimpleNamespace(observation_keys=("image", key)))
+            require_readable(HERE, SimpleNamespace(**DATA), SimpleNamespace(observation_keys=("image", key)), ENV)
 
 
 def test_a_policy_that_cannot_be_taught_is_refused() -> None:

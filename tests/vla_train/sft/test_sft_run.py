@@ -16,14 +16,18 @@ from small_runs import save_small_checkpoint, small_config
 
 from vla_train.cli import main
 from vla_train.display import Display
+from vla_train.errors import DataError
 from vla_train.evaluation.evaluate import read_episodes
 from vla_train.loop import train
 from vla_train.report import write_report
+from vla_train.run.identity import split_warning, start_of
 from vla_train.run.tracking import read_records
 from vla_train.sft.config import SftConfig
 from vla_train.sft.loop import iterate, sft
 from vla_train.sft.run import SftRun
+from vla_train.trainer.checkpoint_folder import list_checkpoints
 from vla_train.trainer.parallel import ONE_RANK, Ranks
+from vla_train.types import TrainBatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MakeSft = Callable[..., SftConfig]
@@ -174,7 +178,8 @@ def test_the_command_line_trains_and_says_what_to_do_next(
     main(["sft", "--data", str(demonstrations), "--output", str(tmp_path / "run"), "--display", "plain", *options])
     shown = capsys.readouterr().out
     assert "18 samples of 3 episodes, 1 episodes for validation" in shown
-    assert f"train --policy.checkpoint {tmp_path}/run" in shown
+    assert f"train --policy.checkpoint {tmp_path}/run --output {tmp_path}/run-grpo --train-fraction 0.8 --split-seed 0" in shown
+    assert "--policy.chunk-size 2 --env.id reach_env:Reach-v0 --env.success terminated" in shown
 
 
 # --- what is refused
@@ -211,6 +216,46 @@ def test_a_folder_of_another_kind_of_run_or_of_other_data_is_refused(
         train(small_config(small_checkpoint, config.output, iterations=1))
     with pytest.raises(ValueError, match="holds a run with batch_rows 8, not 4"):
         sft(replace(config, batch_rows=4))
+
+
+def test_statistics_that_are_replaced_cannot_be_spoken_of(make_sft: MakeSft) -> None:
+    with pytest.raises(ValueError, match=r"policy\.gripper libero speaks of a checkpoint's statistics, and these are replaced"):
+        make_sft(statistics="data", policy={"gripper": "libero"})
+    make_sft(policy={"gripper": "libero"})
+
+
+def test_damaged_checkpoints_are_not_written_over(make_sft: MakeSft) -> None:
+    config = make_sft(steps=1)
+    sft(config)
+    (config.output / "checkpoints" / "step_000001" / "trainer-00001.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged"):
+        sft(config)
+    assert len(read_records(config.output, "iteration")) == 1
+
+
+def test_a_picture_that_cannot_be_read_ends_the_run_and_what_was_done_is_saved(
+    make_sft: MakeSft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_sft(steps=12)
+    run = SftRun(config, ranks=ONE_RANK, display=Display("none"))
+    rows_of = run._batches.of_step
+
+    def until_the_third(step: int) -> TrainBatch:
+        if step == 3:
+            raise ValueError("a picture is damaged")
+        return rows_of(step)
+
+    monkeypatch.setattr(run._batches, "of_step", until_the_third)
+    with pytest.raises(DataError, match="is damaged: a picture is damaged; 3 steps are saved"):
+        iterate(run)
+    assert [path.name for path in list_checkpoints(config.output)] == ["step_000003"]
+
+
+def test_a_start_that_has_seen_what_is_held_out_is_told(taught: SftConfig, tmp_path: Path) -> None:
+    config = small_config(taught.output, tmp_path / "grpo", iterations=1)
+    assert split_warning(start_of(replace(config, train_fraction=0.8))) is None
+    assert "set train_fraction 0.8 and split_seed 0" in str(split_warning(start_of(replace(config, train_fraction=0.5))))
+    assert split_warning(replace(config, policy=replace(config.policy, checkpoint=None))) is None
 
 
 def test_rows_that_ranks_cannot_share_are_refused(make_sft: MakeSft) -> None:

@@ -25,6 +25,7 @@ class Foreign:
 
     image_keys = ("image",)
     mirrored_images: bool | None = None
+    actions_as_played = False
     episodes = tuple(DemonstratedEpisode(index=index, task="go", length=STEPS) for index in range(2))
 
     def actions(self, episode: int) -> np.ndarray:
@@ -75,8 +76,16 @@ def test_what_the_user_says_goes_before_what_the_data_say() -> None:
 
 def test_the_projects_own_data_are_taken_as_they_are() -> None:
     own = Foreign()
-    own.mirrored_images = True
+    own.mirrored_images, own.actions_as_played = True, True
     assert as_the_env_has_them(own, make_config(), ENV) is own  # type: ignore[arg-type]
+
+
+def test_what_the_projects_own_data_say_is_not_looked_for() -> None:
+    own = Foreign()
+    own.mirrored_images, own.actions_as_played = False, True  # of an env that mirrors nothing
+    translated = as_the_env_has_them(own, make_config(), ENV)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(translated.actions(0), own.actions(0))
+    np.testing.assert_array_equal(translated.images(0, "image", [3])[0], picture()[::-1])
 
 
 def test_what_cannot_be_told_is_an_error() -> None:
