@@ -21,6 +21,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from plain_openvla import ACTION_TOKENS, build_plain
 
 from vla_train.config import AlgoConfig, OptimConfig, PolicyConfig
+from vla_train.policy.precision import chosen_dtype
 from vla_train.policy.simplevla_oft import named_config
 from vla_train.policy.simplevla_oft.build import build_policy
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
@@ -75,8 +76,7 @@ def make_groups(policy: SimpleVLAOFTPolicy, rows: int) -> list[Group]:
 
 def measure_plain(report: Report, arguments: argparse.Namespace, *, microbatch: int, checkpointing: bool) -> float:
     """Chunks per second of the plain loop."""
-    device = arguments.device
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    device, dtype = arguments.device, _dtype(arguments.device)
     model = build_plain(tiny=arguments.size == "tiny", device=device, dtype=dtype)
     model.requires_grad_(False)
     adapters = LoraConfig(r=arguments.rank, target_modules="all-linear", exclude_modules=["lm_head"])
@@ -133,7 +133,7 @@ def measure_ours(
         **({"of_plain": metrics.chunks_per_s / plain_rate} if plain_rate else {}),
         of_ceiling=metrics.chunks_per_s * passes * flops / ceiling,
         seconds=metrics.duration_s,
-        sampling_gap=first.sampling_gap,
+        sampling_gap=first.loss_metrics["sampling_gap"],
         grad_norm=metrics.grad_norm,
     )
 
@@ -204,6 +204,11 @@ def measure_full(report: Report, arguments: argparse.Namespace, ceiling: float) 
     )
 
 
+def _dtype(device: str) -> torch.dtype:
+    """Of the plain loop, which has the policy's own."""
+    return chosen_dtype(PolicyConfig(device=device))  # type: ignore[arg-type]
+
+
 def _prompt_length() -> int:
     """L of the instruction; the words of the small tokenizer are not the model's concern."""
     shape = named_config("tiny", num_text_tokens=10_000, prompt_end_token_id=PROMPT_END_ID, chunk_size=8, action_dim=7)
@@ -225,7 +230,7 @@ def main() -> None:
     parser.add_argument("--budget-s", type=float, default=420.0, help="nothing new is begun after this")
     arguments = parser.parse_args()
     report = Report(arguments.budget_s)
-    ceiling = matrix_ceiling(arguments.device, torch.bfloat16 if arguments.device == "cuda" else torch.float32)
+    ceiling = matrix_ceiling(arguments.device, _dtype(arguments.device))
     report.add(what="device", device=describe_device(arguments.device), ceiling_tflops=ceiling / 1e12)
     if not arguments.only_full:
         measure_lora(report, arguments, ceiling)

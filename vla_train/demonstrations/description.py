@@ -87,6 +87,8 @@ class Description:
     suite: str | None
     mirrored_images: bool | None
     """Whether images are mirrored left to right; None where the dataset does not say."""
+    env_kwargs: Mapping[str, str]
+    """Arguments of the env that `collect` played; empty for a dataset of others."""
     actions_as_played: bool
     """Whether it says that actions are as its env takes them; else `conventions` tells."""
 
@@ -121,7 +123,8 @@ def describe(folder: Path) -> Description:
     if not rows:
         raise ValueError(f"{folder} holds no episodes")
     _check_files(folder, rows, places, {action.column, *[camera.column for camera in cameras.values() if not camera.is_video]})
-    conventions = _read_provenance(folder).get("conventions", {})
+    provenance = _read_provenance(folder)
+    conventions = provenance.get("conventions", {})
     suites = {row.suite for row in rows}
     return Description(
         fps=fps,
@@ -133,6 +136,7 @@ def describe(folder: Path) -> Description:
         places=tuple(places),
         suite=suites.pop() if len(suites) == 1 else None,
         mirrored_images=conventions.get("mirrored_images"),
+        env_kwargs=provenance.get("settings", {}).get("env", {}).get("kwargs", {}),
         actions_as_played=conventions.get("actions") == layout.AS_PLAYED,
     )
 

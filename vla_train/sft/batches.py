@@ -53,12 +53,12 @@ class BatchMaker:
         numbers = samples_of_step(step, num_samples=len(self._train), batch_rows=config.batch_rows, seed=config.seed)
         return self._rows(self._train[numbers], step=step)
 
-    def of_validation(self) -> list[TrainBatch]:
-        """This rank's rows of a validation, which are the same each time: spread over all samples, not varied."""
+    def of_validation(self) -> TrainBatch | None:
+        """This rank's rows of a validation, the same each time: spread over all samples, not varied; None without any."""
         size = self._ranks.size
         count = min(self._config.validation_rows, len(self._validation)) // size * size
         chosen = np.linspace(0, len(self._validation) - 1, count).round().astype(int)
-        return [self._rows(self._validation[chosen], step=None)] if count else []
+        return self._rows(self._validation[chosen], step=None) if count else None
 
     def _rows(self, places: np.ndarray, *, step: int | None) -> TrainBatch:
         """This rank's share of R rows, given their (R, 2) places; varied as a training step's where there is one."""
@@ -71,9 +71,7 @@ class BatchMaker:
             counted = places[:, 1:] + np.arange(chunk_size) < lengths[:, None]
         own = slice(first, first + share)
         mine = places[own]
-        actions = [
-            chunk_targets(self._data.actions(int(episode)), [int(at)], chunk_size=chunk_size)[0][0] for episode, at in mine
-        ]
+        actions = [chunk_targets(self._data.actions(int(episode)), [at], chunk_size=chunk_size)[0] for episode, at in mine]
         observations = {key: self._observed(key, mine) for key in self._keys}
         if step is not None:
             self._vary(observations, step=step, first_row=first)

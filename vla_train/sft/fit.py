@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Protocol
 
-from vla_train.config import PolicyConfig
+from vla_train.config import EnvConfig, PolicyConfig
 from vla_train.demonstrations.description import DemonstratedEpisode
 from vla_train.policy.base import SupervisedPolicy, TrainablePolicy
 from vla_train.types import INSTRUCTION, EnvDescription
+
+_NOT_DRAWN = ("suite", "task_id", "task_ids", "max_episode_steps", "cameras", "num_threads", "cache_dir")
+"""Arguments of LIBERO's envs that change no picture, or are compared above."""
 
 
 class DatasetDescription(Protocol):
@@ -18,6 +21,7 @@ class DatasetDescription(Protocol):
     state_dim: int | None
     image_keys: tuple[str, ...]
     suite: str | None
+    env_kwargs: dict[str, str]
     episodes: tuple[DemonstratedEpisode, ...]
 
 
@@ -65,6 +69,25 @@ def require_demonstrations_of(folder: Path, dataset: DatasetDescription, env: En
             f"{folder} holds demonstrations of tasks that the env does not play ({', '.join(map(str, not_played))}), so nobody "
             "could say which of their initial states are held out: add them to env.kwargs task_ids"
         )
+
+
+def drawing_warning(folder: Path, dataset: DatasetDescription, config: EnvConfig) -> str | None:
+    """What to know where `collect` drew the pictures with other arguments of the env; None where it did not, or nobody knows.
+
+    A policy may well be taught so, but success then tells how far it carries over.
+    """
+    held, asked = (
+        {name: value for name, value in kwargs.items() if name not in _NOT_DRAWN}
+        for kwargs in (dataset.env_kwargs or config.kwargs, config.kwargs)
+    )
+    different = [
+        f"{name} {held.get(name, 'unset')} in the data, {asked.get(name, 'unset')} in env.kwargs"
+        for name in sorted(held.keys() | asked.keys())
+        if held.get(name) != asked.get(name)
+    ]
+    if not different:
+        return None
+    return f"evaluations may look different from {folder}: {'; '.join(different)}"
 
 
 def require_supervised(policy: TrainablePolicy, config: PolicyConfig) -> SupervisedPolicy:

@@ -37,7 +37,13 @@ from vla_train.run.room import least_checkpoint_bytes
 from vla_train.run.tracking import RunLog, read_records
 from vla_train.sft.batches import BatchMaker
 from vla_train.sft.config import SftConfig
-from vla_train.sft.fit import require_demonstrations_of, require_own_folder, require_readable, require_supervised
+from vla_train.sft.fit import (
+    drawing_warning,
+    require_demonstrations_of,
+    require_own_folder,
+    require_readable,
+    require_supervised,
+)
 from vla_train.sft.next_commands import next_commands
 from vla_train.sft.progress import StepSums, mean_metrics
 from vla_train.sft.samples import Demonstrations, sample_places, split_episodes
@@ -103,7 +109,7 @@ class SftRun:
                 prepare_run(config.output)
                 checkpoint_bytes = least_checkpoint_bytes(config.policy)
                 require_room(config.output, checkpoint_bytes=checkpoint_bytes, keep=config.keep_checkpoints)
-            if warning := split_warning(config):
+            for warning in filter(None, (split_warning(config), drawing_warning(config.data, dataset, config.env))):
                 display.line(f"[yellow]{escape(warning)}[/yellow]")
             with display.waiting("setting up"):
                 self._set_up(dataset, undo)
@@ -256,10 +262,11 @@ class SftRun:
             self._log.log("eval", self.done, {**validation, **record})
 
     def _validate(self) -> dict[str, float]:
-        parts = [self.trainer.measure(batch) for batch in self._batches.of_validation()]
-        if not parts:
+        batch = self._batches.of_validation()
+        if batch is None:
             return {}
-        values = {"loss": float(parts[0].loss), **mean_metrics(parts[0])}
+        output = self.trainer.measure(batch)
+        values = {"loss": float(output.loss), **mean_metrics(output)}
         text = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
         self.display.line(f"validation at step {self.done}: {text}")
         return {f"validation/{name}": value for name, value in values.items()}

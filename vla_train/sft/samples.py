@@ -88,8 +88,8 @@ def _order(number: int, num_samples: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, number, _ORDER_STREAM]).permutation(num_samples)
 
 
-def chunk_targets(actions: np.ndarray, steps: Sequence[int] | np.ndarray, *, chunk_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The chunks that follow some states of an episode.
+def chunk_targets(actions: np.ndarray, steps: Sequence[int] | np.ndarray, *, chunk_size: int) -> np.ndarray:
+    """The chunks that follow some states of an episode; the action of the state itself comes first.
 
     Args:
         actions: (T, A).
@@ -97,7 +97,7 @@ def chunk_targets(actions: np.ndarray, steps: Sequence[int] | np.ndarray, *, chu
         chunk_size: K.
 
     Returns:
-        (n, K, A) actions, the last one repeated beyond the end, and (n, K) bool: which were really played.
+        (n, K, A) actions, the last one repeated beyond the end.
     """
     wanted = np.asarray(steps)[:, None] + np.arange(chunk_size)
-    return actions[np.minimum(wanted, len(actions) - 1)], wanted < len(actions)
+    return actions[np.minimum(wanted, len(actions) - 1)]

@@ -70,9 +70,11 @@ def test_ranks_share_the_rows_that_one_would_have(data: DemonstrationDataset, pa
 
 
 def test_a_validation_looks_at_the_same_rows_each_time_and_never_varies_them(data: DemonstrationDataset) -> None:
-    (batch,) = make_batches(data, augment=sft_config(data.folder, Path("x"), Path("x")).augment).of_validation()
+    batch = make_batches(data, augment=sft_config(data.folder, Path("x"), Path("x")).augment).of_validation()
+    assert batch is not None
     np.testing.assert_array_equal(batch.observations["image"], data.images(3, "image", range(6)))
-    (few,) = make_batches(data, validation_rows=2).of_validation()
+    few = make_batches(data, validation_rows=2).of_validation()
+    assert few is not None
     np.testing.assert_array_equal(few.observations["image"], data.images(3, "image", [0, 5]))
 
 

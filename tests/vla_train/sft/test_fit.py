@@ -7,9 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vla_train.config import PolicyConfig
+from vla_train.config import EnvConfig, PolicyConfig
 from vla_train.demonstrations.description import DemonstratedEpisode
-from vla_train.sft.fit import require_demonstrations_of, require_own_folder, require_readable, require_supervised
+from vla_train.sft.fit import (
+    drawing_warning,
+    require_demonstrations_of,
+    require_own_folder,
+    require_readable,
+    require_supervised,
+)
 from vla_train.types import ArraySpec, EnvDescription
 
 ENV = EnvDescription(
@@ -74,6 +80,15 @@ def test_a_policy_that_reads_what_demonstrations_lack_is_refused() -> None:
     for key in ("wrist_image", "state"):
         with pytest.raises(ValueError, match=f"the policy reads '{key}', demonstrations holds image"):
             require_readable(HERE, SimpleNamespace(**DATA), SimpleNamespace(observation_keys=("image", key)), ENV)
+
+
+def test_pictures_that_were_drawn_otherwise_are_told() -> None:
+    data = SimpleNamespace(env_kwargs={"suite": "libero_90", "detail": "fast", "image_size": "84"})
+    same = EnvConfig(kwargs={"task_ids": "[3]", "detail": "fast", "image_size": "84"})
+    assert drawing_warning(HERE, data, same) is None
+    assert drawing_warning(HERE, SimpleNamespace(env_kwargs={}), same) is None
+    warning = drawing_warning(HERE, data, EnvConfig(kwargs={"image_size": "84"}))
+    assert warning == "evaluations may look different from demonstrations: detail fast in the data, unset in env.kwargs"
 
 
 def test_a_policy_that_cannot_be_taught_is_refused() -> None:

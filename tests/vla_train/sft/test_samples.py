@@ -55,8 +55,7 @@ def test_every_sample_comes_once_per_pass_in_a_fresh_order() -> None:
     assert not np.array_equal(drawn[:4], samples_of_step(0, num_samples=10, batch_rows=4, seed=1))
 
 
-def test_chunks_repeat_the_last_action_beyond_the_end_and_say_which_were_played() -> None:
+def test_chunks_repeat_the_last_action_beyond_the_end() -> None:
     actions = np.arange(8, dtype=np.float32).reshape(4, 2)
-    chunks, played = chunk_targets(actions, [0, 2, 3], chunk_size=3)
+    chunks = chunk_targets(actions, [0, 2, 3], chunk_size=3)
     assert chunks[..., 0].tolist() == [[0, 2, 4], [4, 6, 6], [6, 6, 6]]
-    assert played.tolist() == [[True] * 3, [True, True, False], [True, False, False]]
