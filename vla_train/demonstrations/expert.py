@@ -1,6 +1,7 @@
 """Who demonstrates: an expert that the env makes, or a function of the user's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,8 +18,16 @@ class Expert(Protocol):
     """
 
     def act(self) -> np.ndarray:
-        """(A,) the action to play next; called once before each step."""
+        """(A,) the action to play next; called once before each step.
+
+        Raises:
+            ValueError: It cannot go on from here; the attempt has failed.
+        """
         ...
+
+
+class ExpertGaveUpError(Exception):
+    """The expert cannot play this episode, or not to its end."""
 
 
 def expert_maker(env: Any, name: str | None) -> Callable[..., Expert]:
@@ -40,6 +49,19 @@ def expert_maker(env: Any, name: str | None) -> Callable[..., Expert]:
             f"{type(env).__name__} brings no expert (no method make_expert): name a function that makes one with --expert"
         )
     return make
+
+
+@contextmanager
+def giving_up() -> Iterator[None]:
+    """What an expert is asked in this block it may refuse by `ValueError`.
+
+    Raises:
+        ExpertGaveUpError: It did.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ExpertGaveUpError(str(error)) from error
 
 
 def label_of(expert: Expert, executed: np.ndarray) -> np.ndarray:

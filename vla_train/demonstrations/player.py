@@ -7,6 +7,7 @@ An env is deterministic, so both are the same episode, to the pixel: this is che
 An env that does not take `cameras` draws while it plays.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from vla_train.config import EnvConfig
 from vla_train.demonstrations.attempts import Attempt
 from vla_train.demonstrations.config import CollectConfig
-from vla_train.demonstrations.expert import expert_maker, label_of
+from vla_train.demonstrations.expert import ExpertGaveUpError, expert_maker, giving_up, label_of
 from vla_train.demonstrations.layout import AS_PLAYED, Features
 from vla_train.demonstrations.pictures import encode_pictures
 from vla_train.demonstrations.writer import Demonstration, Origin
@@ -27,6 +28,7 @@ from vla_train.envs.shard import EnvFaultError
 from vla_train.envs.vector import VectorShard
 from vla_train.types import IMAGE, EnvDescription, EpisodeSpec
 
+_log = logging.getLogger(__name__)
 WRIST = "wrist_image"
 _DEFAULT_FPS = 20
 
@@ -37,7 +39,7 @@ class Played:
 
     succeeded: bool
     length: int
-    """Actions played."""
+    """Actions played; 0 where the expert gave up."""
     demonstration: Demonstration | None
     """None where it is not kept."""
 
@@ -129,7 +131,12 @@ class Player:
         Raises:
             EnvFaultError: The env is not deterministic, or returns what it must not.
         """
-        course = self._play(attempt.spec)
+        try:
+            course = self._play(attempt.spec)
+        except ExpertGaveUpError as error:
+            start = f"task {attempt.spec.task_id}, initial state {attempt.spec.init_state_id}"
+            _log.warning("%s: the expert gives up, which counts as a failure: %s", start, error)
+            return Played(succeeded=False, length=0, demonstration=None)
         kept = course.succeeded or self._config.keep_failures
         return Played(
             succeeded=course.succeeded,
@@ -150,13 +157,16 @@ class Player:
         keys = (*pictures, *self._state())
         result = shard.reset([0], [spec], keys)
         instruction = result.instructions[0]
-        expert = self._make_expert(0, noise=self._config.noise, seed=spec.seed)
+        with giving_up():
+            expert = self._make_expert(0, noise=self._config.noise, seed=spec.seed)
         executed, labels, succeeded = [], [], False
         seen: dict[str, list[np.ndarray]] = {key: [] for key in keys}
         while True:
             for key in keys:
                 seen[key].append(result.observations[key][0].copy())
-            action = _in_bounds(expert.act(), low, high)
+            with giving_up():
+                acted = expert.act()
+            action = _in_bounds(acted, low, high)
             executed.append(action)
             labels.append(_in_bounds(label_of(expert, action), low, high))
             result = shard.step(action[None, None], np.ones(1, bool), keys)

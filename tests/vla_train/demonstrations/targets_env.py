@@ -112,6 +112,20 @@ class TargetsExpert:
         return np.clip(self.intended + self._noise * self._rng.normal(size=2), -1, 1)
 
 
+class TimidExpert(TargetsExpert):
+    """Gives up where its way leads through heights between 0.2 and 0.4."""
+
+    def act(self) -> np.ndarray:
+        if 0.2 < self._env.dots[self._slot, 1] < 0.4 and self._env.dots[self._slot, 0]:
+            raise ValueError("it is high up here")
+        return super().act()
+
+
+def timid_expert(env: Any, slot: int, *, noise: float, seed: int) -> Any:
+    """An expert of the user's."""
+    return TimidExpert(env, slot, noise=noise, seed=seed)
+
+
 def lazy_expert(env: Any, slot: int, *, noise: float, seed: int) -> Any:
     """An expert of the user's: does nothing."""
     return type("Lazy", (), {"act": lambda self: np.zeros(2)})()

@@ -207,6 +207,16 @@ def test_an_env_without_an_expert_is_refused_and_a_users_own_expert_is_taken(tmp
         collect(tmp_path / "dataset", expert="targets_env:lazy_expert", episodes_per_task=1)
 
 
+def test_an_attempt_that_the_expert_gives_up_has_failed_and_the_log_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    dataset = collect(tmp_path / "dataset", expert="targets_env:timid_expert", episodes_per_task=3, max_attempts=9.0)
+    assert sum(bool(episode.success) for episode in dataset.episodes) == 6
+    assert "the expert gives up, which counts as a failure: it is high up here" in caplog.text
+    for episode in dataset.episodes:
+        states = dataset.states(episode.index)
+        assert states is not None
+        assert not ((states[1:, 1] > 0.2) & (states[1:, 1] < 0.4)).any()
+
+
 def test_a_plain_env_is_refused_with_what_to_do(tmp_path: Path):
     env = EnvConfig(id="reach_env:Reach-v0", success="terminated")
     with pytest.raises(ValueError, match=r"no vector env, which demonstrations need: set env.kwargs vectorization_mode=sync"):
