@@ -166,7 +166,7 @@ def parse_sft(arguments: Sequence[str]) -> SftConfig:
     defaults = SftConfig(data=tyro.MISSING if data is None else Path(data))
     if file is not None:
         defaults = read_config(Path(file), defaults=defaults)
-    if any(argument.partition("=")[0] == "--env.id" for argument in arguments):
+    if _value_of(arguments, "--env.id") is not None:
         defaults = replace(defaults, env=replace(defaults.env, kwargs={}))
     return tyro.cli(
         SftConfig,

@@ -55,6 +55,7 @@ class DemonstrationDataset:
         self.image_shapes: dict[str, tuple[int, int, int]] = {key: one.shape for key, one in description.cameras.items()}
         self.suite: str | None = description.suite
         self.mirrored_images: bool | None = description.mirrored_images
+        self.env_id: str | None = description.env_id
         self.env_kwargs: dict[str, str] = dict(description.env_kwargs)
         self.actions_as_played: bool = description.actions_as_played
         self.episodes: tuple[DemonstratedEpisode, ...] = description.episodes

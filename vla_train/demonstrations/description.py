@@ -87,8 +87,10 @@ class Description:
     suite: str | None
     mirrored_images: bool | None
     """Whether images are mirrored left to right; None where the dataset does not say."""
+    env_id: str | None
+    """The env that `collect` played; None for a dataset of others."""
     env_kwargs: Mapping[str, str]
-    """Arguments of the env that `collect` played; empty for a dataset of others."""
+    """Its arguments; empty for a dataset of others."""
     actions_as_played: bool
     """Whether it says that actions are as its env takes them; else `conventions` tells."""
 
@@ -124,7 +126,7 @@ def describe(folder: Path) -> Description:
         raise ValueError(f"{folder} holds no episodes")
     _check_files(folder, rows, places, {action.column, *[camera.column for camera in cameras.values() if not camera.is_video]})
     provenance = _read_provenance(folder)
-    conventions = provenance.get("conventions", {})
+    conventions, env = provenance.get("conventions", {}), provenance.get("settings", {}).get("env", {})
     suites = {row.suite for row in rows}
     return Description(
         fps=fps,
@@ -136,7 +138,8 @@ def describe(folder: Path) -> Description:
         places=tuple(places),
         suite=suites.pop() if len(suites) == 1 else None,
         mirrored_images=conventions.get("mirrored_images"),
-        env_kwargs=provenance.get("settings", {}).get("env", {}).get("kwargs", {}),
+        env_id=env.get("id"),
+        env_kwargs=env.get("kwargs", {}),
         actions_as_played=conventions.get("actions") == layout.AS_PLAYED,
     )
 

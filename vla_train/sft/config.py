@@ -80,6 +80,7 @@ class SftConfig:
     display: Literal["auto", "rich", "plain", "none"] = "auto"
     """Progress on the terminal; auto is rich on a terminal, plain lines elsewhere."""
     env: EnvConfig = field(default_factory=EnvConfig)
+    """Without env.kwargs it is the env that the data were collected in, where they say so."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: AdamWConfig = field(

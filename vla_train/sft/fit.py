@@ -1,5 +1,6 @@
 """Whether demonstrations, env and policy belong together: whatever would cost success without an error is refused here."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,7 @@ class DatasetDescription(Protocol):
     state_dim: int | None
     image_keys: tuple[str, ...]
     suite: str | None
+    env_id: str | None
     env_kwargs: dict[str, str]
     episodes: tuple[DemonstratedEpisode, ...]
 
@@ -34,6 +36,11 @@ def require_own_folder(data: Path, output: Path) -> None:
     read, written = data.resolve(), output.resolve()
     if read.is_relative_to(written) or written.is_relative_to(read):
         raise ValueError(f"output {output} and data {data} must be folders apart: choose another output")
+
+
+def env_of(dataset: DatasetDescription, config: EnvConfig) -> EnvConfig:
+    """The env with the arguments that `collect` gave it, where the user gives none."""
+    return replace(config, kwargs=dataset.env_kwargs) if dataset.env_id == config.id and not config.kwargs else config
 
 
 def require_demonstrations_of(folder: Path, dataset: DatasetDescription, env: EnvDescription, *, fps: float | None) -> None:

@@ -10,6 +10,7 @@ import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,7 @@ from vla_train.sft.batches import BatchMaker
 from vla_train.sft.config import SftConfig
 from vla_train.sft.fit import (
     drawing_warning,
+    env_of,
     require_demonstrations_of,
     require_own_folder,
     require_readable,
@@ -84,8 +86,6 @@ class SftRun:
         """AdamW steps done."""
         self._score: float | None = None
         """Success rate of the evaluation at `done`."""
-        self._validated = False
-        """Whether the weights at `done` were validated."""
         self._saved = 0
         self._sums = StepSums()
         self._closing = ExitStack()
@@ -98,6 +98,7 @@ class SftRun:
         policy_factory(config.policy)  # refuses at once what cannot become a policy
         dataset = DemonstrationDataset(config.data)
         require_own_folder(config.data, config.output)
+        self.config = config = replace(config, env=env_of(dataset, config.env))
         if list_checkpoints(config.output):
             require_same_run(config)
         with ExitStack() as undo:
@@ -109,7 +110,7 @@ class SftRun:
                 prepare_run(config.output)
                 checkpoint_bytes = least_checkpoint_bytes(config.policy)
                 require_room(config.output, checkpoint_bytes=checkpoint_bytes, keep=config.keep_checkpoints)
-            for warning in filter(None, (split_warning(config), drawing_warning(config.data, dataset, config.env))):
+            if warning := split_warning(config):
                 display.line(f"[yellow]{escape(warning)}[/yellow]")
             with display.waiting("setting up"):
                 self._set_up(dataset, undo)
@@ -124,6 +125,8 @@ class SftRun:
             undo.callback(worker.close)
         env = workers[0].description
         require_demonstrations_of(config.data, dataset, env, fps=config.fps)
+        if warning := drawing_warning(config.data, dataset, config.env):
+            self.display.line(f"[yellow]{escape(warning)}[/yellow]")
         data = as_the_env_has_them(dataset, config, env)
         train, validation = split_episodes(
             dataset.episodes,
@@ -216,7 +219,7 @@ class SftRun:
         asked = self.config.eval
         if asked.every == 0 or (self.done == 0 and not asked.before_training):
             return False
-        return (self.done % asked.every == 0 or self.complete) and (self._score is None)
+        return (self.done % asked.every == 0 or self.complete) and self._score is None
 
     @property
     def checkpoint_due(self) -> bool:

@@ -11,6 +11,7 @@ from vla_train.config import EnvConfig, PolicyConfig
 from vla_train.demonstrations.description import DemonstratedEpisode
 from vla_train.sft.fit import (
     drawing_warning,
+    env_of,
     require_demonstrations_of,
     require_own_folder,
     require_readable,
@@ -80,6 +81,14 @@ def test_a_policy_that_reads_what_demonstrations_lack_is_refused() -> None:
     for key in ("wrist_image", "state"):
         with pytest.raises(ValueError, match=f"the policy reads '{key}', demonstrations holds image"):
             require_readable(HERE, SimpleNamespace(**DATA), SimpleNamespace(observation_keys=("image", key)), ENV)
+
+
+def test_the_env_is_that_of_the_data_where_nothing_is_said_of_it() -> None:
+    data = SimpleNamespace(env_id="Libero-v0", env_kwargs={"suite": "libero_90"})
+    assert env_of(data, EnvConfig()).kwargs == {"suite": "libero_90"}
+    assert env_of(data, EnvConfig(kwargs={"suite": "libero_10"})).kwargs == {"suite": "libero_10"}
+    assert env_of(data, EnvConfig(id="Isaac-v0")).kwargs == {}
+    assert env_of(SimpleNamespace(env_id=None, env_kwargs={}), EnvConfig()).kwargs == {}
 
 
 def test_pictures_that_were_drawn_otherwise_are_told() -> None:
