@@ -59,6 +59,7 @@ def test_what_differs_is_named(change: dict[str, object], message: str) -> None:
 
 def test_the_user_may_know_the_rate_better_than_the_data() -> None:
     require_demonstrations_of(HERE, SimpleNamespace(**{**DATA, "fps": 10}), ENV, fps=20)
+    require_demonstrations_of(HERE, SimpleNamespace(**DATA), replace(ENV, actions_per_s=20.3), fps=None)
 
 
 @pytest.mark.parametrize("output", ["demonstrations", "demonstrations/run", "."])
