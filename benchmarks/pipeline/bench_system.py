@@ -39,7 +39,8 @@ TIMELINE_S = 10.0
 
 
 class RandomPolicy:
-    """Uniform actions within the env's bounds, at no cost."""
+    """Uniform actions within the env's bounds, at no cost. Its decisions have the model's arrays: episodes that it goes on with
+    were begun by the model."""
 
     version = 0
     observation_keys = ("image",)
@@ -54,7 +55,7 @@ class RandomPolicy:
         numbers = uniforms.reshape(len(observation), self.chunk_size, self.action_dim)
         return PolicyOutput(
             actions=self._low + self._span * numbers,
-            decision={},
+            decision={"token_ids": np.zeros(uniforms.shape, np.int32), "logprobs": np.zeros_like(uniforms)},
             policy_version=0,
         )
 
