@@ -51,7 +51,7 @@ def test_cuda_without_a_gpu_is_refused(no_gpu):
 
 @pytest.mark.parametrize("name", ["no/such/folder/here", "./nowhere at all", "somewhere"])
 def test_a_name_that_is_neither_a_folder_nor_one_of_the_hub_is_refused(name):
-    with pytest.raises(ValueError, match=f"no checkpoint at {name}: expected a folder, or owner/name"):
+    with pytest.raises(ValueError, match=f"no checkpoint at {name}: expected a folder, demo, or owner/name"):
         check_options(PolicyConfig(checkpoint=name))
 
 
