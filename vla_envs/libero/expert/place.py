@@ -81,13 +81,9 @@ class PickAndPlace:
             UnsupportedTaskError: There is none.
         """
         self._hold.grasp(view)
-        frame = self.place.frame(view)
-        height = frame.out(self._resting(view).position)[2] - frame.position[2]
-        if self.place.roofless and height > np.abs(frame.rotation @ np.array(self.place.size))[2]:
+        if self.place.roofless and _roofed(view, self.place.frame(view)):
             name = view.geometry.model.site(self.place.site).name
-            raise UnsupportedTaskError(
-                f"{name} cannot be reached from above, and it has no skill for putting things in from aside"
-            )
+            raise UnsupportedTaskError(f"{name} is not open above, and it has no skill for putting things in from aside")
 
     def done(self, view: PrivilegedView) -> bool:
         """Whether the object lies in its place and the hand is off it."""
@@ -151,6 +147,16 @@ class PickAndPlace:
                 return
         position, release = _resting_place(view, self.body, self.place, frame, grasp)
         self._rest = _Rest(position=position, release=release, grasp=grasp, frame=frame, neighbours=others)
+
+
+def _roofed(view: PrivilegedView, frame: Pose) -> bool:
+    """Whether a fixture is above the middle of a region."""
+    clouds = Clouds(view)
+    fixed = [body for body in clouds.bodies if body not in view.objects.values()]
+    column = window_max(
+        height_map(clouds.of(fixed, frame.position, 0.05), frame.position, 0.0), (-0.008, 0.008), (-0.008, 0.008)
+    )
+    return bool(column[HALF_CELLS, HALF_CELLS] > frame.position[2])
 
 
 def _resting_place(view: PrivilegedView, body: int, place: Place, frame: Pose, grasp: Grasp) -> tuple[np.ndarray, float]:
