@@ -119,7 +119,7 @@ class PickAndPlace:
         goal = self.place.frame(view).out(rest.position)
         release = goal + (hand.position - pose.position) + np.array([0.0, 0.0, rest.release])
         hang = hand.position[2] - view.lowest(self.body)
-        top = highest_between(view, pose.position, goal, ignoring={self.body}, margin=0.05)
+        top = highest_between(view, pose.position, goal, ignoring=set(view.geometry.parts(self.body)), margin=0.05)
         clearance = max(release[2], top + hang + ABOVE + self._hold.lift)
         away = pose.position - goal
         arrived = np.hypot(away[0], away[1]) < 0.012 and abs(hand.position[2] - release[2]) < 0.01
@@ -162,8 +162,9 @@ def _roofed(view: PrivilegedView, frame: Pose) -> bool:
 def _resting_place(view: PrivilegedView, body: int, place: Place, frame: Pose, grasp: Grasp) -> tuple[np.ndarray, float]:
     """The best spot of the place: where the object lies low, near the middle, and the hand has room to let it go."""
     pose, clouds = view.body(body), Clouds(view)
-    around = clouds.of([item for item in clouds.bodies if item != body], frame.position, 0.4)
-    own = clouds.of([body], pose.position, 0.3)
+    parts = view.geometry.parts(body)
+    around = clouds.of([item for item in clouds.bodies if item not in parts], frame.position, 0.4)
+    own = clouds.of(parts, pose.position, 0.3)
     below = height_map(own, pose.position, 0.0, highest=False) - pose.position[2]
     rows, columns = np.nonzero(np.isfinite(below))
     underside = below[rows, columns]
