@@ -6,7 +6,6 @@ python -m benchmarks.expert --suites libero_goal --tasks 0 7        # some tasks
 
 import argparse
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -33,8 +32,8 @@ def main() -> None:
     work = [(suite, task_id) for suite in arguments.suites for task_id in arguments.tasks or suite_tasks(suite)]
     play = partial(sweep_task, num_states=arguments.states, noise=arguments.noise)
     results = []
-    with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn"), max_tasks_per_child=8) as pool:
-        for result in pool.map(play, work):
+    with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=8) as pool:  # scenes add up
+        for result in pool.imap(play, work):
             results.append(result)
             print(f"[{len(results)}/{len(work)}] {result.line()}", flush=True)
     if work == everything:

@@ -17,7 +17,7 @@ def demo() -> TrainConfig:
             kwargs={
                 "suite": "libero_90",
                 "task_ids": "[33]",
-                "max_episode_steps": "80",
+                "max_episode_steps": "40",
                 "detail": "fast",
                 "image_size": "128",
             },
@@ -26,6 +26,14 @@ def demo() -> TrainConfig:
         ),
         policy=PolicyConfig(checkpoint="demo"),
         rollout=RolloutConfig(groups_per_iteration=8, group_size=8, temperature=1.0, max_attempts=1.0),
-        optim=OptimConfig(learning_rate=1e-4, warmup_steps=10, beta2=0.95, minibatch_trajectories=32, microbatch_rows=32),
+        optim=OptimConfig(
+            learning_rate=1e-4,
+            schedule="cosine",
+            min_learning_rate_fraction=0.1,
+            warmup_steps=10,
+            beta2=0.95,
+            minibatch_trajectories=16,
+            microbatch_rows=32,
+        ),
         eval=EvalConfig(every=10, temperatures=(0.0, 1.0), episodes_per_task=50, videos=3),
     )

@@ -56,8 +56,9 @@ def find_grasp(view: PrivilegedView, body: int, rng: np.random.Generator, *, flo
     """
     pose = view.body(body)
     clouds = Clouds(view)
-    own = clouds.of([body], pose.position, 0.2)
-    other = clouds.of([item for item in clouds.bodies if item != body], pose.position, 0.3)
+    parts = view.geometry.parts(body)
+    own = clouds.of(parts, pose.position, 0.2)
+    other = clouds.of([item for item in clouds.bodies if item not in parts], pose.position, 0.3)
     lowest = own[:, 2].min() + 0.004 if floor is None else floor
     middle = (own[:, :2].min(axis=0) + own[:, :2].max(axis=0)) / 2
     for off_centre in _OFF_CENTRE:

@@ -81,13 +81,9 @@ class PickAndPlace:
             UnsupportedTaskError: There is none.
         """
         self._hold.grasp(view)
-        frame = self.place.frame(view)
-        height = frame.out(self._resting(view).position)[2] - frame.position[2]
-        if self.place.roofless and height > np.abs(frame.rotation @ np.array(self.place.size))[2]:
+        if self.place.roofless and _roofed(view, self.place.frame(view)):
             name = view.geometry.model.site(self.place.site).name
-            raise UnsupportedTaskError(
-                f"{name} cannot be reached from above, and it has no skill for putting things in from aside"
-            )
+            raise UnsupportedTaskError(f"{name} is not open above, and it has no skill for putting things in from aside")
 
     def done(self, view: PrivilegedView) -> bool:
         """Whether the object lies in its place and the hand is off it."""
@@ -123,7 +119,7 @@ class PickAndPlace:
         goal = self.place.frame(view).out(rest.position)
         release = goal + (hand.position - pose.position) + np.array([0.0, 0.0, rest.release])
         hang = hand.position[2] - view.lowest(self.body)
-        top = highest_between(view, pose.position, goal, ignoring={self.body}, margin=0.05)
+        top = highest_between(view, pose.position, goal, ignoring=set(view.geometry.parts(self.body)), margin=0.05)
         clearance = max(release[2], top + hang + ABOVE + self._hold.lift)
         away = pose.position - goal
         arrived = np.hypot(away[0], away[1]) < 0.012 and abs(hand.position[2] - release[2]) < 0.01
@@ -153,11 +149,22 @@ class PickAndPlace:
         self._rest = _Rest(position=position, release=release, grasp=grasp, frame=frame, neighbours=others)
 
 
+def _roofed(view: PrivilegedView, frame: Pose) -> bool:
+    """Whether a fixture is above the middle of a region."""
+    clouds = Clouds(view)
+    fixed = [body for body in clouds.bodies if body not in view.objects.values()]
+    column = window_max(
+        height_map(clouds.of(fixed, frame.position, 0.05), frame.position, 0.0), (-0.008, 0.008), (-0.008, 0.008)
+    )
+    return bool(column[HALF_CELLS, HALF_CELLS] > frame.position[2])
+
+
 def _resting_place(view: PrivilegedView, body: int, place: Place, frame: Pose, grasp: Grasp) -> tuple[np.ndarray, float]:
     """The best spot of the place: where the object lies low, near the middle, and the hand has room to let it go."""
     pose, clouds = view.body(body), Clouds(view)
-    around = clouds.of([item for item in clouds.bodies if item != body], frame.position, 0.4)
-    own = clouds.of([body], pose.position, 0.3)
+    parts = view.geometry.parts(body)
+    around = clouds.of([item for item in clouds.bodies if item not in parts], frame.position, 0.4)
+    own = clouds.of(parts, pose.position, 0.3)
     below = height_map(own, pose.position, 0.0, highest=False) - pose.position[2]
     rows, columns = np.nonzero(np.isfinite(below))
     underside = below[rows, columns]

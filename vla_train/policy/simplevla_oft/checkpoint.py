@@ -223,8 +223,8 @@ def check_checkpoint_files(path_or_hub_id: str) -> None:
         ValueError: There is no such folder, the hub has no such checkpoint, or it is one of continuous OpenVLA-OFT.
     """
     require_checkpoint(path_or_hub_id)
-    folder = Path(path_or_hub_id)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else hub_file_names(path_or_hub_id)
+    folder = checkpoint_folder(path_or_hub_id)
+    names = hub_file_names(path_or_hub_id) if folder is None else [path.name for path in folder.iterdir()]
     refuse_continuous_files(names, where=path_or_hub_id)
 
 
