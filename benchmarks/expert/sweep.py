@@ -6,7 +6,9 @@ import gymnasium as gym
 import numpy as np
 
 import vla_envs  # noqa: F401
+from vla_envs.errors import UnsupportedTaskError
 from vla_envs.libero.env import LiberoEnv
+from vla_envs.libero.expert.expert import Expert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +58,15 @@ def sweep_task(task: tuple[str, int], *, num_states: int, noise: float) -> TaskR
         declined = envs.expert_declines(0)
         if declined:
             return _result(suite, task_id, instruction, np.zeros(0, bool), np.zeros(0), declined)
-        experts = [envs.make_expert(slot, noise=noise, seed=slot) for slot in range(num_states)]
-        over, success, lengths = np.zeros(num_states, bool), np.zeros(num_states, bool), np.zeros(num_states)
+        experts = [_expert(envs, slot, noise=noise) for slot in range(num_states)]
+        over = np.array([expert is None for expert in experts])
+        success, lengths = np.zeros(num_states, bool), np.zeros(num_states)
         while not over.all():
             actions = np.zeros((num_states, 7))
             for slot in np.flatnonzero(~over):
-                actions[slot] = experts[slot].act()
+                expert = experts[slot]
+                assert expert is not None
+                actions[slot] = expert.act()
             _, _, terminated, truncated, info = envs.step(actions)
             ended = (terminated | truncated) & ~over
             success |= terminated
@@ -70,6 +75,14 @@ def sweep_task(task: tuple[str, int], *, num_states: int, noise: float) -> TaskR
         return _result(suite, task_id, instruction, success, lengths, "")
     finally:
         envs.close()
+
+
+def _expert(envs: LiberoEnv, slot: int, *, noise: float) -> Expert | None:
+    """The expert of a slot; None where it declines this initial state, though not the task: a failure."""
+    try:
+        return envs.make_expert(slot, noise=noise, seed=slot)
+    except UnsupportedTaskError:
+        return None
 
 
 def _result(suite: str, task_id: int, instruction: str, success: np.ndarray, lengths: np.ndarray, declined: str) -> TaskResult:

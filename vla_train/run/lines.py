@@ -108,4 +108,8 @@ def end_lines(output: str, evaluations: Sequence[Mapping[str, Any]], *, updates:
     else:
         lines += evaluation_line(evaluations, counted="iteration")
     folder = escape(output)
-    return [*lines, f"done: {folder}. Look at it: python -m vla_train report {folder}"]
+    return [
+        *lines,
+        f"done: {folder}. Look at it: python -m vla_train report {folder}. Go on: the same command with more --iterations, or "
+        "teach another task (docs/cold_start.md)",
+    ]

@@ -1,0 +1,79 @@
+"""The policy that comes along, on real LIBERO: it succeeds as often as its page says, and GRPO improves it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from vla_train.algo.advantages import grpo
+from vla_train.config import EvaluateConfig, TrainConfig
+from vla_train.evaluation.of_checkpoint import CheckpointEvaluation
+from vla_train.evaluation.record import summaries
+from vla_train.loop import train
+from vla_train.policy.checkpoint_name import checkpoint_folder
+from vla_train.recipes import RECIPES
+from vla_train.run.tracking import read_records
+
+STATED_RATES = {0.0: 0.44, 1.0: 0.30}
+"""Success on held-out initial states, by temperature; see `vla_train/demo/README.md`."""
+MAX_BYTES = 12e6
+
+pytestmark = pytest.mark.slow
+
+
+def flipped(rewards: Tensor, group_ids: Tensor) -> Tensor:
+    """GRPO's advantages with the wrong sign."""
+    return -grpo(rewards, group_ids)
+
+
+def short_run(output: Path, advantage: str) -> TrainConfig:
+    recipe = RECIPES["demo"]()
+    return dataclasses.replace(
+        recipe,
+        output=output,
+        iterations=8,
+        checkpoint_every=8,
+        display="none",
+        trackers=(),
+        rollout=dataclasses.replace(recipe.rollout, deterministic=True),
+        algo=dataclasses.replace(recipe.algo, advantage=advantage),
+        eval=dataclasses.replace(recipe.eval, every=8, temperatures=(1.0,), videos=0),
+    )
+
+
+def rise(output: Path, advantage: str) -> float:
+    """By how much eight iterations change the success of sampled actions on held-out states."""
+    train(short_run(output, advantage))
+    before, after = (summaries(record)[1.0]["success_rate"] for record in read_records(output, "eval"))
+    return after - before
+
+
+def test_the_demo_is_small() -> None:
+    folder = checkpoint_folder("demo")
+    assert folder is not None
+    assert sum(file.stat().st_size for file in folder.iterdir()) < MAX_BYTES
+
+
+def test_the_demo_succeeds_as_often_as_its_page_says(tmp_path: Path) -> None:
+    recipe = RECIPES["demo"]()
+    results = CheckpointEvaluation(
+        EvaluateConfig(
+            checkpoint="demo",
+            output=tmp_path,
+            display="none",
+            train_fraction=recipe.train_fraction,
+            env=recipe.env,
+            policy=dataclasses.replace(recipe.policy, checkpoint=None),
+            eval=dataclasses.replace(recipe.eval, videos=0),
+        )
+    ).play()
+    assert [result.temperature for result in results] == list(STATED_RATES)
+    for result in results:
+        low, high = result.interval
+        assert low <= STATED_RATES[result.temperature] <= high
+
+
+def test_grpo_improves_the_demo_and_the_wrong_sign_does_not(tmp_path: Path) -> None:
+    assert rise(tmp_path / "right", "grpo") >= 0.1
+    assert rise(tmp_path / "wrong", f"{__name__}:flipped") <= 0.0
