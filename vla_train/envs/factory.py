@@ -41,6 +41,8 @@ def make_env_shard(config: EnvConfig, *, chunk_size: int) -> EnvShard:
 
 def _make(config: EnvConfig, *, chunk_size: int) -> EnvShard:
     kwargs = parse_kwargs(config.kwargs)
+    if config.max_episode_steps is not None:
+        kwargs.pop("max_episode_steps", None)  # the recipe's own, say: the option counts
     module, _, name = config.id.rpartition(":")
     if module:
         importlib.import_module(module)  # registers its envs, as gym.make does; gym.spec does not
