@@ -128,21 +128,7 @@ class SftRun:
         if warning := drawing_warning(config.data, dataset, config.env):
             self.display.line(f"[yellow]{escape(warning)}[/yellow]")
         data = as_the_env_has_them(dataset, config, env)
-        train, validation = split_episodes(
-            dataset.episodes,
-            env.num_init_states,
-            train_fraction=config.train_fraction,
-            split_seed=config.split_seed,
-            validation_fraction=config.validation_fraction,
-            seed=config.seed,
-        )
-        if not train:
-            raise ValueError(
-                f"none of the {len(dataset.episodes)} episodes in {config.data} may be trained on: they are failures, or start "
-                f"from states that train_fraction {config.train_fraction} and split_seed {config.split_seed} hold out"
-            )
-        if not all(np.isfinite(data.actions(index)).all() for index in train + validation):
-            raise ValueError(f"an action in {config.data} is not finite: the dataset is damaged")
+        train, validation = self._episodes(dataset, data, env)
         places = sample_places(dataset.episodes, train, stride=config.stride)
         if len(places) < config.batch_rows:
             raise ValueError(
@@ -191,6 +177,32 @@ class SftRun:
             f"validation; bins cover {_BINS[config.statistics_source]}; {describe_policy(policy, env)}; "
             f"{config.steps - self.done} steps of {config.batch_rows} rows to do"
         )
+
+    def _episodes(
+        self, dataset: DemonstrationDataset, data: Demonstrations, env: EnvDescription
+    ) -> tuple[list[int], list[int]]:
+        """Indices of the episodes to train on, and of those for validation.
+
+        Raises:
+            ValueError: There are none to train on, or an action is not finite.
+        """
+        config = self.config
+        train, validation = split_episodes(
+            dataset.episodes,
+            env.num_init_states,
+            train_fraction=config.train_fraction,
+            split_seed=config.split_seed,
+            validation_fraction=config.validation_fraction,
+            seed=config.seed,
+        )
+        if not train:
+            raise ValueError(
+                f"none of the {len(dataset.episodes)} episodes in {config.data} may be trained on: they are failures, or start "
+                f"from states that train_fraction {config.train_fraction} and split_seed {config.split_seed} hold out"
+            )
+        if not all(np.isfinite(data.actions(index)).all() for index in train + validation):
+            raise ValueError(f"an action in {config.data} is not finite: the dataset is damaged")
+        return train, validation
 
     def _factory(self, data: Demonstrations, train: list[int], env: EnvDescription) -> PolicyFactory:
         """Builds policies whose bins cover what was asked for."""
