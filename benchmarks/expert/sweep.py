@@ -66,10 +66,13 @@ def sweep_task(task: tuple[str, int], *, num_states: int, noise: float) -> TaskR
             for slot in np.flatnonzero(~over):
                 expert = experts[slot]
                 assert expert is not None
-                actions[slot] = expert.act()
+                try:
+                    actions[slot] = expert.act()
+                except UnsupportedTaskError:  # it cannot go on from here
+                    over[slot] = True
             _, _, terminated, truncated, info = envs.step(actions)
             ended = (terminated | truncated) & ~over
-            success |= terminated
+            success |= terminated & ended
             lengths[ended] = info["episode_length"][ended] if ended.any() else 0
             over |= ended
         return _result(suite, task_id, instruction, success, lengths, "")

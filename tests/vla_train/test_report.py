@@ -301,15 +301,24 @@ def test_videos_stay_within_their_bounds_and_the_rest_is_counted(finished_run: P
     evaluations = read_run(finished_run).evaluations
     sizes = sorted(len(file.read_bytes()) for file in finished_run.glob("evaluations/*/videos/*.mp4"))
     by_size = choose_videos(evaluations, max_videos=9, max_bytes=sizes[0] + sizes[1])
-    assert 1 <= len(by_size.shown) <= 2
-    assert len(by_size.shown) + by_size.left_out == 4
+    assert 1 <= len(by_size.others) <= 2
+    assert len(by_size.others) + by_size.left_out == 4
     by_number = choose_videos(evaluations, max_videos=3, max_bytes=sum(sizes))
-    assert [(video.evaluation, video.episode.success) for video in by_number.shown] == [
+    assert [(video.evaluation, video.episode.success) for video in by_number.others] == [
         ("after iteration 4", True),
         ("after iteration 4", False),
         ("after iteration 2", True),
     ]
-    assert by_number.left_out == 1
+    assert (by_size.pairs, by_number.pairs, by_number.left_out) == ((), (), 1)
+
+
+def test_what_was_filmed_before_and_after_is_shown_side_by_side(finished_run: Path) -> None:
+    evaluations = read_run(finished_run).evaluations
+    choice = choose_videos(evaluations, max_videos=9, max_bytes=1_000_000)
+    assert [[(video.evaluation, video.episode.task_id) for video in pair] for pair in choice.pairs] == [
+        [("after iteration 2", task_id), ("after iteration 4", task_id)] for task_id in (0, 1)
+    ]
+    assert (choice.others, choice.left_out) == ((), 0)
 
 
 def test_the_page_tells_of_videos_that_it_leaves_out(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 The temperatures of an evaluation are played one after the other, into one folder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from vla_train.config import EvalConfig
 from vla_train.display import Display
-from vla_train.evaluation.evaluate import EvaluationResult, evaluate, play_name
+from vla_train.evaluation.evaluate import EvaluationResult, Identity, evaluate, play_name
 from vla_train.pipeline.rollout import Rollout
 from vla_train.types import EpisodeSpec
 
@@ -22,6 +22,7 @@ def evaluate_with_progress(
     folder: Path,
     mirrored_images: bool,
     display: Display,
+    filmed: Collection[Identity] = (),
 ) -> list[EvaluationResult]:
     """Play the episodes of each temperature that `folder` does not hold yet, and return all of them; see `evaluate`."""
 
@@ -34,6 +35,7 @@ def evaluate_with_progress(
                 folder=folder,
                 videos=config.videos,
                 mirrored_images=mirrored_images,
+                filmed=filmed,
                 on_episode=lambda successes, done, _: show(done, f"{play_name(temperature)}: {successes} succeeded"),
             )
 

@@ -6,7 +6,7 @@ it stopped, and an episode is never counted twice.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ import numpy as np
 from vla_train.types import IMAGE, EpisodeSpec, Trajectory
 
 _VIDEO_FPS = 5
+
+Identity = tuple[float, ...]
+"""What tells an evaluation's episodes apart, and is the same in the next evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +135,7 @@ def evaluate(
     folder: Path,
     videos: int,
     mirrored_images: bool,
+    filmed: Collection[Identity] = (),
     on_episode: Callable[[int, int, int], None] | None = None,
 ) -> EvaluationResult:
     """Play the episodes that `folder` does not hold yet, and return all of them.
@@ -143,22 +147,23 @@ def evaluate(
         folder: Takes `episodes.jsonl`, one line per finished episode, and `videos/`; several temperatures may share it.
         videos: Most videos kept of successes, and of failures.
         mirrored_images: Images are mirrored left to right; videos undo it, so that "left" in an instruction is left.
+        filmed: Episodes whose videos are kept whatever their outcome: those of an earlier evaluation, to compare.
         on_episode: Told after each episode how many have succeeded, how many are done, and how many there are, those of an
             earlier part included.
     """
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / "episodes.jsonl"
-    wanted = {_identity(spec, temperature) for spec in episodes}
+    wanted = {identity(spec, temperature) for spec in episodes}
     _drop_partial_line(journal)
-    results = [result for result in read_episodes(journal) if _identity(result, result.temperature) in wanted]
-    done = {_identity(result, temperature) for result in results}
+    results = [result for result in read_episodes(journal) if identity(result, result.temperature) in wanted]
+    done = {identity(result, temperature) for result in results}
     kept = {outcome: sum(r.video is not None and r.success == outcome for r in results) for outcome in (True, False)}
-    remaining = [spec for spec in episodes if _identity(spec, temperature) not in done]
+    remaining = [spec for spec in episodes if identity(spec, temperature) not in done]
     with journal.open("a", encoding="utf-8") as lines:
         for trajectory in play(remaining):
             video = None
             images = trajectory.observations.get(IMAGE)
-            if images is not None and kept[trajectory.success] < videos:
+            if images is not None and (kept[trajectory.success] < videos or identity(trajectory.spec, temperature) in filmed):
                 kept[trajectory.success] += 1
                 video = _video_name(trajectory, temperature)
                 write_video(folder / "videos" / video, images[:, :, ::-1] if mirrored_images else images)
@@ -201,6 +206,12 @@ def read_episodes(journal: Path) -> list[EpisodeResult]:
     return results
 
 
+def identity(episode: EpisodeSpec | EpisodeResult, temperature: float) -> Identity:
+    """What tells an episode from the others of an evaluation. Greedy ones of one start are the same, whatever their number."""
+    seed = episode.seed if episode.init_state_id < 0 else 0
+    return episode.task_id, episode.init_state_id, seed, episode.sample_id if temperature else 0, temperature
+
+
 def write_video(path: Path, images: np.ndarray) -> None:
     """Write (S, H, W, 3) uint8 frames, one per decision, as an H.264 file that browsers play."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,12 +224,6 @@ def _video_name(trajectory: Trajectory, temperature: float) -> str:
     start = spec.init_state_id if spec.init_state_id >= 0 else spec.seed
     sample = f"_t{temperature:g}_sample{spec.sample_id}" if temperature else ""
     return f"task{spec.task_id:02d}_start{start}{sample}_{'success' if trajectory.success else 'failure'}.mp4"
-
-
-def _identity(episode: EpisodeSpec | EpisodeResult, temperature: float) -> tuple[float, ...]:
-    """What tells the episodes of one evaluation apart. Greedy ones of one start are the same, whatever their number."""
-    seed = episode.seed if episode.init_state_id < 0 else 0
-    return episode.task_id, episode.init_state_id, seed, episode.sample_id if temperature else 0, temperature
 
 
 def _drop_partial_line(journal: Path) -> None:

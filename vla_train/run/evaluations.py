@@ -2,6 +2,8 @@
 
     RUN/evaluations/iteration_000010/    episodes.jsonl and videos/; other ranks' in folders of their own
 
+The episodes whose videos the first of them keeps are filmed in all: the same starts before and after.
+
 Invariant: what a folder holds was played by the weights after so many iterations, also after a resume.
 """
 
@@ -14,7 +16,7 @@ from typing import Any
 from vla_train.config import EvalConfig
 from vla_train.display import Display
 from vla_train.evaluation.display import evaluate_with_progress, show_evaluation
-from vla_train.evaluation.evaluate import EvaluationResult, play_name
+from vla_train.evaluation.evaluate import EvaluationResult, Identity, identity, play_name, read_episodes
 from vla_train.evaluation.record import evaluation_record
 from vla_train.pipeline.rollout import Rollout
 from vla_train.trainer.parallel import Ranks
@@ -74,6 +76,7 @@ class RunEvaluations:
             folder=folder if ranks.rank == 0 else folder / f"rank_{ranks.rank}",
             mirrored_images=self._mirrored_images,
             display=self._display,
+            filmed=self._filmed_first(),
         )
         results = [
             EvaluationResult(episodes=tuple(episode for part in parts for episode in part.episodes), temperature=temperature)
@@ -84,6 +87,13 @@ class RunEvaluations:
             **evaluation_record(results),
             "folder": str(folder.relative_to(self._output)),
         }
+
+    def _filmed_first(self) -> set[Identity]:
+        """The episodes whose videos the run's first evaluation keeps."""
+        folders = sorted((self._output / _FOLDER).glob("iteration_*"))
+        journals = folders[0].rglob("episodes.jsonl") if folders else ()
+        episodes = [episode for journal in journals for episode in read_episodes(journal)]
+        return {identity(episode, episode.temperature) for episode in episodes if episode.video is not None}
 
 
 def forget_evaluations(output: Path, *, after: int) -> None:

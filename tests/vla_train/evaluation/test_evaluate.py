@@ -13,6 +13,7 @@ from vla_train.evaluation.evaluate import (
     EpisodeResult,
     EvaluationResult,
     evaluate,
+    identity,
     read_episodes,
     summary,
     wilson_interval,
@@ -83,6 +84,26 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
     assert (len(result.episodes), result.successes) == (6, 3)
     assert evaluate(specs, lambda episodes: play(episodes, fail_after=0), **arguments) == result
     assert len(list((tmp_path / "videos").iterdir())) == 2, "videos kept before the interruption count too"
+
+
+def test_episodes_that_were_filmed_before_are_filmed_again(tmp_path: Path) -> None:
+    specs = make_specs(1, 5)
+    arguments = {"mirrored_images": False, "temperature": 0.0}
+    before = evaluate(
+        specs, play_with(lambda spec: spec.init_state_id == 3), folder=tmp_path / "before", videos=1, **arguments
+    ).episodes
+    filmed = {identity(episode, 0.0) for episode in before if episode.video is not None}
+    assert {episode.init_state_id for episode in before if episode.video is not None} == {0, 3}
+    after = evaluate(
+        specs, play_with(lambda _: True), folder=tmp_path / "after", videos=1, filmed=filmed, **arguments
+    ).episodes
+    assert [episode.video for episode in after] == [
+        "task00_start0_success.mp4",
+        None,
+        None,
+        "task00_start3_success.mp4",
+        None,
+    ]
 
 
 def test_an_episode_whose_line_was_cut_short_is_played_again(tmp_path: Path) -> None:

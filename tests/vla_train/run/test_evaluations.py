@@ -54,6 +54,22 @@ def test_a_run_evaluates_before_training_and_then_greedily_and_sampled_each_time
     assert "evaluation (sampled at T = 1)" in page
 
 
+def test_every_evaluation_films_the_episodes_that_the_first_one_filmed(small_run: MakeRun) -> None:
+    config = small_run(iterations=2, eval={**BOTH, "every": 1, "episodes_per_task": 6})
+    train(config)
+
+    def filmed(iteration: int) -> set[tuple[float, int]]:
+        found = read_episodes(config.output / "evaluations" / f"iteration_{iteration:06d}" / "episodes.jsonl")
+        return {(episode.temperature, episode.seed) for episode in found if episode.video is not None}
+
+    assert filmed(0)
+    assert filmed(0) <= filmed(1)
+    assert filmed(0) <= filmed(2)
+    pairs = write_report(config.output).read_text().split('<div class="pairs">')[1].split('<div class="videos">')[0]
+    assert pairs.count("<video") == 2 * len(filmed(0))
+    assert pairs.index("before training") < pairs.index("after iteration 2")
+
+
 def test_sampled_episodes_draw_from_the_seed_and_the_episode_alone(small_run: MakeRun, tmp_path: Path) -> None:
     sampled = {**BOTH, "temperatures": (1.6,), "episodes_per_task": 6}
     train(small_run(iterations=1, eval=sampled))

@@ -57,6 +57,13 @@ def joint_body(view: PrivilegedView, address: int) -> int:
     return int(model.jnt_bodyid[np.flatnonzero(model.jnt_qposadr == address)[0]])
 
 
+def is_drawer(view: PrivilegedView, body: int) -> bool:
+    """Whether a body is a part of a fixture that slides."""
+    model = view.geometry.model
+    joint = model.body_jntadr[body]
+    return bool(joint >= 0 and model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_SLIDE)
+
+
 def is_hinge(view: PrivilegedView, body: int) -> bool:
     """Whether a body turns, rather than slides."""
     model = view.geometry.model

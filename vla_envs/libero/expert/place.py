@@ -14,6 +14,7 @@ from vla_envs.errors import UnsupportedTaskError
 from vla_envs.libero.expert.grasp import PALM, PALM_HALF, TIP, Grasp
 from vla_envs.libero.expert.heights import HALF_CELLS, Clouds, height_map, window_max
 from vla_envs.libero.expert.hold import ABOVE, Hold, level, yaw_of
+from vla_envs.libero.expert.joints import is_drawer
 from vla_envs.libero.expert.motion import CLOSED, OPEN, Target, over
 from vla_envs.libero.expert.obstacles import highest_between
 from vla_envs.libero.privileged import Pose, PrivilegedView
@@ -84,6 +85,10 @@ class PickAndPlace:
         if self.place.roofless and _roofed(view, self.place.frame(view)):
             name = view.geometry.model.site(self.place.site).name
             raise UnsupportedTaskError(f"{name} is not open above, and it has no skill for putting things in from aside")
+        if self.place.roofless and is_drawer(view, self.place.body):
+            if not self._inside(view, self.place.frame(view).out(self._resting(view).position)):
+                thing, name = view.name(self.body), view.geometry.model.site(self.place.site).name
+                raise UnsupportedTaskError(f"{thing} would stand out of {name}, and it has no skill for laying things down")
 
     def done(self, view: PrivilegedView) -> bool:
         """Whether the object lies in its place and the hand is off it."""
@@ -106,13 +111,17 @@ class PickAndPlace:
         return bool(np.hypot(offset[0], offset[1]) < 0.06 and offset[2] < 0.07)
 
     def _in_place(self, view: PrivilegedView) -> bool:
-        position, frame = view.body(self.body).position, self.place.frame(view)
+        position = view.body(self.body).position
         if self.place.inside:
-            extent = np.abs(frame.rotation @ np.array(self.place.size))
-            return bool((np.abs(position - frame.position) < extent).all())
+            return self._inside(view, position)
         rest = self._resting(view)
-        away = position - frame.out(rest.position)
+        away = position - self.place.frame(view).out(rest.position)
         return bool(np.hypot(away[0], away[1]) < 0.02 and -0.02 < away[2] < rest.release + 0.03)
+
+    def _inside(self, view: PrivilegedView, position: np.ndarray) -> bool:
+        frame = self.place.frame(view)
+        extent = np.abs(frame.rotation @ np.array(self.place.size))
+        return bool((np.abs(position - frame.position) < extent).all())
 
     def _carry(self, view: PrivilegedView) -> Target:
         hand, pose, rest = view.end_effector, view.body(self.body), self._resting(view)

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from vla_envs.errors import UnsupportedTaskError
-from vla_envs.libero.expert.joints import is_hinge, joint_body
+from vla_envs.libero.expert.joints import is_drawer, is_hinge, joint_body
 from vla_envs.libero.expert.motion import Target
 from vla_envs.libero.expert.place import PickAndPlace, Place
 from vla_envs.libero.expert.pull import Pull
@@ -95,10 +95,10 @@ def _in_order(view: PrivilegedView) -> list[Predicate]:
 
 def _opening(view: PrivilegedView, body: int) -> list[Predicate]:
     """That a drawer is open, if `body` is a drawer and it is not."""
+    if not is_drawer(view, body):
+        return []
     model = view.geometry.model
     joint = model.body_jntadr[body]
-    if body in view.objects.values() or joint < 0 or is_hinge(view, body):
-        return []
     end = max(model.jnt_range[joint], key=abs)
     address = int(model.jnt_qposadr[joint])
     predicate = JointPast(

@@ -74,7 +74,12 @@ def test_a_hand_that_is_pushed_away_comes_back():
 
 
 @pytest.mark.parametrize(
-    ("suite", "task_id", "reason"), [("libero_90", 35, "opening doors"), ("libero_goal", 5, "no hold on plate_1")]
+    ("suite", "task_id", "reason"),
+    [
+        ("libero_90", 35, "opening doors"),
+        ("libero_90", 32, "ketchup_1 would stand out of"),
+        ("libero_goal", 5, "no hold on plate_1"),
+    ],
 )
 def test_a_task_beyond_it_is_declined_by_name_before_anything_moves(suite: str, task_id: int, reason: str):
     envs = make_envs(1, suite, (task_id,))
