@@ -1,6 +1,6 @@
 """The scripted expert on all 130 tasks. Writes docs/expert.md.
 
-python -m benchmarks.expert                                         # 50 initial states of each: 50 minutes on two cores
+python -m benchmarks.expert                                         # 50 initial states of each: an hour on two cores
 python -m benchmarks.expert --results runs/expert.jsonl             # the same; begun again, it goes on where it stopped
 python -m benchmarks.expert --suites libero_goal --tasks 0 7        # some tasks, printed only
 """
@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     everything = [(suite, task_id) for suite in TIME_LIMITS for task_id in suite_tasks(suite)]
     work = [(suite, task_id) for suite in arguments.suites for task_id in arguments.tasks or suite_tasks(suite)]
-    results = _read(arguments.results)
+    results = {task: result for task, result in _read(arguments.results).items() if task in work}
     missing = [task for task in work if task not in results]
     play = partial(sweep_task, num_states=arguments.states, noise=arguments.noise)
     with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=8) as pool:  # scenes add up

@@ -94,9 +94,7 @@ def test_episodes_that_were_filmed_before_are_filmed_again(tmp_path: Path) -> No
     ).episodes
     filmed = {identity(episode, 0.0) for episode in before if episode.video is not None}
     assert {episode.init_state_id for episode in before if episode.video is not None} == {0, 3}
-    after = evaluate(
-        specs, play_with(lambda _: True), folder=tmp_path / "after", videos=1, filmed=filmed, **arguments
-    ).episodes
+    after = evaluate(specs, play_with(lambda _: True), folder=tmp_path / "after", videos=1, filmed=filmed, **arguments).episodes
     assert [episode.video for episode in after] == [
         "task00_start0_success.mp4",
         None,

@@ -82,13 +82,14 @@ class PickAndPlace:
             UnsupportedTaskError: There is none.
         """
         self._hold.grasp(view)
-        if self.place.roofless and _roofed(view, self.place.frame(view)):
-            name = view.geometry.model.site(self.place.site).name
-            raise UnsupportedTaskError(f"{name} is not open above, and it has no skill for putting things in from aside")
-        if self.place.roofless and is_drawer(view, self.place.body):
-            if not self._inside(view, self.place.frame(view).out(self._resting(view).position)):
-                thing, name = view.name(self.body), view.geometry.model.site(self.place.site).name
-                raise UnsupportedTaskError(f"{thing} would stand out of {name}, and it has no skill for laying things down")
+        if not self.place.roofless:
+            return
+        frame, region = self.place.frame(view), view.geometry.model.site(self.place.site).name
+        if _roofed(view, frame):
+            raise UnsupportedTaskError(f"{region} is not open above, and it has no skill for putting things in from aside")
+        if is_drawer(view, self.place.body) and not self._inside(view, frame.out(self._resting(view).position)):
+            thing = view.name(self.body)
+            raise UnsupportedTaskError(f"{thing} would stand out of {region}, and it has no skill for laying things down")
 
     def done(self, view: PrivilegedView) -> bool:
         """Whether the object lies in its place and the hand is off it."""
