@@ -258,7 +258,7 @@ class EvalConfig:
     initial_states: Literal["held-out", "all", "train"] = "held-out"
     """held-out: never trained on; train: only those trained on; all: with train-fraction 1, the paper's protocol."""
     videos: int = 2
-    """Most videos of successes, and of failures, kept per evaluation."""
+    """Most videos of successes, and of failures, kept per evaluation; what a run's first one filmed, all others film too."""
 
     def __post_init__(self) -> None:
         check_fields(self, "eval.")
