@@ -36,7 +36,7 @@ def success_panel(run: RunContents) -> Panel:
 
 
 def task_panels(run: RunContents) -> list[Panel]:
-    """One panel per task, by task id."""
+    """One panel per task, by task id; none where a single task says what the whole says."""
     by_task: dict[int, dict[float, list[Record]]] = {}
     for temperature, points in _points(run.evaluation_records).items():
         for point in points:
@@ -44,6 +44,8 @@ def task_panels(run: RunContents) -> list[Panel]:
                 low, high = task["interval"]
                 own = {**task, "iteration": point["iteration"], "interval_low": low, "interval_high": high}
                 by_task.setdefault(task["task_id"], {}).setdefault(temperature, []).append(own)
+    if len(by_task) == 1:
+        return []
     return [
         Panel(
             title=f"{task_id} · {next(iter(points.values()))[-1]['instruction']}",
