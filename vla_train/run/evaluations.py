@@ -13,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_train.config import EvalConfig
+from vla_train.config_file import RunConfig
 from vla_train.display import Display
 from vla_train.evaluation.display import evaluate_with_progress, show_evaluation
 from vla_train.evaluation.evaluate import EvaluationResult, Identity, identity, play_name, read_episodes
 from vla_train.evaluation.record import evaluation_record
+from vla_train.pipeline.episodes import evaluation_plan
 from vla_train.pipeline.rollout import Rollout
 from vla_train.trainer.parallel import Ranks
-from vla_train.types import EpisodeSpec
+from vla_train.types import EnvDescription, EpisodeSpec
 
 _FOLDER = "evaluations"
 
@@ -29,28 +30,22 @@ class RunEvaluations:
     """Evaluates a run's weights.
 
     Args:
-        config: How many videos are kept.
-        output: The run's folder.
-        episodes: What is played, by temperature, the deciding one first; the same each time.
-        mirrored_images: See `EnvDescription`.
+        config: Of the run.
+        env: Which tasks and initial states there are to play.
         ranks: Who else plays.
         display: Shows progress and tables.
     """
 
-    def __init__(
-        self,
-        config: EvalConfig,
-        *,
-        output: Path,
-        episodes: Mapping[float, Sequence[EpisodeSpec]],
-        mirrored_images: bool,
-        ranks: Ranks,
-        display: Display,
-    ) -> None:
-        self._config = config
-        self._output = output
-        self._episodes = episodes
-        self._mirrored_images = mirrored_images
+    def __init__(self, config: RunConfig, env: EnvDescription, *, ranks: Ranks, display: Display) -> None:
+        self._config = config.eval
+        self._output = config.output
+        self._episodes: Mapping[float, Sequence[EpisodeSpec]] = {}
+        """What is played, by temperature, the deciding one first; the same each time."""
+        if config.eval.every:
+            self._episodes = evaluation_plan(
+                env, config.eval, train_fraction=config.train_fraction, split_seed=config.split_seed
+            )
+        self._mirrored_images = env.mirrored_images
         self._ranks = ranks
         self._display = display
 

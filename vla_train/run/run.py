@@ -8,7 +8,6 @@
 Invariant: what the folder says of iteration i was computed by the weights after i updates, also after a resume.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,20 +22,18 @@ from vla_train.config import TrainConfig
 from vla_train.config_json import config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
-from vla_train.pipeline.episodes import PromptStream, evaluation_plan
+from vla_train.pipeline.episodes import PromptStream
 from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
 from vla_train.pipeline.rollout_result import combine_stats
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.factory import policy_factory
 from vla_train.run.evaluations import RunEvaluations, forget_evaluations
-from vla_train.run.identity import holds_same_start, require_same_run, split_warning, start_of
+from vla_train.run.identity import holds_same_start, start_of
 from vla_train.run.lines import end_lines, iteration_lines, progress_text, set_up_line, speed_text
-from vla_train.run.lock import lock_run
+from vla_train.run.opening import setting_up
 from vla_train.run.policies import build_policies
-from vla_train.run.room import least_checkpoint_bytes
 from vla_train.run.tracking import RunLog, read_records
-from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run, require_room, save_checkpoint
-from vla_train.trainer.checkpoint_folder import list_checkpoints
+from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run, save_checkpoint
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.parallel import Ranks, share_of_rank, useful_slots
 from vla_train.trainer.schedule import planned_steps
@@ -78,27 +75,12 @@ class Run:
         """What the policy was compiled for so far."""
         self._began = time.perf_counter()
         self._show_rollout: Callable[[RolloutProgress], None] = _show_nothing
-        self._unlock: Callable[[], None] = lambda: None
-        self._close_policy: Callable[[], None] = lambda: None
+        self._closing = ExitStack()
+        """What `close` ends, but for the rollout and the log."""
 
         policy_factory(config.policy)  # refuses at once what cannot become a policy
-        if list_checkpoints(config.output):
-            require_same_run(config)
-        with ExitStack() as undo:
-            if ranks.rank == 0 and not config.output.exists():
-                undo.callback(shutil.rmtree, config.output, ignore_errors=True)
-            if ranks.rank == 0:
-                self._unlock = lock_run(config.output)
-                undo.callback(self._unlock)
-                prepare_run(config.output)
-                checkpoint_bytes = least_checkpoint_bytes(config.policy)
-                require_room(config.output, checkpoint_bytes=checkpoint_bytes, keep=config.keep_checkpoints)
-            undo.callback(lambda: self._close_policy())
-            if warning := split_warning(config):
-                display.line(f"[yellow]{escape(warning)}[/yellow]")
-            with self.display.waiting("setting up"):
-                self._set_up(undo)
-            undo.pop_all()
+        with setting_up(config, self._closing, ranks=ranks, display=display) as undo:
+            self._set_up(undo)
 
     def _set_up(self, undo: ExitStack) -> None:
         config, ranks = self.config, self.ranks
@@ -118,7 +100,8 @@ class Run:
             seed=config.seed,
             separate=self._rollout_config.max_staleness > 0 or ranks.size > 1,
         )
-        self.policy, self._close_policy = policies.sampler, policies.close
+        self.policy = policies.sampler
+        self._closing.callback(policies.close)
         self.rollout = Rollout(
             self._rollout_config, policy=self.policy, workers=workers, timeline=self.timeline, seed=config.seed
         )
@@ -143,16 +126,7 @@ class Run:
             split_seed=config.split_seed,
             seed=config.seed,
         )
-        self._evaluations = RunEvaluations(
-            config.eval,
-            output=config.output,
-            episodes=evaluation_plan(self.env, config.eval, train_fraction=config.train_fraction, split_seed=config.split_seed)
-            if config.eval.every
-            else {},
-            mirrored_images=self.env.mirrored_images,
-            ranks=ranks,
-            display=self.display,
-        )
+        self._evaluations = RunEvaluations(config, self.env, ranks=ranks, display=self.display)
         resumed = self._restore()
         self.trainer.push_weights(self.policy)
         self._log = self._open_log(resumed) if ranks.rank == 0 else None
@@ -302,10 +276,9 @@ class Run:
         """End workers, policies in Ray actors and trackers; a rollout under way is broken off."""
         self.rollout.close()
         self._background.shutdown()
-        self._close_policy()
         if self._log is not None:
             self._log.close()
-        self._unlock()
+        self._closing.close()
 
     def _rollout_state(self) -> dict[str, Any]:
         return {"rollout": self.rollout.state_dict(), "next_group_id": self._prompts.next_group_id}

@@ -6,7 +6,6 @@ other (`eval`, `report`, `policy.checkpoint`).
 Invariant: the weights after a step depend on config, data and the step alone, also after a resume.
 """
 
-import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,17 +23,15 @@ from vla_train.demonstrations.statistics import action_statistics
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
 from vla_train.errors import DataError
-from vla_train.pipeline.episodes import evaluation_plan
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import PolicyFactory, TrainablePolicy
 from vla_train.policy.factory import policy_factory
 from vla_train.run.evaluations import RunEvaluations, forget_evaluations
-from vla_train.run.identity import require_same_run, split_warning, start_of
+from vla_train.run.identity import start_of
 from vla_train.run.lines import describe_policy, evaluation_line
-from vla_train.run.lock import lock_run
+from vla_train.run.opening import setting_up
 from vla_train.run.policies import build_policies
-from vla_train.run.room import least_checkpoint_bytes
 from vla_train.run.tracking import RunLog, read_records
 from vla_train.sft.batches import BatchMaker
 from vla_train.sft.config import SftConfig
@@ -50,8 +47,7 @@ from vla_train.sft.next_commands import next_commands
 from vla_train.sft.progress import StepSums, mean_metrics
 from vla_train.sft.samples import Demonstrations, sample_places, split_episodes
 from vla_train.sft.translation import as_the_env_has_them
-from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run, require_room, save_checkpoint
-from vla_train.trainer.checkpoint_folder import list_checkpoints
+from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run, save_checkpoint
 from vla_train.trainer.parallel import Ranks
 from vla_train.trainer.trainer import Trainer
 from vla_train.types import EnvDescription, TrainBatch
@@ -99,22 +95,8 @@ class SftRun:
         dataset = DemonstrationDataset(config.data)
         require_own_folder(config.data, config.output)
         self.config = config = replace(config, env=env_of(dataset, config.env))
-        if list_checkpoints(config.output):
-            require_same_run(config)
-        with ExitStack() as undo:
-            if ranks.rank == 0 and not config.output.exists():
-                undo.callback(shutil.rmtree, config.output, ignore_errors=True)
-            undo.callback(self._closing.close)
-            if ranks.rank == 0:
-                self._closing.callback(lock_run(config.output))
-                prepare_run(config.output)
-                checkpoint_bytes = least_checkpoint_bytes(config.policy)
-                require_room(config.output, checkpoint_bytes=checkpoint_bytes, keep=config.keep_checkpoints)
-            if warning := split_warning(config):
-                display.line(f"[yellow]{escape(warning)}[/yellow]")
-            with display.waiting("setting up"):
-                self._set_up(dataset, undo)
-            undo.pop_all()
+        with setting_up(config, self._closing, ranks=ranks, display=display) as undo:
+            self._set_up(dataset, undo)
 
     def _set_up(self, dataset: DemonstrationDataset, undo: ExitStack) -> None:
         config, ranks = self.config, self.ranks
@@ -160,15 +142,7 @@ class SftRun:
             validation=sample_places(dataset.episodes, validation, stride=config.stride),
             ranks=ranks,
         )
-        plan = partial(evaluation_plan, env, config.eval, train_fraction=config.train_fraction, split_seed=config.split_seed)
-        self._evaluations = RunEvaluations(
-            config.eval,
-            output=config.output,
-            episodes=plan() if config.eval.every else {},
-            mirrored_images=env.mirrored_images,
-            ranks=ranks,
-            display=self.display,
-        )
+        self._evaluations = RunEvaluations(config, env, ranks=ranks, display=self.display)
         resumed = self._restore()
         self._log = self._open_log(resumed) if ranks.rank == 0 else None
         seconds = time.perf_counter() - began
