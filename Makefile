@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    ?= runs/demo
+# Isaac Lab has pins of its own, and Python 3.12: an environment beside .venv, and tasks that .venv has converted for it.
+PYTHON312      ?= python3.12
+ISAACLAB_VENV  ?= .venv-isaaclab
+ISAACLAB_TASKS ?= runs/isaaclab-tasks
 
 # Rendering without a display: EGL, on the GPU where there is one, in software (Mesa) otherwise.
 export MUJOCO_GL ?= egl
 
-.PHONY: help setup gl train test check format bench parity expert report clean
+.PHONY: help setup gl train test test-isaaclab check format bench parity expert report clean
 
 help:            ## this list
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
 
 setup: $(VENV)/.ready gl  ## make .venv and install both packages, with everything the tests need
 
@@ -23,7 +27,7 @@ $(VENV)/.ready: constraints.txt pyproject.toml vla_envs/pyproject.toml vla_train
 		$(BIN)/pip install -q --retries 0 --timeout 15 --no-deps --index-url https://download.pytorch.org/whl/cpu \
 			$$(grep '^torch==' constraints.txt) || echo "no CPU build of PyTorch there: taking the default one"
 	$(BIN)/pip install -q --upgrade 'pip>=25.1'
-	$(BIN)/pip install -q -c constraints.txt -e './vla_envs[libero]' -e './vla_train[data,ray]' --group dev
+	$(BIN)/pip install -q -c constraints.txt -e './vla_envs[libero,usd,warp]' -e './vla_train[data,ray]' --group dev
 	@touch $@
 
 gl:
@@ -41,6 +45,21 @@ train: setup     ## train the default recipe on real LIBERO; options: make train
 
 test: setup      ## run all tests that need no GPU
 	$(BIN)/python -m pytest -q $(ARGS)
+
+$(ISAACLAB_VENV)/.ready: pyproject.toml vla_envs/pyproject.toml vla_train/pyproject.toml
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12) and "error: Isaac Lab needs Python 3.12; name it with: make PYTHON312=...")'
+	test -x $(ISAACLAB_VENV)/bin/python || $(PYTHON312) -m venv $(ISAACLAB_VENV)
+	$(ISAACLAB_VENV)/bin/pip install -q -e './vla_envs[isaac]' -e ./vla_train hypothesis pytest pytest-timeout
+	@touch $@
+
+$(ISAACLAB_TASKS)/.ready: $(VENV)/.ready tests/isaaclab/record_reference.py $(wildcard vla_envs/isaac/lab/*.py)
+	$(BIN)/python -m vla_envs.isaac convert --suite libero_goal --task-ids 0 --num-starts 50 --out $(ISAACLAB_TASKS)
+	$(BIN)/python -m vla_envs.isaac convert --suite libero_spatial --task-ids 0 --num-starts 50 --out $(ISAACLAB_TASKS)
+	$(BIN)/python tests/isaaclab/record_reference.py $(ISAACLAB_TASKS)
+	@touch $@
+
+test-isaaclab: setup $(ISAACLAB_TASKS)/.ready $(ISAACLAB_VENV)/.ready  ## tests of Isaac Lab's backend, in an environment of their own (5 GB)
+	ISAACLAB_TASKS=$(abspath $(ISAACLAB_TASKS)) $(ISAACLAB_VENV)/bin/python -m pytest -q -s tests/isaaclab $(ARGS)
 
 check: setup     ## lint, formatting and types
 	$(BIN)/ruff check .
@@ -63,5 +82,5 @@ expert: setup    ## the scripted expert on all 130 tasks; writes docs/expert.md
 report: setup    ## one HTML page about the run in runs/demo; another run: make report RUN=runs/NAME
 	$(BIN)/python -m vla_train report $(RUN)
 
-clean:           ## remove .venv
-	rm -rf $(VENV)
+clean:           ## remove the environments that were made here
+	rm -rf $(VENV) $(ISAACLAB_VENV)

@@ -10,7 +10,7 @@ loss know what is in them. All arrays are NumPy on the host; images are stored o
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -21,6 +21,11 @@ IMAGE = "image"
 """Key of the main image: the one that `env.image_key` names, and that videos show."""
 INSTRUCTION = "instruction"
 """Stands for the text among the keys that a policy reads."""
+
+
+def on_host(array: Any) -> np.ndarray:
+    """As a NumPy array: what an env observes may be a PyTorch tensor on a GPU."""
+    return np.asarray(array.cpu() if getattr(array, "is_cuda", False) else array)
 
 
 def select(arrays: Arrays, rows: np.ndarray | slice) -> dict[str, np.ndarray]:
@@ -116,7 +121,8 @@ class Observation:
     """What the policy sees of B slots: the keys that it reads, and no others."""
 
     arrays: Arrays
-    """(B, ...) each, as the env gives them; images (B, H, W, 3) uint8."""
+    """(B, ...) each, as the env gives them; images (B, H, W, 3) uint8. For a policy that `takes_tensors`, some may be PyTorch
+    tensors on a GPU."""
     instructions: tuple[str, ...]
     """B texts; empty where the env gives none."""
 

@@ -32,11 +32,10 @@ from vla_envs.vector.mujoco_engine import MujocoEngine
 
 before = memory_mb()
 scenes = [LiberoEngineScene(load_scene("libero_spatial", 0)) for _ in range(num_separate)]
-engine = MujocoEngine(num_separate, device="auto")
+engine = MujocoEngine(num_separate, cameras=("agentview",))
 slots = list(range(num_separate))
 engine.begin(slots, scenes, [scene.scene.init_states[0] for scene in scenes])
-images = {"agentview": np.zeros((num_separate, 256, 256, 3), np.uint8)}
-engine.step(slots, np.zeros((num_separate, 1, 7)), np.ones(num_separate, int), images)
+engine.step(slots, np.zeros((num_separate, 1, 7)), np.ones(num_separate, int))
 separate = (memory_mb() - before) / num_separate
 print(json.dumps({"peak_mb": peak, "separate_mb": separate, "renderer": envs.renderer}), flush=True)
 engine.close()

@@ -49,10 +49,10 @@ def main() -> None:
 def drawn(suite: str, task_id: int) -> tuple[np.ndarray, np.ndarray]:
     """(SIZE, SIZE, 3) uint8 twice, upright: the first initial state at full and at fast detail."""
     both = []
-    with open_engine() as engine:
+    with open_engine(SIZE) as engine:
         for detail in ("full", "fast"):
             scene = load_scene(suite, task_id, detail=detail)
-            picture = pictures(engine, LiberoEngineScene(scene), scene.init_states[0], SIZE)["agentview"]
+            picture = pictures(engine, LiberoEngineScene(scene), scene.init_states[0])["agentview"]
             both.append(np.ascontiguousarray(picture[:, ::-1]))  # observations are mirrored
     return both[0], both[1]
 

@@ -12,6 +12,7 @@ from benchmarks.parity.stock import begin_stock, switch_cameras, turned
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.scene import Scene
 from vla_envs.vector.mujoco_engine import MujocoEngine
+from vla_envs.vector.options import CAMERAS
 
 PSNR_SIZE = 256
 """Pixels along a side of the pictures whose PSNR is measured."""
@@ -40,12 +41,12 @@ def compare_images(engine_scene: LiberoEngineScene, stock: Any, views: list[tupl
     switch_cameras(stock, on=False)
     begin_stock(stock, engine_scene.scene, views[0][0])
     pairs = []
-    with open_engine() as engine:
-        for state, size in views:
-            switch_cameras(stock, on=True, image_size=size)
-            theirs = turned(stock.set_init_state(state))
-            ours = pictures(engine, engine_scene, state, size)
-            pairs += [(ours[camera], theirs[camera]) for camera in ours]
+    for state, size in views:
+        switch_cameras(stock, on=True, image_size=size)
+        theirs = turned(stock.set_init_state(state))
+        with open_engine(size) as engine:
+            ours = pictures(engine, engine_scene, state)
+        pairs += [(ours[camera], theirs[camera]) for camera in ours]
     switch_cameras(stock, on=False)
     return _compared(pairs)
 
@@ -61,13 +62,12 @@ def compare_episode_images(
     switch_cameras(stock, on=True, image_size=size)
     begin_stock(stock, engine_scene.scene, start)
     pairs = []
-    with open_engine() as engine:
+    with open_engine(size) as engine:
         engine.begin([0], [engine_scene], [start])
         for action in actions:
             theirs = turned(stock.step(action)[0])
-            ours = _room(engine_scene, size)
-            engine.step([0], action.reshape(1, 1, 7), np.array([1]), ours, until_goal=False)
-            pairs += [(ours[camera][0], theirs[camera]) for camera in ours]
+            engine.step([0], action.reshape(1, 1, 7), np.array([1]), until_goal=False)
+            pairs += [(ours[0], theirs[camera]) for camera, ours in engine.pictures().items()]
     switch_cameras(stock, on=False)
     return _compared(pairs)
 
@@ -75,9 +75,9 @@ def compare_episode_images(
 def psnr_of_fast_detail(full: LiberoEngineScene, fast: LiberoEngineScene, states: list[np.ndarray]) -> dict[str, float]:
     """Camera name -> peak signal-to-noise ratio in dB of simplified pictures, mean over states."""
     ratios: dict[str, list[float]] = {camera: [] for camera in full.cameras}
-    with open_engine() as engine:
+    with open_engine(PSNR_SIZE) as engine:
         for state in states:
-            exact, simplified = (pictures(engine, engine_scene, state, PSNR_SIZE) for engine_scene in (full, fast))
+            exact, simplified = (pictures(engine, engine_scene, state) for engine_scene in (full, fast))
             for camera, values in ratios.items():
                 values.append(psnr(exact[camera], simplified[camera]))
     return {camera: float(np.mean(values)) for camera, values in ratios.items()}
@@ -101,25 +101,23 @@ def states_to_draw(scene: Scene, *, seed: int) -> list[np.ndarray]:
 
 
 @contextmanager
-def open_engine() -> Iterator[MujocoEngine]:
-    """An engine of one slot. While one is open, others of the process keep their scenes on the GL threads, too."""
-    engine = MujocoEngine(1, device="auto")
+def open_engine(size: int) -> Iterator[MujocoEngine]:
+    """An engine of one slot that draws all cameras, `size` pixels high and wide.
+
+    While one is open, others of the process keep their scenes on the GL threads, too.
+    """
+    engine = MujocoEngine(1, cameras=CAMERAS, image_size=size)
     try:
         yield engine
     finally:
         engine.close()
 
 
-def pictures(engine: MujocoEngine, scene: LiberoEngineScene, state: np.ndarray, size: int) -> dict[str, np.ndarray]:
-    """Camera name -> (size, size, 3) of a state."""
-    images = _room(scene, size)
+def pictures(engine: MujocoEngine, scene: LiberoEngineScene, state: np.ndarray) -> dict[str, np.ndarray]:
+    """Camera name -> its picture of a state."""
     engine.begin([0], [scene], [state])
-    engine.draw([0], images)
-    return {camera: drawn[0] for camera, drawn in images.items()}
-
-
-def _room(scene: LiberoEngineScene, size: int) -> dict[str, np.ndarray]:
-    return {camera: np.zeros((1, size, size, 3), np.uint8) for camera in scene.cameras}
+    engine.draw([0])
+    return {camera: drawn[0] for camera, drawn in engine.pictures().items()}
 
 
 def _compared(pairs: list[tuple[np.ndarray, np.ndarray]]) -> ImageComparison:

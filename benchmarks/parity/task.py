@@ -42,7 +42,7 @@ def compare_task(suite: str, task_id: int) -> TaskParity:
             engine_scene, stock = LiberoEngineScene(scene), make_stock(scene)
             parts["fixtures"] = fixture_difference(scene, stock)
             start, moved, near_goal = states_to_draw(scene, seed=task_id)
-            with open_engine():
+            with open_engine(128):
                 parts["episode_images"] = compare_episode_images(engine_scene, stock, seed=task_id, num_steps=1)
                 views = [(moved, 128), (moved, 224), (moved, 256), (near_goal, 256)]
                 parts["images"] = compare_images(engine_scene, stock, views)

@@ -67,6 +67,7 @@ class SwitchedPolicy:
 
     def __init__(self, current: Policy) -> None:
         self.current = current
+        self.takes_tensors = getattr(current, "takes_tensors", False)
         self.chunk_size, self.action_dim = current.chunk_size, current.action_dim
         self.observation_keys, self.num_uniforms = current.observation_keys, current.num_uniforms
 
@@ -195,6 +196,8 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs="+", default=[0, 1], help="task ids")
     parser.add_argument("--scene-dir", help="exported scenes, where LIBERO is not installed")
     parser.add_argument("--detail", choices=("full", "fast"), help="default: fast on the cpu preset, full on the gpu preset")
+    parser.add_argument("--engine", choices=("mujoco", "warp"), default="mujoco", help="what simulates")
+    parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--worker", choices=("thread", "process"), default="thread", help="where they run")
     parser.add_argument("--num-workers", type=int, help="workers (default 2, gpu: 3)")
     parser.add_argument("--envs-per-worker", type=int, help="slots of each (default 4, gpu: 16)")
@@ -210,6 +213,8 @@ def main() -> None:
         "suite": arguments.suite,
         "task_ids": json.dumps(arguments.tasks),
         "detail": arguments.detail or ("full" if gpu else "fast"),
+        "engine": arguments.engine,
+        "image_size": str(arguments.image_size),
     }
     if arguments.scene_dir:
         kwargs["scene_dir"] = arguments.scene_dir

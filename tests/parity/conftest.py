@@ -27,5 +27,5 @@ def scene_and_stock(request: pytest.FixtureRequest) -> Iterator[tuple[Scene, Any
 @pytest.fixture(scope="module")
 def drawn_scene(scene_and_stock: tuple[Scene, Any]) -> Iterator[LiberoEngineScene]:
     """The scene, kept on the GL threads from one test to the next."""
-    with open_engine():
+    with open_engine(128):
         yield LiberoEngineScene(scene_and_stock[0])

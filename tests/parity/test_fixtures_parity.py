@@ -37,8 +37,8 @@ def test_fixtures_stand_where_liberos_usual_calls_put_them_and_so_its_pictures_a
     scene, stock = both
     assert fixture_difference(scene, stock) == 0.0
     theirs = turned(stock.set_init_state(scene.init_states[0]))
-    with open_engine() as engine:
-        ours = pictures(engine, LiberoEngineScene(scene), scene.init_states[0], 128)
+    with open_engine(128) as engine:
+        ours = pictures(engine, LiberoEngineScene(scene), scene.init_states[0])
     for camera, picture in ours.items():
         np.testing.assert_array_equal(picture, theirs[camera])
 

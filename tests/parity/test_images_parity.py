@@ -47,12 +47,12 @@ def test_the_comparison_notices_another_instant_of_the_episode(drawn_scene: Libe
     player = drawn_scene.new_player()
     player.begin(scene.init_states[0])
     player.play(np.full((1, 7), 0.8), 1)
-    with open_engine() as engine:
-        seen = {"agentview": np.zeros((1, 128, 128, 3), np.uint8)}
+    with open_engine(128) as engine:
         engine.begin([0], [drawn_scene], [scene.init_states[0]])
-        engine.step([0], np.full((1, 1, 7), 0.8), np.array([1]), seen, until_goal=False)
-        at_the_end = pictures(engine, drawn_scene, player.get_state(), 128)
-    assert np.abs(seen["agentview"][0].astype(int) - at_the_end["agentview"]).max() > 8
+        engine.step([0], np.full((1, 1, 7), 0.8), np.array([1]), until_goal=False)
+        seen = engine.pictures()["agentview"][0].astype(int)
+        at_the_end = pictures(engine, drawn_scene, player.get_state())
+    assert np.abs(seen - at_the_end["agentview"]).max() > 8
 
 
 @pytest.mark.parametrize(("wrong", "num_identical"), [("moved by a millimetre", 1), ("swapped", 0)])
@@ -70,9 +70,9 @@ def test_the_comparison_notices_a_wrong_camera(scene_and_stock: tuple[Scene, Any
 def test_scenes_drawn_in_turn_look_as_if_drawn_alone(drawn_scene: LiberoEngineScene):
     other = LiberoEngineScene(load_scene("libero_spatial", 0, detail="fast"))
     views = [(scene, scene.scene.init_states[index]) for index in range(3) for scene in (drawn_scene, other)]
-    with open_engine() as engine:
-        alone = [pictures(engine, *view, 128) for view in views[0::2]] + [pictures(engine, *view, 128) for view in views[1::2]]
-        in_turn = [pictures(engine, *view, 128) for view in views]
+    with open_engine(128) as engine:
+        alone = [pictures(engine, *view) for view in views[0::2]] + [pictures(engine, *view) for view in views[1::2]]
+        in_turn = [pictures(engine, *view) for view in views]
     for expected, drawn in zip(alone, in_turn[0::2] + in_turn[1::2], strict=True):
         for camera in expected:
             np.testing.assert_array_equal(drawn[camera], expected[camera])

@@ -1,11 +1,12 @@
 """LIBERO tasks as Isaac Lab runs tasks: all slots play the same one, and each episode begins in a random initial state."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from vla_envs.isaac.isaaclab import require_isaaclab
+from vla_envs.isaac.isaaclab import isaaclab_env
 from vla_envs.isaac.randomize import InitialStates
 from vla_envs.libero.arguments import check_task
 from vla_envs.libero.recent_scenes import shared_scene
@@ -15,8 +16,9 @@ from vla_envs.vector.mujoco_engine import mujoco_engine
 from vla_envs.vector.options import EnvOptions, check_choice, check_integer, takes_options
 from vla_envs.vector.single_env import maker_of_single
 from vla_envs.vector.start import Start
+from vla_envs.warp.install import has_warp_on_a_gpu, warp_engine
 
-BACKENDS = ("auto", "isaaclab", "mujoco")
+BACKENDS = ("auto", "isaaclab", "mujoco", "warp")
 
 
 @takes_options
@@ -30,13 +32,25 @@ class IsaacEnv(ChunkedVectorEnv):
         num_envs: N.
         suite: Suite of the task.
         task_id: The task of all slots.
-        backend: "mujoco" runs on any CPU; "isaaclab" needs Isaac Lab; "auto" takes what can run here. The attribute `backend`
-            says what was taken.
+        backend: "warp" simulates on a GPU (MuJoCo Warp), "mujoco" on any CPU; "isaaclab" needs Isaac Lab; "auto" takes "warp"
+            where it is installed and finds a GPU, else "mujoco". The attribute `backend` says what was taken.
+        task: Only with "isaaclab": any registered, manager-based task of Isaac Lab in place of a LIBERO task. `suite`,
+            `task_id`, `cameras`, `image_size` and `scene_dir` say nothing then.
+        instruction: What the robot is asked to do in `task`.
+        image: Where `task` observes the picture: "group/term", or "group" where the terms are concatenated.
+        state: The same for the state; None for none.
+        success: Termination term of `task` that says that the goal was reached; None if none does.
+        cfg: Changes to the configuration of `task`: new values by dotted names, or a function that is given it.
 
     Raises:
-        MissingDependencyError: Isaac Lab was asked for and is not installed, or LIBERO is needed and is not.
+        MissingDependencyError: What the backend needs is not installed, or LIBERO is needed and is not.
         ValueError: An argument that cannot work; nothing was started.
     """
+
+    def __new__(cls, num_envs: int = 1, *, backend: str = "auto", **arguments: Any) -> Any:
+        """Isaac Lab brings its own physics, cameras and episodes: its env is another class, with the same interface."""
+        check_choice("backend", backend, BACKENDS)
+        return isaaclab_env(num_envs, **arguments) if backend == "isaaclab" else super().__new__(cls)
 
     def __init__(
         self,
@@ -45,14 +59,23 @@ class IsaacEnv(ChunkedVectorEnv):
         suite: str = "libero_spatial",
         task_id: int = 0,
         backend: str = "auto",
+        task: str | None = None,
+        instruction: str | None = None,
+        image: str | None = None,
+        state: str | None = None,
+        success: str | None = None,
+        cfg: Any = None,
         **options: Any,
     ) -> None:
         settings = EnvOptions(**options)
         check_integer("num_envs", num_envs, least=1)
-        check_choice("backend", backend, BACKENDS)
-        if backend == "isaaclab":
-            require_isaaclab()
-        self.backend = "mujoco"
+        given = {"task": task, "instruction": instruction, "image": image, "state": state, "success": success, "cfg": cfg}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{name} is for backend='isaaclab', got backend={backend!r}")
+        if backend == "auto":
+            backend = "warp" if settings.device != "cpu" and has_warp_on_a_gpu() else "mujoco"
+        self.backend = backend
         folder = settings.scene_folder
         tasks = suite_tasks(suite, scene_dir=folder)
         self._task_id = check_task(suite, tasks, task_id)
@@ -61,21 +84,23 @@ class IsaacEnv(ChunkedVectorEnv):
         self._initial_states = InitialStates(self._scene.scene)
         super().__init__(
             num_envs,
-            engine=mujoco_engine(num_envs, settings),
+            engine=warp_engine(num_envs, settings) if backend == "warp" else mujoco_engine(num_envs, settings),
             instructions={self._task_id: tasks[self._task_id].instruction},
             time_limit=tasks[self._task_id].max_episode_steps,
             options=settings,
         )
 
     def _next_start(self, slot: int, rng: np.random.Generator, episode: int, options: Mapping[str, np.ndarray]) -> Start:
+        state = self._initial_states.draw(rng)
         return Start(
             scene=self._scene,
-            state=self._initial_states.draw(rng),
+            state=state,
             task_id=self._task_id,
             init_state_id=-1,
             instruction=self.instructions[self._task_id],
-            cache_key=None,
+            cache_key=state.tobytes(),  # the episodes of a GRPO group begin alike, and not all at the same time
         )
 
 
+IsaacEnv.__new__.__signature__ = inspect.signature(IsaacEnv.__init__)  # type: ignore[attr-defined] # what `inspect` shows
 make_isaac_env = maker_of_single(IsaacEnv)

@@ -1,20 +1,139 @@
-"""The Isaac Lab backend, which does not exist yet: says so, and what it would need. The only module that knows Isaac Lab."""
+"""The Isaac Lab backend, as far as it can be known without Isaac Lab: whether it is there, and which arguments it takes."""
+
+from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vla_envs.errors import MissingDependencyError
+from vla_envs.isaac.lab.task_file import load_task
+from vla_envs.vector.base import ChunkedVectorEnv
+from vla_envs.vector.options import EnvOptions, check_integer
+
+if TYPE_CHECKING:
+    from vla_envs.isaac.lab.env import IsaacLabEnv
+
+SETTLE_STEPS = 10
+"""What `convert` has played from every start."""
 
 
-def require_isaaclab() -> None:
-    """Raise the reason why LIBERO's tasks cannot run on Isaac Lab here.
+def isaaclab_env(
+    num_envs: int = 1,
+    *,
+    suite: str = "libero_spatial",
+    task_id: int = 0,
+    task: str | None = None,
+    instruction: str | None = None,
+    image: str | None = None,
+    state: str | None = None,
+    success: str | None = None,
+    cfg: Any = None,
+    **options: Any,
+) -> IsaacLabEnv:
+    """A converted LIBERO task, or with `task` any registered one, on Isaac Lab; arguments as of `IsaacEnv`.
 
     Raises:
-        MissingDependencyError: Isaac Lab is not installed; installing it would not be enough, and the message says so.
-        ValueError: Isaac Lab is installed, but this version cannot run on it.
+        MissingDependencyError: Isaac Lab is not installed.
+        SceneFormatError: `scene_dir` does not hold the task.
+        ValueError: An argument that cannot work; nothing was started.
     """
+    settings = EnvOptions(**options)
+    check_integer("num_envs", num_envs, least=1)
+    if task is None:
+        given = {"instruction": instruction, "image": image, "state": state, "success": success, "cfg": cfg}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{name} is for a task of Isaac Lab's own: say which, with task='Isaac-...'")
+        return _libero(num_envs, suite, task_id, settings)
+    if not instruction or not image:
+        raise ValueError(f"task={task!r} needs an instruction and the name of a picture, such as image='policy/image'")
+    return _registered(num_envs, task, instruction, image, state, success, cfg, settings)
+
+
+def _libero(num_envs: int, suite: str, task_id: int, settings: EnvOptions) -> IsaacLabEnv:
+    check_integer("task_id", task_id, least=0)
+    if settings.scene_folder is None:
+        raise ValueError(
+            "backend='isaaclab' needs scene_dir, a folder of converted tasks: "
+            f"python -m vla_envs.isaac convert --suite {suite} --out FOLDER"
+        )
+    if settings.settle_steps != SETTLE_STEPS:
+        raise ValueError(f"settle_steps is {SETTLE_STEPS} in converted tasks, got {settings.settle_steps}")
+    if settings.detail != "full":
+        raise ValueError(f"detail is 'full' in converted tasks, got {settings.detail!r}")
+    converted = load_task(Path(settings.scene_folder), suite, task_id)
+    _require_isaaclab()
+    from vla_envs.isaac.lab.env import IsaacLabEnv, TaskFacts
+    from vla_envs.isaac.lab.simulation import make_libero
+    from vla_envs.vector.spaces import image_key
+
+    keys = [image_key(name) for name in settings.cameras]
+    facts = TaskFacts(
+        instruction=converted.instruction,
+        images={key: f"policy/{key}" for key in keys},
+        state="policy/state",
+        success="success",
+        gave_up="gave_up",
+        suite=suite,
+        task_id=task_id,
+        mirrored_images=ChunkedVectorEnv.mirrored_images,
+        robot_type=ChunkedVectorEnv.robot_type,
+        control_mode=ChunkedVectorEnv.control_mode,
+        gripper_convention=ChunkedVectorEnv.gripper_convention,
+    )
+    env = make_libero(
+        converted,
+        num_envs=num_envs,
+        cameras=tuple(settings.cameras),
+        image_size=settings.image_size,
+        quality=settings.quality,
+        max_episode_steps=settings.max_episode_steps,
+        device=settings.device,
+    )
+    return _adapted(IsaacLabEnv, env, facts, settings)
+
+
+def _registered(
+    num_envs: int,
+    task: str,
+    instruction: str,
+    image: str,
+    state: str | None,
+    success: str | None,
+    cfg: Any,
+    settings: EnvOptions,
+) -> IsaacLabEnv:
+    _require_isaaclab()
+    from vla_envs.isaac.lab.env import IsaacLabEnv, TaskFacts
+    from vla_envs.isaac.lab.simulation import make_registered
+
+    facts = TaskFacts(instruction=instruction, images={"image": image}, state=state, success=success)
+    env = make_registered(
+        task, num_envs=num_envs, cfg=cfg, max_episode_steps=settings.max_episode_steps, device=settings.device
+    )
+    return _adapted(IsaacLabEnv, env, facts, settings)
+
+
+def _adapted(adapter: Any, env: Any, facts: Any, settings: EnvOptions) -> IsaacLabEnv:
+    """The vector env; if it cannot be made, the simulation is closed: a process has only one."""
+    try:
+        return adapter(
+            env,
+            facts=facts,
+            chunk_size=settings.chunk_size,
+            autoreset_mode=settings.autoreset_mode,
+            render_mode=settings.render_mode,
+            arrays=settings.arrays,
+        )
+    except BaseException:
+        env.close()
+        raise
+
+
+def _require_isaaclab() -> None:
     if find_spec("isaaclab") is None:
         raise MissingDependencyError(
-            "backend='isaaclab' needs Isaac Lab, which is not installed, and this version cannot run on it even where it is: "
-            "the backend that works is backend='mujoco', on any CPU"
+            "backend='isaaclab' needs Isaac Lab, in an environment of its own with Python 3.12: pip install isaaclab==3.0.0; "
+            "without it, backend='mujoco' runs on any CPU"
         )
-    raise ValueError("backend='isaaclab': Isaac Lab is installed, but this version cannot run on it; use backend='mujoco'")

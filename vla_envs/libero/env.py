@@ -16,9 +16,10 @@ from vla_envs.libero.recent_scenes import RecentScenes
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv
 from vla_envs.vector.mujoco_engine import mujoco_engine
-from vla_envs.vector.options import EnvOptions, check_integer, takes_options
+from vla_envs.vector.options import EnvOptions, check_choice, check_integer, takes_options
 from vla_envs.vector.single_env import maker_of_single
 from vla_envs.vector.start import Start
+from vla_envs.warp.install import warp_engine
 
 
 @takes_options
@@ -34,9 +35,11 @@ class LiberoEnv(ChunkedVectorEnv):
         task_ids: The tasks that may be played, in their order; one that is listed twice has two turns. None: all of the suite.
             The attribute of this name lists each task once.
         task_id: Short for `task_ids` of one task.
+        engine: "mujoco": MuJoCo itself, on any CPU, drawn by OpenGL. "warp": MuJoCo Warp, on a GPU, where many slots of a task
+            are simulated together; slots of different tasks one task after the other.
 
     Raises:
-        MissingDependencyError: LIBERO is needed and is not installed.
+        MissingDependencyError: LIBERO is needed and is not installed, or MuJoCo Warp is.
         ValueError: An argument that cannot work; nothing was started.
     """
 
@@ -47,10 +50,12 @@ class LiberoEnv(ChunkedVectorEnv):
         suite: str = "libero_spatial",
         task_ids: Sequence[int] | None = None,
         task_id: int | None = None,
+        engine: str = "mujoco",
         **options: Any,
     ) -> None:
         settings = EnvOptions(**options)
         check_integer("num_envs", num_envs, least=1)
+        check_choice("engine", engine, ("mujoco", "warp"))
         self.suite = suite
         folder = settings.scene_folder
         tasks = suite_tasks(suite, scene_dir=folder)
@@ -60,7 +65,7 @@ class LiberoEnv(ChunkedVectorEnv):
                 exported_file(suite, chosen_id, detail=settings.detail, scene_dir=folder)
         super().__init__(
             num_envs,
-            engine=mujoco_engine(num_envs, settings),
+            engine=warp_engine(num_envs, settings) if engine == "warp" else mujoco_engine(num_envs, settings),
             instructions={chosen_id: tasks[chosen_id].instruction for chosen_id in chosen},
             time_limit=tasks[chosen[0]].max_episode_steps,
             options=settings,

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-_ON_OBJECT_RADIUS = 0.03
+ON_OBJECT_RADIUS = 0.03
 """Largest horizontal distance in m between the centres of two stacked objects."""
-_ON_SITE_HEIGHT = 0.10
+ON_SITE_HEIGHT = 0.10
 """Largest height in m of an object's centre above a region's top."""
-_UP_HEIGHT = 1.0
+UP_HEIGHT = 1.0
 """Height in m from which an object counts as lifted."""
 
 
@@ -54,7 +54,7 @@ class OnObject(Predicate):
     def holds(self, states: GoalInputs) -> np.ndarray:
         above, below = states.body_xpos[:, self.body], states.body_xpos[:, self.support]
         apart = np.linalg.norm(below[:, :2] - above[:, :2], axis=1)
-        return (below[:, 2] <= above[:, 2]) & states.touching[:, self.contact] & (apart < _ON_OBJECT_RADIUS)
+        return (below[:, 2] <= above[:, 2]) & states.touching[:, self.contact] & (apart < ON_OBJECT_RADIUS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class OnSite(Predicate):
         rotation = states.site_xmat[:, self.site].reshape(-1, 3, 3)
         offset = np.einsum("nij,nj->ni", rotation, states.body_xpos[:, self.body] - states.site_xpos[:, self.site])
         height = offset[:, 2]
-        over = (self.size[2] - 0.005 < height) & (height < self.size[2] + _ON_SITE_HEIGHT)
+        over = (self.size[2] - 0.005 < height) & (height < self.size[2] + ON_SITE_HEIGHT)
         inside = (np.abs(offset[:, :2]) < np.array(self.size[:2])).all(axis=1)
         return over & inside & (states.touching[:, self.contact] if self.contact >= 0 else True)
 
@@ -121,7 +121,7 @@ class Lifted(Predicate):
     body: int
 
     def holds(self, states: GoalInputs) -> np.ndarray:
-        return states.body_xpos[:, self.body, 2] >= _UP_HEIGHT
+        return states.body_xpos[:, self.body, 2] >= UP_HEIGHT
 
 
 @dataclass(frozen=True, kw_only=True)

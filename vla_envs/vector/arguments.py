@@ -8,12 +8,18 @@ import numpy as np
 from vla_envs.vector.engine import ACTION_DIM
 
 
-def read_actions(actions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(N, K, 7) float64 from actions of the action space's shape, (N, 7) or (N, K, 7).
+def read_actions(actions: Any, shape: tuple[int, ...]) -> Any:
+    """(N, K, 7) float64 from actions of the action space's shape, (N, 7) or (N, K, 7); a tensor on a GPU stays there, float32.
 
     Raises:
         ValueError: Wrong shape, or a number that is not finite.
     """
+    if getattr(actions, "is_cuda", False):
+        if tuple(actions.shape) != shape:
+            raise ValueError(f"actions must have shape {shape}, got {tuple(actions.shape)}")
+        if not bool(actions.isfinite().all()):
+            raise ValueError(f"actions must be finite, got {float(actions[~actions.isfinite()][0])}")
+        return actions.detach().float().reshape(shape[0], -1, ACTION_DIM)
     chunk = np.asarray(actions, np.float64)
     if chunk.shape != shape:
         raise ValueError(f"actions must have shape {shape}, got {chunk.shape}")

@@ -25,6 +25,7 @@ from gymnasium.vector.utils import batch_space
 
 from vla_envs.errors import NotResetError
 from vla_envs.vector.arguments import read_actions, read_reset_options, read_seeds, read_states
+from vla_envs.vector.arrays import as_float32, giver, on_host
 from vla_envs.vector.conversion import convert_texts_to_themselves
 from vla_envs.vector.engine import ACTION_DIM, Engine, array_bytes
 from vla_envs.vector.infos import with_masks
@@ -48,7 +49,6 @@ class _Settled:
     """A start after settling, ready to be copied into any slot."""
 
     saved: Any
-    images: dict[str, np.ndarray]
     num_bytes: int
 
 
@@ -104,9 +104,9 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         self._settle_steps = options.settle_steps
         self._settled: OrderedDict[Hashable, _Settled] = OrderedDict()
 
-        size = options.image_size
-        self._images = {name: np.zeros((num_envs, size, size, 3), np.uint8) for name in options.cameras}
-        self.single_observation_space = observation_space(options.cameras, size, self.instructions.values())
+        self._has_cameras = bool(options.cameras)
+        self._give = giver(options.arrays)
+        self.single_observation_space = observation_space(options.cameras, options.image_size, self.instructions.values())
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = action_space(options.chunk_size)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -202,7 +202,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         if slots:
             limits = np.minimum(chunk.shape[1], self.max_episode_steps - self._elapsed[slots])
             try:
-                result = self._engine.step(slots, chunk[slots], limits, self._images)
+                result = self._engine.step(slots, chunk[slots], limits)
             except BaseException:
                 self._forget(slots)
                 raise
@@ -271,19 +271,19 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             checked = read_states(states, [state.shape for state in self.get_state()])
             for slot, state in enumerate(checked):
                 self._engine.set_state(slot, state)
-            self._engine.draw(range(self.num_envs), self._images)
+            self._engine.draw(range(self.num_envs))
             return self._observe()
 
     def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
         """N pictures (H, W, 3) uint8 of the first camera, upright; None without `render_mode`."""
         if self.render_mode is None:
             return None
-        if not self._images:
+        if not self._has_cameras:
             raise ValueError("render needs a camera: make the env with cameras=('agentview',)")
         with self._busy:
             self._check_open()
             self._check_begun("render", range(self.num_envs))
-            first = next(iter(self._images.values()))
+            first = on_host(next(iter(self._engine.pictures().values())))
             # Observed pictures are upright already, and mirrored.
             return tuple(picture[:, ::-1].copy() for picture in first)
 
@@ -343,9 +343,8 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
                 unsettled.setdefault(key, slot)
         if unsettled:
             self._settle({slot: starts[slot] for slot in unsettled.values()})
+        self._copy_settled({slot: start for slot, start in starts.items() if start.cache_key is not None})
         for slot, start in starts.items():
-            if start.cache_key is not None:
-                self._copy_settled(slot, start)
             self._starts[slot] = start
         self._forget_settled()
         self._episodes[slots] += 1
@@ -361,15 +360,12 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         if self._settle_steps > 0:
             actions = np.broadcast_to(SETTLING_ACTION, (len(slots), self._settle_steps, ACTION_DIM)).copy()
             steps = np.full(len(slots), self._settle_steps)
-            self._engine.step(slots, actions, steps, self._images, until_goal=False)
+            self._engine.step(slots, actions, steps, until_goal=False)
         else:
-            self._engine.draw(slots, self._images)
-        for slot, start in starts.items():
-            if start.cache_key is not None:
-                images = {name: pictures[slot].copy() for name, pictures in self._images.items()}
-                saved = self._engine.save(slot)
-                num_bytes = array_bytes(saved) + sum(picture.nbytes for picture in images.values())
-                self._settled[start.cache_key] = _Settled(saved=saved, images=images, num_bytes=num_bytes)
+            self._engine.draw(slots)
+        kept = [slot for slot, start in starts.items() if start.cache_key is not None]
+        for slot, saved in zip(kept, self._engine.save(kept), strict=True):
+            self._settled[starts[slot].cache_key] = _Settled(saved=saved, num_bytes=array_bytes(saved))
 
     def _forget_settled(self) -> None:
         """Let the starts that were not used for longest go, until the others fit."""
@@ -377,18 +373,20 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         while num_bytes > SETTLED_BYTES:
             num_bytes -= self._settled.popitem(last=False)[1].num_bytes
 
-    def _copy_settled(self, slot: int, start: Start) -> None:
-        settled = self._settled[start.cache_key]
-        self._settled.move_to_end(start.cache_key)
-        self._engine.restore(slot, start.scene, settled.saved)
-        for name, picture in settled.images.items():
-            self._images[name][slot] = picture
+    def _copy_settled(self, starts: Mapping[int, Start]) -> None:
+        """Put these slots into their starts, which were settled before."""
+        saved = []
+        for start in starts.values():
+            saved.append(self._settled[start.cache_key].saved)
+            self._settled.move_to_end(start.cache_key)
+        if starts:
+            self._engine.restore(list(starts), [start.scene for start in starts.values()], saved)
 
     def _observe(self) -> dict[str, Any]:
         """The observation of all slots, in memory of its own."""
         return {
-            **{image_key(name): pictures.copy() for name, pictures in self._images.items()},
-            "state": self._engine.proprioception(range(self.num_envs)).astype(np.float32),
+            **{image_key(name): self._give(pictures) for name, pictures in self._engine.pictures().items()},
+            "state": self._give(as_float32(self._engine.proprioception(range(self.num_envs)))),
             "instruction": tuple("" if start is None else start.instruction for start in self._starts),
         }
 

@@ -112,40 +112,38 @@ class Engine(Protocol):
         """Start an episode in each of n slots, from [time, qpos, qvel] of its scene."""
         ...
 
-    def step(
-        self,
-        slots: Sequence[int],
-        actions: np.ndarray,
-        num_steps: np.ndarray,
-        images: Mapping[str, np.ndarray],
-        *,
-        until_goal: bool = True,
-    ) -> StepResult:
+    def step(self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool = True) -> StepResult:
         """Play chunks, each until its goal holds, and draw each slot once, as it looks then.
 
         Args:
             slots: n slots; the others do not move.
-            actions: (n, K, 7) float64, finite.
+            actions: (n, K, 7), finite: a NumPy array, or a tensor on the engine's device.
             num_steps: (n,) int: how many of the K to play at most.
-            images: Camera name -> (N, H, W, 3) uint8; the n rows of `slots` are written.
             until_goal: Whether a chunk ends where its goal holds; False plays it through and judges nothing.
         """
         ...
 
-    def draw(self, slots: Sequence[int], images: Mapping[str, np.ndarray]) -> None:
+    def draw(self, slots: Sequence[int]) -> None:
         """Draw slots as they look now."""
         ...
 
-    def proprioception(self, slots: Sequence[int]) -> np.ndarray:
-        """(n, 8) float64, see `PROPRIOCEPTION_DIM`."""
+    def pictures(self) -> dict[str, Any]:
+        """By camera: (N, H, W, 3) uint8, each slot as it looked when it was drawn last; a copy.
+
+        A NumPy array, or a PyTorch tensor on the device that draws.
+        """
         ...
 
-    def save(self, slot: int) -> Any:
-        """All that the slot's future depends on, as a copy."""
+    def proprioception(self, slots: Sequence[int]) -> Any:
+        """(n, 8) of floats, see `PROPRIOCEPTION_DIM`; a copy, array or tensor as `pictures`."""
         ...
 
-    def restore(self, slot: int, scene: EngineScene, saved: Any) -> None:
-        """Continue in `slot` from what was saved in any slot with this scene."""
+    def save(self, slots: Sequence[int]) -> list[Any]:
+        """For each slot a copy of all that its future depends on, and of its pictures."""
+        ...
+
+    def restore(self, slots: Sequence[int], scenes: Sequence[EngineScene], saved: Sequence[Any]) -> None:
+        """Continue in each slot from what was saved in any slot with its scene; its pictures are those of then."""
         ...
 
     def get_state(self, slot: int) -> np.ndarray:
@@ -162,7 +160,7 @@ class Engine(Protocol):
 
 
 def array_bytes(saved: Any) -> int:
-    """Bytes of the arrays in what `save` returned, a tree of tuples."""
+    """Bytes of the arrays in what `save` returned for a slot, a tree of tuples."""
     if isinstance(saved, tuple):
         return sum(map(array_bytes, saved))
-    return saved.nbytes if isinstance(saved, np.ndarray) else 0
+    return int(getattr(saved, "nbytes", 0))

@@ -12,7 +12,7 @@ Gymnasium's AsyncVectorEnv does after it has made an env to look at its spaces.
 import atexit
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
@@ -36,19 +36,30 @@ class MujocoEngine:
 
     Args:
         num_slots: N.
-        device: Where OpenGL draws; None if nothing is ever drawn.
+        cameras: Names of what is drawn.
+        image_size: Height and width in pixels.
+        device: Where OpenGL draws.
         num_threads: Threads that play; None takes one per core that this process may use.
 
     Raises:
         RenderingUnavailableError: There is nothing to draw with here.
     """
 
-    def __init__(self, num_slots: int, *, device: Device | None, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        *,
+        cameras: Sequence[str] = (),
+        image_size: int = 256,
+        device: Device = "auto",
+        num_threads: int | None = None,
+    ) -> None:
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads must be None or at least 1, got {num_threads}")
-        if device is not None:
+        if cameras:
             check_device(device)
         self.num_slots = num_slots
+        self._images = {name: np.zeros((num_slots, image_size, image_size, 3), np.uint8) for name in cameras}
         self._device = device
         self._busy = threading.RLock()
         self._closed = False
@@ -66,7 +77,7 @@ class MujocoEngine:
 
     @property
     def renderer(self) -> str:
-        return "" if self._device is None else open_device(self._device).renderer
+        return open_device(self._device).renderer if self._images else ""
 
     def begin(self, slots: Sequence[int], scenes: Sequence[EngineScene], states: Sequence[np.ndarray]) -> None:
         with self._busy:
@@ -79,12 +90,11 @@ class MujocoEngine:
         slots: Sequence[int],
         actions: np.ndarray,
         num_steps: np.ndarray,
-        images: Mapping[str, np.ndarray],
         *,
         until_goal: bool = True,
     ) -> StepResult:
         with self._busy:
-            self._prepare_to_draw(images)
+            self._prepare_to_draw()
             played = np.zeros(len(slots), np.int32)
             reached = np.zeros(len(slots), bool)
             faults = [""] * len(slots)
@@ -96,7 +106,7 @@ class MujocoEngine:
                 outcome = self._play(slot, actions[index], int(num_steps[index]), until_goal=until_goal)
                 played[index], reached[index], faults[index] = outcome
                 asked.append(time.perf_counter())
-                frames[index] = self._draw(slot, images)
+                frames[index] = self._draw(slot)
 
             try:
                 self._for_each(slots, play)
@@ -106,24 +116,32 @@ class MujocoEngine:
                 self.render_span = min(asked), time.perf_counter()
             return StepResult(num_steps=played, goal_reached=reached, faults=tuple(faults))
 
-    def draw(self, slots: Sequence[int], images: Mapping[str, np.ndarray]) -> None:
+    def draw(self, slots: Sequence[int]) -> None:
         with self._busy:
-            self._prepare_to_draw(images)
+            self._prepare_to_draw()
             asked = time.perf_counter()
-            _wait_for([frame.done for slot in slots for frame in self._draw(slot, images)])
+            _wait_for([frame.done for slot in slots for frame in self._draw(slot)])
             self.render_span = asked, time.perf_counter()
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        with self._busy:
+            return {name: images.copy() for name, images in self._images.items()}
 
     def proprioception(self, slots: Sequence[int]) -> np.ndarray:
         return np.array([self._player(slot).view.proprioception for slot in slots]).reshape(-1, PROPRIOCEPTION_DIM)
 
-    def save(self, slot: int) -> Any:
+    def save(self, slots: Sequence[int]) -> list[Any]:
         with self._busy:
-            return self._player(slot).save()
+            pictures = [tuple(images[slot].copy() for images in self._images.values()) for slot in slots]
+            return [(self._player(slot).save(), drawn) for slot, drawn in zip(slots, pictures, strict=True)]
 
-    def restore(self, slot: int, scene: EngineScene, saved: Any) -> None:
+    def restore(self, slots: Sequence[int], scenes: Sequence[EngineScene], saved: Sequence[Any]) -> None:
         with self._busy:
-            self._occupy(slot, scene)
-            self._player(slot).restore(saved)
+            for slot, scene, (player, pictures) in zip(slots, scenes, saved, strict=True):
+                self._occupy(slot, scene)
+                self._player(slot).restore(player)
+                for mine, theirs in zip(self._images.values(), pictures, strict=True):
+                    mine[slot] = theirs
 
     def get_state(self, slot: int) -> np.ndarray:
         return self._player(slot).get_state()
@@ -177,19 +195,19 @@ class MujocoEngine:
             player.play(actions, first)
         return first, True, ""
 
-    def _prepare_to_draw(self, images: Mapping[str, np.ndarray]) -> None:
+    def _prepare_to_draw(self) -> None:
         self._check_open()
-        if images and self._renderers is None:
-            assert self._device is not None, "this engine was made without a device to draw on"
+        if self._images and self._renderers is None:
             self._renderers = RenderPool.acquire(self._device)
 
-    def _draw(self, slot: int, images: Mapping[str, np.ndarray]) -> list[Frame]:
+    def _draw(self, slot: int) -> list[Frame]:
         """Ask for the slot's pictures; where the physics gave up, they show the last state before that."""
         scene = self._scenes[slot]
         assert scene is not None
         view = self._player(slot).view
         frames = [
-            Frame(scene=scene, view=view, camera_id=scene.cameras[name], pixels=pixels[slot]) for name, pixels in images.items()
+            Frame(scene=scene, view=view, camera_id=scene.cameras[name], pixels=pixels[slot])
+            for name, pixels in self._images.items()
         ]
         if frames:
             assert self._renderers is not None
@@ -230,7 +248,13 @@ class MujocoEngine:
 
 def mujoco_engine(num_slots: int, options: EnvOptions) -> MujocoEngine:
     """The engine for an env's options: without cameras it needs nothing to draw with."""
-    return MujocoEngine(num_slots, device=options.device if options.cameras else None, num_threads=options.num_threads)
+    return MujocoEngine(
+        num_slots,
+        cameras=options.cameras,
+        image_size=options.image_size,
+        device=options.device,
+        num_threads=options.num_threads,
+    )
 
 
 @cache

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from vla_envs.vector.arrays import ARRAYS
 from vla_envs.vector.gl_context import Device
 
 CAMERAS = ("agentview", "wrist")
@@ -45,11 +46,24 @@ class EnvOptions:
     detail: str = field(
         default="full", metadata=_meaning('"full" draws what LIBERO draws, "fast" simplified meshes and smaller textures.')
     )
+    quality: str = field(
+        default="fast",
+        metadata=_meaning(
+            'Of pictures that Warp draws: "fast", or "match", which looks like OpenGL and costs more. OpenGL has one quality.'
+        ),
+    )
     device: Device = field(
         default="auto",
         metadata=_meaning(
             '"cuda" draws on the GPU, or in software with a warning where there is none; "cpu" draws in software; "auto" '
-            "draws on what there is. The attribute `renderer`, the info of `reset` and the log say what draws."
+            'draws on what there is. Warp simulates there, too, and refuses "cuda" without a GPU. The attribute `renderer`, '
+            "the info of `reset` and the log say what draws."
+        ),
+    )
+    arrays: str = field(
+        default="numpy",
+        metadata=_meaning(
+            '"torch": pictures and `state` are PyTorch tensors, on the GPU where Warp simulates there; `step` takes them.'
         ),
     )
     max_episode_steps: int | None = field(
@@ -85,6 +99,8 @@ class EnvOptions:
         if not known or len(set(self.cameras)) != len(self.cameras):
             raise ValueError(f"cameras must be any of {CAMERAS}, each once, or () for none, got {self.cameras!r}")
         check_choice("detail", self.detail, ("full", "fast"))
+        check_choice("quality", self.quality, ("fast", "match"))
+        check_choice("arrays", self.arrays, ARRAYS)
         check_choice("device", self.device, ("auto", "cuda", "cpu"))
         if not isinstance(self.autoreset_mode, AutoresetMode):
             check_choice("autoreset_mode", self.autoreset_mode, tuple(mode.value for mode in AutoresetMode))

@@ -21,8 +21,13 @@ from vla_train.envs.single import SingleEnvsShard
 from vla_train.envs.vector import VectorShard
 
 
-def make_env_shard(config: EnvConfig, *, chunk_size: int) -> EnvShard:
+def make_env_shard(config: EnvConfig, *, chunk_size: int, tensors: bool = False) -> EnvShard:
     """Build one shard as the config says.
+
+    Args:
+        config: The env.
+        chunk_size: K.
+        tensors: Leave observations on the GPU that an env simulates on, as PyTorch tensors.
 
     Raises:
         EnvRefusal: The env is unknown, or cannot be used (its actions are not continuous, it has no
@@ -31,7 +36,7 @@ def make_env_shard(config: EnvConfig, *, chunk_size: int) -> EnvShard:
         Exception: A bug of the env.
     """
     try:
-        return _make(config, chunk_size=chunk_size)
+        return _make(config, chunk_size=chunk_size, tensors=tensors)
     except Exception as error:
         refusal = as_refusal(error, config)
         if refusal is None:
@@ -39,7 +44,7 @@ def make_env_shard(config: EnvConfig, *, chunk_size: int) -> EnvShard:
         raise refusal from error
 
 
-def _make(config: EnvConfig, *, chunk_size: int) -> EnvShard:
+def _make(config: EnvConfig, *, chunk_size: int, tensors: bool) -> EnvShard:
     kwargs = parse_kwargs(config.kwargs)
     if config.max_episode_steps is not None:
         kwargs.pop("max_episode_steps", None)  # the recipe's own, say: the option counts
@@ -57,6 +62,8 @@ def _make(config: EnvConfig, *, chunk_size: int) -> EnvShard:
         offered = {"chunk_size": chunk_size, "autoreset_mode": gym.vector.AutoresetMode.DISABLED}
         if config.max_episode_steps is not None:
             offered["max_episode_steps"] = config.max_episode_steps
+        if tensors:
+            offered["arrays"] = "torch"
         kwargs = {**{name: value for name, value in offered.items() if name in accepted}, **kwargs}
         env = gym.make_vec(config.id, num_envs=config.envs_per_worker, vectorization_mode="vector_entry_point", **kwargs)
     else:
@@ -68,7 +75,7 @@ def _make(config: EnvConfig, *, chunk_size: int) -> EnvShard:
         env = gym.make_vec(
             config.id, num_envs=config.envs_per_worker, vectorization_mode=mode, vector_kwargs=vector_kwargs, **kwargs
         )
-    return VectorShard(env, config=config, chunk_size=chunk_size)
+    return VectorShard(env, config=config, chunk_size=chunk_size, tensors=tensors)
 
 
 def parse_kwargs(kwargs: Mapping[str, str]) -> dict[str, Any]:

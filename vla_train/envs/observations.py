@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from vla_train.types import IMAGE, INSTRUCTION, ArraySpec
+from vla_train.types import IMAGE, INSTRUCTION, ArraySpec, on_host
 
 RENDER = "render"
 """Value of `env.image_key` for envs that draw their image in `render()`."""
@@ -45,11 +45,15 @@ def is_image(spec: ArraySpec) -> bool:
     return len(spec.shape) == 3 and spec.shape[2] == 3 and spec.dtype == "uint8"
 
 
-def read_array(observation: Any, key: str, *, image_key: str) -> np.ndarray:
-    """One array of an observation: of one slot, or of all slots of a vector env."""
-    if not isinstance(observation, Mapping):
-        return np.asarray(observation)
-    return np.asarray(_look_up(observation, image_key if key == IMAGE else key))
+def read_array(observation: Any, key: str, *, image_key: str, tensors: bool = False) -> Any:
+    """One array of an observation: of one slot, or of all slots of a vector env.
+
+    Args:
+        tensors: Leave a PyTorch tensor that is on a GPU there; otherwise it is copied to the host.
+    """
+    if isinstance(observation, Mapping):
+        observation = _look_up(observation, image_key if key == IMAGE else key)
+    return observation if tensors and getattr(observation, "is_cuda", False) else on_host(observation)
 
 
 def has_instruction(space: gym.Space[Any]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from vla_train.types import Arrays, ArraySpec, EnvDescription, EpisodeSpec
+from vla_train.types import Arrays, ArraySpec, EnvDescription, EpisodeSpec, on_host
 
 
 class EnvFaultError(RuntimeError):
@@ -26,7 +26,8 @@ class ShardResult:
     """State of all N slots after a command; entries of slots that are not playing mean nothing."""
 
     observations: Arrays
-    """(N, ...) each: the keys that were asked for; valid until the next command."""
+    """(N, ...) each: the keys that were asked for; valid until the next command. Some may be tensors on a GPU, where the shard
+    was made for them."""
     instructions: tuple[str, ...]
     """N texts; empty where there are none."""
     rewards: np.ndarray
@@ -134,10 +135,10 @@ def check_observations(
         EnvFaultError: An array has another shape or type, or holds NaN or infinity for a slot that is playing.
     """
     for key, array in observations.items():
-        expected = (num_slots, *specs[key].shape)
-        if array.shape != expected or array.dtype != specs[key].dtype:
-            raise EnvFaultError(f"{key} must be {specs[key].dtype} of shape {expected}, got {array.dtype} {array.shape}")
-        if array.dtype.kind == "f" and not np.isfinite(array[slots]).all():
+        expected, shape, dtype = (num_slots, *specs[key].shape), tuple(array.shape), str(array.dtype).removeprefix("torch.")
+        if shape != expected or dtype != specs[key].dtype:
+            raise EnvFaultError(f"{key} must be {specs[key].dtype} of shape {expected}, got {dtype} {shape}")
+        if "float" in dtype and not np.isfinite(on_host(array[slots])).all():
             raise EnvFaultError(f"{key} holds NaN or infinity")
 
 

@@ -28,7 +28,7 @@ from vla_train.envs.shard import (
     check_played,
 )
 from vla_train.envs.success import find_info_key, info_key, say_success
-from vla_train.types import EnvDescription, EpisodeSpec
+from vla_train.types import EnvDescription, EpisodeSpec, on_host
 
 
 class VectorShard(EnvShard):
@@ -41,12 +41,14 @@ class VectorShard(EnvShard):
         env: The vector env; this shard closes it.
         config: Image key, instruction, success and time limit.
         chunk_size: K.
+        tensors: Leave observations that are tensors on a GPU there.
     """
 
-    def __init__(self, env: VectorEnv, *, config: EnvConfig, chunk_size: int) -> None:
+    def __init__(self, env: VectorEnv, *, config: EnvConfig, chunk_size: int, tensors: bool = False) -> None:
         self._env = env
         self._config = config
         self._chunk_size = chunk_size
+        self._tensors = tensors
         self._slots = env.num_envs
         self._steps_played = np.zeros(self._slots, np.int64)
         self._started = False
@@ -163,13 +165,13 @@ class VectorShard(EnvShard):
         if "num_steps" not in info:
             raise EnvFaultError(f"{self._config.id} plays chunks but does not say how many actions it played (num_steps)")
         observations, instructions = self._observe(observation, keys, np.flatnonzero(active))
-        rewards = np.asarray(rewards, np.float32)
-        terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
+        rewards = np.asarray(on_host(rewards), np.float32)
+        terminated, truncated = np.asarray(on_host(terminated), bool), np.asarray(on_host(truncated), bool)
         return ShardResult(
             observations=observations,
             instructions=instructions,
             rewards=rewards,
-            num_steps=np.asarray(info["num_steps"], np.int32),
+            num_steps=np.asarray(on_host(info["num_steps"]), np.int32),
             terminated=terminated,
             truncated=truncated,
             succeeded=self._succeeded(info, rewards, terminated, active & (terminated | truncated)),
@@ -188,8 +190,8 @@ class VectorShard(EnvShard):
                 self._env.reset(options={"reset_mask": ended})  # nobody's episode: see the module's docstring
             observation, step_rewards, step_terminated, step_truncated, info = self._env.step(actions[:, index])
             self._steps_played += 1
-            step_rewards = np.asarray(step_rewards, np.float32)
-            step_terminated, step_truncated = np.array(step_terminated, bool), np.array(step_truncated, bool)
+            step_rewards = np.asarray(on_host(step_rewards), np.float32)
+            step_terminated, step_truncated = np.array(on_host(step_terminated), bool), np.array(on_host(step_truncated), bool)
             ended = step_terminated | step_truncated
             succeeded |= playing & self._succeeded(info, step_rewards, step_terminated, playing & ended)
             if self._limit is not None:
@@ -222,7 +224,8 @@ class VectorShard(EnvShard):
     def _observe(
         self, observation: Any, keys: Sequence[str], playing: Sequence[int] | np.ndarray
     ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-        arrays = {key: read_array(observation, key, image_key=self._config.image_key) for key in keys}
+        name = self._config.image_key
+        arrays = {key: read_array(observation, key, image_key=name, tensors=self._tensors) for key in keys}
         check_observations(arrays, self.description.observations, num_slots=self._slots, slots=playing)
         texts = read_instruction(observation, self._config.instruction)
         if texts is None or isinstance(texts, str):

@@ -146,7 +146,8 @@ def execute(shard: EnvShard, command: Command) -> ShardResult:
 
 
 class ThreadWorker(EnvWorker):
-    """A shard in a thread of this process: for envs whose work releases the GIL. Nothing is copied.
+    """A shard in a thread of this process: for envs whose work releases the GIL. Nothing is copied: pictures that an env makes
+    on the GPU stay there.
 
     Python cannot kill a thread. A hung one is abandoned: it is told to end, its answers are ignored, and its memory is freed
     if it ever comes back. Use processes for envs that hang.
@@ -166,7 +167,7 @@ class ThreadWorker(EnvWorker):
     def _run(self, incarnation: int, inbox: "queue.SimpleQueue[Command | None]") -> None:
         shard = None
         try:
-            shard = make_env_shard(self.config, chunk_size=self.chunk_size)
+            shard = make_env_shard(self.config, chunk_size=self.chunk_size, tensors=True)
             self._emit(incarnation, Started(description=shard.description))
             while (command := inbox.get()) is not None:
                 self._emit(incarnation, execute(shard, command))

@@ -20,6 +20,7 @@ from vla_train.envs.worker import CLOSE_TIMEOUT_S, EnvWorker
 from vla_train.envs.workers import close_workers
 from vla_train.pipeline.conductor import Conductor, ConductorCounts
 from vla_train.pipeline.dynamic_sampling import DynamicSampling
+from vla_train.pipeline.gathering import gather
 from vla_train.pipeline.group_store import pack_groups, unpack_groups
 from vla_train.pipeline.messages import Complete, Decided, Failed, Outbox, PolicyBatch, Stop
 from vla_train.pipeline.objectives import CollectGroups, Objective, PlayEpisodes
@@ -28,7 +29,7 @@ from vla_train.pipeline.rollout_result import RolloutProgress, RolloutResult, Ro
 from vla_train.pipeline.sampling_numbers import sampling_numbers
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import Policy
-from vla_train.types import IMAGE, INSTRUCTION, EpisodeSpec, Group, Observation, Trajectory
+from vla_train.types import IMAGE, INSTRUCTION, EpisodeSpec, Group, Observation, Trajectory, on_host
 
 
 class Rollout:
@@ -50,6 +51,7 @@ class Rollout:
         require_fit(policy, workers[0].description)
         self._config = config
         self._policy = policy
+        self._tensors = bool(getattr(policy, "takes_tensors", False))
         self._read_keys = tuple(key for key in policy.observation_keys if key != INSTRUCTION)
         self._workers = list(workers)
         self._timeline = timeline
@@ -202,12 +204,7 @@ class Rollout:
     def _decide(self, batch: PolicyBatch, *, temperature: float) -> Decided:
         """Gather what the rows observe and let the policy decide."""
         gathered = time.perf_counter()
-        specs = self._workers[0].description.observations
-        observations = {}
-        for key in batch.keys:
-            array = observations[key] = np.empty((len(batch.rows), *specs[key].shape), specs[key].dtype)
-            for index, row in enumerate(batch.rows):
-                array[index] = batch.results[row.worker].observations[key][row.slot]
+        observations = {key: gather(batch, key, tensors=self._tensors) for key in batch.keys}
         uniforms = None
         if temperature > 0:
             count = self._policy.num_uniforms
@@ -228,7 +225,8 @@ class Rollout:
             check_output(output, len(part), self._policy)
             outputs.append(output)
         self._timeline.add("policy", "policy", began, time.perf_counter(), rows=len(batch.rows))
-        return Decided(batch=batch, observations=observations, outputs=tuple(outputs))
+        recorded = {key: on_host(array) for key, array in observations.items()}
+        return Decided(batch=batch, observations=recorded, outputs=tuple(outputs))
 
     # --- checkpoints
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class Policy(Protocol):
-    """Chooses a chunk of actions for each row of a mixed batch; rows do not influence each other."""
+    """Chooses a chunk of actions for each row of a mixed batch; rows do not influence each other.
+
+    One that sets an attribute `takes_tensors` to True is given what an env observes on a GPU as PyTorch tensors there.
+    """
 
     @property
     def chunk_size(self) -> int:

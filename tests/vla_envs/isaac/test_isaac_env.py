@@ -10,7 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from vla_envs.errors import MissingDependencyError
+from vla_envs.errors import MissingDependencyError, SceneFormatError
 from vla_envs.isaac.env import IsaacEnv
 from vla_envs.libero.cache import export_scenes
 from vla_envs.libero.engine_scene import LiberoEngineScene
@@ -174,26 +174,42 @@ def test_a_cpu_suffices(backend: str):
     envs.close()
 
 
-def test_asking_for_isaac_lab_where_it_is_missing_says_that_installing_it_would_be_in_vain():
-    says = r"needs Isaac Lab.*this version cannot run on it even where it is.*backend='mujoco'"
-    with pytest.raises(MissingDependencyError, match=says):
-        make_envs(backend="isaaclab")
-
-
-def test_asking_for_isaac_lab_where_it_is_installed_says_that_it_cannot_be_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "isaaclab").mkdir()
-    (tmp_path / "isaaclab" / "__init__.py").write_text("raise RuntimeError('must not be imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match="Isaac Lab is installed, but this version cannot run on it"):
-        make_envs(backend="isaaclab")
+def test_asking_for_isaac_lab_says_what_to_convert_and_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    isaaclab = {"suite": "libero_goal", "task_id": 0, "backend": "isaaclab"}
+    with pytest.raises(ValueError, match=r"needs scene_dir.*python -m vla_envs.isaac convert --suite libero_goal --out FOLDER"):
+        gym.make_vec("Isaac-v0", num_envs=2, **isaaclab)
+    with pytest.raises(SceneFormatError, match="holds no converted tasks"):
+        IsaacEnv(2, scene_dir=tmp_path, **isaaclab)
+    monkeypatch.setattr("vla_envs.isaac.isaaclab.load_task", lambda *_: None)
+    monkeypatch.setattr("vla_envs.isaac.isaaclab.find_spec", lambda _: None)
+    with pytest.raises(MissingDependencyError, match=r"Python 3\.12: pip install isaaclab==3\.0\.0"):
+        gym.make("Isaac-v0", scene_dir=tmp_path, **isaaclab)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "isaacgym"}, "backend must be one of 'auto', 'isaaclab', 'mujoco', got 'isaacgym'"),
+        ({"image": "policy/image"}, "image is for a task of Isaac Lab's own: say which, with task='Isaac-...'"),
+        ({"task": "Isaac-Cartpole-Camera"}, "needs an instruction and the name of a picture"),
+        ({"settle_steps": 0}, "settle_steps is 10 in converted tasks, got 0"),
+        ({"detail": "fast"}, "detail is 'full' in converted tasks, got 'fast'"),
+        ({"num_envs": 0}, "num_envs must be an integer of at least 1, got 0"),
+    ],
+)
+def test_what_isaac_lab_cannot_play_is_refused_before_anything_starts(tmp_path: Path, arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        IsaacEnv(**{"backend": "isaaclab", "scene_dir": tmp_path} | arguments)
+
+
+def test_what_is_for_isaac_lab_is_refused_elsewhere():
+    with pytest.raises(ValueError, match="task is for backend='isaaclab', got backend='mujoco'"):
+        IsaacEnv(1, backend="mujoco", task="Isaac-Cartpole-Camera")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "isaacgym"}, "backend must be one of 'auto', 'isaaclab', 'mujoco', 'warp', got 'isaacgym'"),
         ({"task_id": 10}, r"libero_spatial has tasks 0\.\.9, got task_id=10"),
         ({"task_id": None}, r"libero_spatial has tasks 0\.\.9, got task_id=None"),
         ({"task_id": [0]}, r"libero_spatial has tasks 0\.\.9, got task_id=\[0\]"),

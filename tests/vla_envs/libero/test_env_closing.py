@@ -241,11 +241,20 @@ def test_memory_and_threads_stay_flat_over_two_hundred_cycles():
         envs.step(np.zeros(envs.action_space.shape))
         envs.close()
 
+    def least_memory(numbers: range) -> int:
+        """The least after any of these cycles: what a driver frees later comes and goes by 40 MB."""
+        least = []
+        for number in numbers:
+            cycle(number)
+            if number % 5 == 4:
+                least.append(memory_bytes())
+        return min(least)
+
     loaded_scene(*BOWL_ON_PLATE)
-    for number in range(20):
+    before = least_memory(range(40))
+    threads = PROCESS.num_threads()
+    for number in range(40, 160):
         cycle(number)
-    threads, before = PROCESS.num_threads(), memory_bytes()
-    for number in range(20, 200):
-        cycle(number)
+    after = least_memory(range(160, 200))
     assert eventually(lambda: PROCESS.num_threads() <= threads)
-    assert memory_bytes() - before < 60 * MEBIBYTE
+    assert after - before < 60 * MEBIBYTE

@@ -36,7 +36,7 @@ def mujocos_log_goes_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def engine() -> Iterator[MujocoEngine]:
-    engine = MujocoEngine(2, device="auto")
+    engine = MujocoEngine(2, cameras=("agentview",), image_size=24)
     yield engine
     engine.close()
 
@@ -155,24 +155,23 @@ def test_a_state_that_is_set_is_what_the_robot_feels():
 
 def test_a_saved_slot_goes_on_in_any_slot_exactly_as_it_would_have(engine: MujocoEngine):
     scene, other = loaded_scene(*BOWL_ON_PLATE), loaded_scene(*OTHER_BOWL_ON_PLATE)
-    images = {"agentview": np.zeros((2, 24, 24, 3), np.uint8)}
     actions = np.random.default_rng(2).uniform(-1, 1, (3, 2, 6, 7))
     limits = np.full(2, 6)
     engine.begin([0, 1], [scene, other], [scene.scene.init_states[0], other.scene.init_states[1]])
-    engine.step([0, 1], actions[0], limits, images)
-    saved = engine.save(0)
-    engine.restore(1, scene, saved)
+    engine.step([0, 1], actions[0], limits)
+    (saved,) = engine.save([0])
+    engine.restore([1], [scene], [saved])
     np.testing.assert_array_equal(engine.get_state(0), engine.get_state(1))
     np.testing.assert_array_equal(*engine.proprioception([0, 1]))
     for chunk in actions[1:]:
-        engine.step([0, 1], np.stack([chunk[0], chunk[0]]), limits, images)
+        engine.step([0, 1], np.stack([chunk[0], chunk[0]]), limits)
         np.testing.assert_array_equal(engine.get_state(0), engine.get_state(1))
-        np.testing.assert_array_equal(*images["agentview"])
+        np.testing.assert_array_equal(*engine.pictures()["agentview"])
         np.testing.assert_array_equal(*engine.proprioception([0, 1]))
     gone_on = engine.get_state(0)
-    engine.restore(0, scene, saved)
+    engine.restore([0], [scene], [saved])
     for chunk in actions[1:]:
-        engine.step([0], chunk[:1], limits[:1], images)
+        engine.step([0], chunk[:1], limits[:1])
     np.testing.assert_array_equal(engine.get_state(0), gone_on)
 
 

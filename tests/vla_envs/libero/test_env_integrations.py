@@ -188,7 +188,7 @@ def test_settled_starts_are_kept_by_their_size_and_the_latest_used_stays(monkeyp
     envs = make_envs(1, cameras=("agentview",), settle_steps=0)
     envs.reset(seed=0, options={"init_state_id": 0})
     (one,) = envs._settled.values()
-    assert one.num_bytes > one.images["agentview"].nbytes > 0
+    assert one.num_bytes > envs._engine.pictures()["agentview"].nbytes > 0
     monkeypatch.setattr("vla_envs.vector.base.SETTLED_BYTES", 3 * one.num_bytes)
     for init_state_id in (1, 2, 0, 3, 4):
         envs.reset(options={"init_state_id": init_state_id})

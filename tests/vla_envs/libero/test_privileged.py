@@ -3,8 +3,8 @@
 import mujoco
 import numpy as np
 import pytest
+from fast_envs import BOWL_IN_DRAWER, make_envs, play, random_actions, still
 
-from tests.vla_envs.libero.fast_envs import BOWL_IN_DRAWER, make_envs, play, random_actions, still
 from vla_envs.errors import NotResetError
 from vla_envs.libero.env import LiberoEnv
 from vla_envs.libero.privileged import PrivilegedView

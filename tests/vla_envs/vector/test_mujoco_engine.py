@@ -20,7 +20,7 @@ TOO_FAST = 0.99e10
 
 @pytest.fixture
 def engine() -> Iterator[MujocoEngine]:
-    engine = MujocoEngine(3, device=None, num_threads=2)
+    engine = MujocoEngine(3, num_threads=2)
     yield engine
     engine.close()
 
@@ -38,7 +38,7 @@ def height(engine: MujocoEngine, slot: int) -> float:
 def test_each_slot_plays_as_many_steps_as_it_is_asked_for(engine: MujocoEngine):
     scene = BallScene()
     engine.begin([0, 1, 2], [scene] * 3, [flying(1.0)] * 3)
-    result = engine.step([0, 2], pushes(2, 8), np.array([3, 8]), {})
+    result = engine.step([0, 2], pushes(2, 8), np.array([3, 8]))
     assert result.num_steps.tolist() == [3, 8]
     assert result.goal_reached.tolist() == [False, False]
     assert result.faults == ("", "")
@@ -51,12 +51,12 @@ def test_a_chunk_ends_where_its_goal_first_holds_in_exactly_the_state_of_that_st
     engine.begin([0, 1], [scene] * 2, [flying(0.3)] * 2)
     actions = np.random.default_rng(0).uniform(0, 5, (2, 12, 7))
     actions[1] = actions[0]
-    result = engine.step([0], actions[:1], np.array([12]), {})
+    result = engine.step([0], actions[:1], np.array([12]))
     assert result.goal_reached.tolist() == [True]
     reached = int(result.num_steps[0])
     assert 1 < reached < 12
     for step in range(reached):
-        alone = engine.step([1], actions[1:, step : step + 1], np.array([1]), {})
+        alone = engine.step([1], actions[1:, step : step + 1], np.array([1]))
         assert alone.goal_reached[0] == (step == reached - 1)
     np.testing.assert_array_equal(engine.get_state(0), engine.get_state(1))
     np.testing.assert_array_equal(*engine.proprioception([0, 1]))
@@ -66,27 +66,27 @@ def test_a_goal_that_no_longer_holds_at_the_end_of_the_chunk_counts(engine: Mujo
     scene = BallScene(goal_height_m=0.2)
     engine.begin([0], [scene], [flying(2.0)])
     down = pushes(1, 15, force_n=-5.0)
-    result = engine.step([0], down, np.array([15]), {})
+    result = engine.step([0], down, np.array([15]))
     assert (result.num_steps[0], result.goal_reached[0]) == (3, True)
     engine.begin([0], [scene], [flying(2.0)])
-    engine.step([0], down, np.array([15]), {}, until_goal=False)
+    engine.step([0], down, np.array([15]), until_goal=False)
     assert height(engine, 0) < 0.2
 
 
 def test_a_chunk_without_goals_is_played_through(engine: MujocoEngine):
     engine.begin([0], [BallScene(goal_height_m=-1.0)], [flying(1.0)])
-    result = engine.step([0], pushes(1, 5), np.array([5]), {}, until_goal=False)
+    result = engine.step([0], pushes(1, 5), np.array([5]), until_goal=False)
     assert (result.num_steps[0], result.goal_reached[0]) == (5, False)
-    result = engine.step([0], pushes(1, 5), np.array([5]), {})
+    result = engine.step([0], pushes(1, 5), np.array([5]))
     assert (result.num_steps[0], result.goal_reached[0]) == (1, True)
 
 
 def test_a_fault_ends_its_own_slot_with_the_step_in_which_it_came(engine: MujocoEngine):
     scene = BallScene()
     engine.begin([0, 1, 2], [scene] * 3, [flying(1.0), flying(TOO_FAST), flying(-1.0)])
-    result = engine.step([0, 1, 2], pushes(3, 10), np.full(3, 10), {})
+    result = engine.step([0, 1, 2], pushes(3, 10), np.full(3, 10))
     assert result.faults == ("", "", "")
-    result = engine.step([0, 1, 2], pushes(3, 30), np.full(3, 30), {})
+    result = engine.step([0, 1, 2], pushes(3, 30), np.full(3, 30))
     assert result.faults == ("", "it flew too far", "")
     assert result.num_steps[0] == result.num_steps[2] == 30
     assert 10 <= result.num_steps[1] <= 13
@@ -96,7 +96,7 @@ def test_a_fault_ends_its_own_slot_with_the_step_in_which_it_came(engine: Mujoco
 
 def test_a_goal_that_was_reached_before_a_fault_counts(engine: MujocoEngine):
     engine.begin([0], [BallScene(goal_height_m=0.6e10)], [flying(TOO_FAST)])
-    result = engine.step([0], pushes(1, 40), np.array([40]), {})
+    result = engine.step([0], pushes(1, 40), np.array([40]))
     assert result.goal_reached.tolist() == [True]
     assert result.faults == ("",)
     assert result.num_steps[0] == 13
@@ -118,7 +118,7 @@ def test_slots_hold_one_player_each_and_no_scene_that_they_do_not_play(engine: M
         engine.begin([0, 1, 2], [BallScene()] * 3, [flying(1.0 + slot) for slot in range(3)])
         engine.begin([0, 1, 2], [engine._scenes[0]] * 3, [flying(1.0 + slot) for slot in range(3)])
         assert (len(players), len(scenes)) == (3, 1)
-        engine.step([0, 1, 2], pushes(3, 2), np.full(3, 2), {})
+        engine.step([0, 1, 2], pushes(3, 2), np.full(3, 2))
         assert [height(engine, slot) for slot in range(3)] == pytest.approx([0.1, 0.2, 0.3]), episode
     engine.close()
     assert (len(players), len(scenes)) == (0, 0)
@@ -138,7 +138,7 @@ def test_an_error_in_one_slot_is_raised_when_the_others_have_ended(engine: Mujoc
 
     monkeypatch.setattr(BallPlayer, "play", play_slowly)
     with pytest.raises(RuntimeError, match="the ball burst"):
-        engine.step([0, 1, 2], pushes(3, 4), np.full(3, 4), {})
+        engine.step([0, 1, 2], pushes(3, 4), np.full(3, 4))
     assert len(ended) == 2
     assert [height(engine, slot) for slot in (0, 2)] == pytest.approx([0.2, 0.2])
 
@@ -163,7 +163,7 @@ def test_an_interrupt_waits_for_players_before_it_is_raised(engine: MujocoEngine
     interrupter = threading.Thread(target=interrupt)
     interrupter.start()
     with pytest.raises(KeyboardInterrupt):
-        engine.step([0, 1], pushes(2, 4), np.full(2, 4), {})
+        engine.step([0, 1], pushes(2, 4), np.full(2, 4))
     interrupter.join()
     assert len(ended) == 2
 
@@ -187,11 +187,11 @@ def test_an_interrupt_while_work_is_handed_out_waits_for_what_has_begun(engine: 
     monkeypatch.setattr(BallPlayer, "play", play_slowly)
     monkeypatch.setattr(engine._workers, "submit", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        engine.step([0, 1, 2], pushes(3, 4), np.full(3, 4), {})
+        engine.step([0, 1, 2], pushes(3, 4), np.full(3, 4))
     assert len(ended) == 1
     monkeypatch.undo()
     engine.begin([0, 1, 2], [BallScene()] * 3, [flying(1.0)] * 3)
-    assert engine.step([0, 1, 2], pushes(3, 4), np.full(3, 4), {}).num_steps.tolist() == [4, 4, 4]
+    assert engine.step([0, 1, 2], pushes(3, 4), np.full(3, 4)).num_steps.tolist() == [4, 4, 4]
 
 
 def test_close_waits_for_a_step_in_another_thread_and_may_be_repeated(engine: MujocoEngine, monkeypatch: pytest.MonkeyPatch):
@@ -205,7 +205,7 @@ def test_close_waits_for_a_step_in_another_thread_and_may_be_repeated(engine: Mu
         return play(player, actions, num_steps)
 
     monkeypatch.setattr(BallPlayer, "play", play_slowly)
-    stepping = threading.Thread(target=lambda: results.append(engine.step([0, 1], pushes(2, 4), np.full(2, 4), {})))
+    stepping = threading.Thread(target=lambda: results.append(engine.step([0, 1], pushes(2, 4), np.full(2, 4))))
     stepping.start()
     running.wait()
     engine.close()
@@ -217,10 +217,10 @@ def test_close_waits_for_a_step_in_another_thread_and_may_be_repeated(engine: Mu
 
 def test_an_engine_has_no_more_threads_than_slots_or_than_it_is_given():
     for num_slots, num_threads, most in ((4, 2, 2), (1, 8, 1), (2, 8, 2)):
-        engine = MujocoEngine(num_slots, device=None, num_threads=num_threads)
+        engine = MujocoEngine(num_slots, num_threads=num_threads)
         slots = list(range(num_slots))
         engine.begin(slots, [BallScene()] * num_slots, [flying(1.0)] * num_slots)
         for _ in range(3):
-            engine.step(slots, pushes(num_slots, 2), np.full(num_slots, 2), {})
+            engine.step(slots, pushes(num_slots, 2), np.full(num_slots, 2))
         assert sum(thread.name.startswith("vla_envs-physics") for thread in threading.enumerate()) <= most
         engine.close()

@@ -54,6 +54,8 @@ def batch_bucket(num_rows: int) -> int:
 class SimpleVLAOFTPolicy:
     """A `TrainablePolicy`: see `vla_train.policy.base`."""
 
+    takes_tensors = True
+
     def __init__(
         self,
         model: SimpleVLAOFT,
@@ -259,5 +261,6 @@ class SimpleVLAOFTPolicy:
         )
         return ids.to(self.device, non_blocking=True), None if mask is None else mask.to(self.device, non_blocking=True)
 
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+    def _to_device(self, array: np.ndarray | Tensor) -> Tensor:
+        tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.to(self.device, non_blocking=True)

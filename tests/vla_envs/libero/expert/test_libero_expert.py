@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from fast_envs import make_envs
 
-from tests.vla_envs.libero.fast_envs import make_envs
 from vla_envs.errors import NotResetError, UnsupportedTaskError
 from vla_envs.libero.env import LiberoEnv
 

@@ -1,0 +1,127 @@
+"""Pictures of all worlds at once, by MuJoCo Warp's ray caster.
+
+OpenGL colours a point by clamp(ambient + diffuse + specular light) x texture. The ray caster adds specular light after the
+texture, and clamps last: where light adds up to more than 1, its surfaces are too bright. So quality "match" casts two pictures
+with four rays per pixel, the light on white surfaces and the textures in full light, and multiplies them; "fast" casts one
+picture with one ray per pixel.
+
+What OpenGL draws and a ray caster does not: sites (the glow of a stove that is on) and mirror images in shiny boxes.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import mujoco
+import mujoco_warp
+import numpy as np
+import warp as wp
+
+from vla_envs.warp.device import Replayed
+from vla_envs.warp.worlds import Worlds
+
+_VISUAL_GROUP = 1
+"""Geoms that LIBERO shows; group 0 holds collision shapes."""
+_RAYS_PER_SIDE = {"fast": 1, "match": 2}
+"""Of a pixel, by quality."""
+_SRGB = int(mujoco.mjtColorSpace.mjCOLORSPACE_SRGB)
+
+
+class Cameras:
+    """Draws some cameras of some worlds.
+
+    Args:
+        worlds: What is drawn, as it was seen last.
+        cameras: Name -> camera id of the model.
+        image_size: Height and width in pixels.
+        quality: "fast" or "match".
+    """
+
+    def __init__(self, worlds: Worlds, cameras: Mapping[str, int], *, image_size: int, quality: str) -> None:
+        self._worlds = worlds
+        model = worlds.host_model
+        drawn = sorted(cameras.values())
+        self._index = {name: drawn.index(camera) for name, camera in cameras.items()}
+
+        def layer(look: mujoco.MjModel, *, textures: bool) -> tuple[mujoco_warp.Model, mujoco_warp.RenderContext]:
+            context = mujoco_warp.create_render_context(
+                look,
+                nworld=worlds.num_worlds,
+                cam_res=(image_size, image_size),
+                cam_active=[camera in drawn for camera in range(model.ncam)],
+                render_rgb=True,
+                render_depth=False,
+                render_seg=False,
+                use_textures=textures,
+                enabled_geom_groups=[_VISUAL_GROUP],
+                render_skybox=True,
+                samples_per_pixel=_RAYS_PER_SIDE[quality],
+            )
+            return mujoco_warp.put_model(look), context
+
+        if quality == "fast":
+            self._layers = [layer(_lit(model), textures=True)]
+        else:
+            self._layers = [layer(_lit(model), textures=False), layer(_textured(model), textures=True)]
+        shape = (worlds.num_worlds, image_size, image_size, 3)
+        self.images = {name: wp.zeros(shape, dtype=wp.uint8) for name in cameras}
+        """By camera: (N, H, W, 3) uint8 on the device, mirrored as LIBERO's are."""
+        self.draw = Replayed(self._launch_drawing)
+        """Draws all worlds into `images`."""
+
+    def _launch_drawing(self) -> None:
+        for model, context in self._layers:
+            mujoco_warp.refit_bvh(model, self._worlds.seen, context)
+            mujoco_warp.render(model, self._worlds.seen, context)
+        first, last = self._layers[0][1], self._layers[-1][1]
+        for name, image in self.images.items():
+            wp.launch(
+                _unpack,
+                dim=image.shape[:3],
+                inputs=[first.rgb_data, last.rgb_data, first.rgb_adr, self._index[name], len(self._layers)],
+                outputs=[image],
+            )
+
+
+def _lit(model: mujoco.MjModel) -> mujoco.MjModel:
+    """A copy of the model with what OpenGL reads otherwise: a highlight of exponent 0 lights everything, sRGB is decoded."""
+    look = copy.copy(model)
+    look.mat_shininess[:] = np.maximum(look.mat_shininess, 1e-6)
+    for texture in np.flatnonzero(look.tex_colorspace == _SRGB):
+        start = look.tex_adr[texture]
+        texels = look.tex_data[start : start + look.tex_width[texture] * look.tex_height[texture] * look.tex_nchannel[texture]]
+        stored = texels / 255.0
+        texels[:] = np.round(255 * np.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4))
+    return look
+
+
+def _textured(model: mujoco.MjModel) -> mujoco.MjModel:
+    """A copy of the model with nothing but textures to see, in full light."""
+    look = _lit(model)
+    for colours in (look.mat_rgba, look.geom_rgba):
+        colours[:] = 1.0
+    look.light_active[:] = 0
+    look.vis.headlight.ambient[:] = 1.0
+    for nothing in (look.vis.headlight.diffuse, look.vis.headlight.specular, look.mat_emission, look.mat_specular):
+        nothing[:] = 0.0
+    return look
+
+
+@wp.kernel
+def _unpack(
+    first: wp.array2d[wp.uint32],
+    second: wp.array2d[wp.uint32],
+    starts: wp.array[int],
+    camera: int,
+    num_layers: int,
+    image: wp.array4d[wp.uint8],
+):
+    """The layers, each 0xAARRGGBB, multiplied where there are two, and mirrored."""
+    world, row, column = wp.tid()
+    width = image.shape[2]
+    place = starts[camera] + row * width + (width - 1 - column)
+    for channel in range(3):
+        shift = wp.uint32(16 - 8 * channel)
+        value = int((first[world, place] >> shift) & wp.uint32(255))
+        if num_layers == 2:
+            value = value * int((second[world, place] >> shift) & wp.uint32(255)) / 255
+        image[world, row, column, channel] = wp.uint8(value)

@@ -1,0 +1,294 @@
+"""LIBERO's controller for N worlds at once, in Warp: what `libero/controller.py` does for one slot in compiled code.
+
+That module is the reference: its docstring says what is computed, and a test holds the two equal. Here one thread serves one
+world, in float32, between MuJoCo Warp's `step1` and `step2`; nothing is read back, so that a CUDA graph can hold it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+import warp as wp
+
+from vla_envs.libero.controller import ControlState
+from vla_envs.libero.scene import OscConstants
+
+_Vector6 = wp.types.vector(6, float)
+_Vector7 = wp.types.vector(7, float)
+_Matrix66 = wp.types.matrix((6, 6), float)
+_Matrix67 = wp.types.matrix((6, 7), float)
+_Matrix77 = wp.types.matrix((7, 7), float)
+_STIFFNESS = wp.constant(10.0)
+"""Of the pull towards the initial posture, in the arm's null space."""
+
+
+@wp.struct
+class Constants:
+    """`OscConstants` on the device, and what the controller sensed in the reset posture. Metres, radians, newton metres."""
+
+    arm_qpos: wp.array[int]
+    arm_dofs: wp.array[int]
+    arm_joints: wp.array[int]
+    arm_actuators: wp.array[int]
+    finger_qpos: wp.array[int]
+    finger_actuators: wp.array[int]
+    grip_site: int
+    eef_body: int
+    initial_joints: wp.array[float]
+    kp: wp.array[float]
+    kd: wp.array[float]
+    lowest: wp.array[float]
+    highest: wp.array[float]
+    scale: wp.array[float]
+    middle_in: wp.array[float]
+    middle_out: wp.array[float]
+    torque_min: wp.array[float]
+    torque_max: wp.array[float]
+    finger_speed: float
+    finger_bias: wp.array[float]
+    finger_weight: wp.array[float]
+    stale_position: wp.vec3
+    stale_orientation: wp.mat33
+    stale_jacobian: wp.array2d[float]
+    stale_mass: wp.array2d[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What N controllers remember."""
+
+    stale: wp.array
+    """(N,) int32: 1 until the first substep of an episode has been played."""
+    goal_position: wp.array
+    """(N,) vec3."""
+    goal_orientation: wp.array
+    """(N,) mat33."""
+    fingers: wp.array
+    """(N, 2) float32: the fingers' commands in [-1, 1]."""
+
+
+def constants_on_device(model: mujoco.MjModel, osc: OscConstants, initial: ControlState) -> Constants:
+    """The controller's constants for one scene, on Warp's current device."""
+    constants = Constants()
+    integers = {
+        "arm_qpos": osc.arm_qpos,
+        "arm_dofs": osc.arm_dofs,
+        "arm_joints": [int(np.flatnonzero(model.jnt_dofadr == dof)[0]) for dof in osc.arm_dofs],
+        "arm_actuators": osc.arm_actuators,
+        "finger_qpos": osc.gripper_qpos,
+        "finger_actuators": osc.gripper_actuators,
+    }
+    numbers = {
+        "initial_joints": osc.initial_joints,
+        "kp": osc.kp,
+        "kd": osc.kd,
+        "lowest": osc.input_min,
+        "highest": osc.input_max,
+        "scale": np.abs(osc.output_max - osc.output_min) / np.abs(osc.input_max - osc.input_min),
+        "middle_in": (osc.input_max + osc.input_min) / 2.0,
+        "middle_out": (osc.output_max + osc.output_min) / 2.0,
+        "torque_min": osc.torque_min,
+        "torque_max": osc.torque_max,
+        "finger_bias": osc.gripper_bias,
+        "finger_weight": osc.gripper_weight,
+        "stale_jacobian": initial.sensed.jacobian,
+        "stale_mass": initial.sensed.mass,
+    }
+    for name, values in integers.items():
+        setattr(constants, name, wp.array(np.asarray(values), dtype=int))
+    for name, values in numbers.items():
+        setattr(constants, name, wp.array(np.asarray(values), dtype=float))
+    constants.grip_site, constants.eef_body = int(osc.grip_site), int(osc.eef_body)
+    constants.finger_speed = float(osc.gripper_speed)
+    constants.stale_position = wp.vec3(*map(float, initial.sensed.position))
+    constants.stale_orientation = wp.mat33(*map(float, initial.sensed.orientation.ravel()))
+    return constants
+
+
+def new_memory(num_worlds: int) -> Memory:
+    """Memory for N controllers, all zeros."""
+    return Memory(
+        stale=wp.zeros(num_worlds, dtype=int),
+        goal_position=wp.zeros(num_worlds, dtype=wp.vec3),
+        goal_orientation=wp.zeros(num_worlds, dtype=wp.mat33),
+        fingers=wp.zeros((num_worlds, 2), dtype=float),
+    )
+
+
+@wp.kernel
+def forget(
+    constants: Constants,
+    chosen: wp.array[int],
+    stale: wp.array[int],
+    goal_position: wp.array[wp.vec3],
+    goal_orientation: wp.array[wp.mat33],
+    fingers: wp.array2d[float],
+):
+    """Controllers of the chosen worlds know what robosuite's know after `reset`."""
+    world = chosen[wp.tid()]
+    stale[world] = 1
+    goal_position[world] = constants.stale_position
+    goal_orientation[world] = constants.stale_orientation
+    fingers[world, 0] = 0.0
+    fingers[world, 1] = 0.0
+
+
+@wp.func
+def _factor(matrix: Any, size: int):
+    """Lower Cholesky factor of a symmetric matrix, in its lower triangle."""
+    for column in range(size):
+        for row in range(column, size):
+            total = matrix[row, column]
+            for other in range(column):
+                total -= matrix[row, other] * matrix[column, other]
+            if row == column:
+                matrix[row, column] = wp.sqrt(total)
+            else:
+                matrix[row, column] = total / matrix[column, column]
+    return matrix
+
+
+@wp.func
+def _solve(factor: Any, vector: Any, size: int):
+    """The vector x of L L^T x = b."""
+    for row in range(size):
+        total = vector[row]
+        for other in range(row):
+            total -= factor[row, other] * vector[other]
+        vector[row] = total / factor[row, row]
+    for back in range(size):
+        row = size - 1 - back
+        total = vector[row]
+        for other in range(row + 1, size):
+            total -= factor[other, row] * vector[other]
+        vector[row] = total / factor[row, row]
+    return vector
+
+
+@wp.kernel
+def control(
+    constants: Constants,
+    first_substep: bool,
+    actions: wp.array3d[float],
+    played: wp.array[int],
+    left: wp.array[int],
+    qpos: wp.array2d[float],
+    qvel: wp.array2d[float],
+    qfrc_bias: wp.array2d[float],
+    mass_entries: wp.array2d[float],
+    mass_address: wp.array2d[int],
+    anchors: wp.array2d[wp.vec3],
+    axes: wp.array2d[wp.vec3],
+    site_xpos: wp.array2d[wp.vec3],
+    site_xmat: wp.array2d[wp.mat33],
+    stale: wp.array[int],
+    goal_position: wp.array[wp.vec3],
+    goal_orientation: wp.array[wp.mat33],
+    fingers: wp.array2d[float],
+    ctrl: wp.array2d[float],
+):
+    """Torques and finger targets of one substep, for the worlds that play; the others keep what they have."""
+    world = wp.tid()
+    if left[world] == 0:
+        return
+    position = site_xpos[world, constants.grip_site]
+    orientation = site_xmat[world, constants.grip_site]
+    joints, speeds = _Vector7(), _Vector7()
+    jacobian, mass = _Matrix67(), _Matrix77()
+    for joint in range(7):
+        axis = axes[world, constants.arm_joints[joint]]
+        sweep = wp.cross(axis, position - anchors[world, constants.arm_joints[joint]])
+        for row in range(3):
+            jacobian[row, joint] = sweep[row]
+            jacobian[3 + row, joint] = axis[row]
+        joints[joint] = qpos[world, constants.arm_qpos[joint]]
+        speeds[joint] = qvel[world, constants.arm_dofs[joint]]
+        for other in range(joint + 1):
+            address = mass_address[constants.arm_dofs[joint], constants.arm_dofs[other]]
+            mass[joint, other] = mass_entries[world, address]
+            mass[other, joint] = mass_entries[world, address]
+    if stale[world] == 1:
+        stale[world] = 0
+        position = constants.stale_position
+        orientation = constants.stale_orientation
+        for joint in range(7):
+            joints[joint] = constants.initial_joints[joint]
+            speeds[joint] = 0.0
+            for row in range(6):
+                jacobian[row, joint] = constants.stale_jacobian[row, joint]
+            for other in range(7):
+                mass[other, joint] = constants.stale_mass[other, joint]
+
+    step = played[world]
+    if first_substep:
+        delta = _Vector6()
+        turns = int(0)
+        for axis_id in range(6):
+            clipped = wp.clamp(actions[step, world, axis_id], constants.lowest[axis_id], constants.highest[axis_id])
+            centred = clipped - constants.middle_in[axis_id]
+            delta[axis_id] = centred * constants.scale[axis_id] + constants.middle_out[axis_id]
+            if axis_id >= 3 and delta[axis_id] != 0.0:
+                turns = 1
+        goal_position[world] = position + wp.vec3(delta[0], delta[1], delta[2])
+        if turns == 1:
+            rotation = wp.vec3(delta[3], delta[4], delta[5])
+            angle = wp.length(rotation)
+            goal_orientation[world] = wp.quat_to_matrix(wp.quat_from_axis_angle(rotation / angle, angle)) * orientation
+
+    goal = goal_orientation[world]
+    away = goal_position[world] - position
+    turn = wp.vec3()
+    for column in range(3):
+        mine = wp.vec3(orientation[0, column], orientation[1, column], orientation[2, column])
+        wanted = wp.vec3(goal[0, column], goal[1, column], goal[2, column])
+        turn += 0.5 * wp.cross(mine, wanted)
+    velocity = jacobian * speeds
+    force, torque = wp.vec3(), wp.vec3()
+    for row in range(3):
+        force[row] = constants.kp[row] * away[row] - constants.kd[row] * velocity[row]
+        torque[row] = constants.kp[3 + row] * turn[row] - constants.kd[3 + row] * velocity[3 + row]
+
+    factor = _factor(mass * 1.0, 7)
+    coupling = _Matrix66()  # J M^-1 J^T
+    for column in range(6):
+        effect = _Vector7()
+        for joint in range(7):
+            effect[joint] = jacobian[column, joint]
+        moved = jacobian * _solve(factor, effect, 7)
+        for row in range(6):
+            coupling[row, column] = moved[row]
+    linear, angular = wp.mat33(), wp.mat33()
+    for row in range(3):
+        for column in range(3):
+            linear[row, column] = coupling[row, column]
+            angular[row, column] = coupling[3 + row, 3 + column]
+    force = wp.inverse(linear) * force
+    torque = wp.inverse(angular) * torque
+
+    posture = _Vector7()
+    for joint in range(7):
+        posture[joint] = (
+            _STIFFNESS * (constants.initial_joints[joint] - joints[joint]) - 2.0 * wp.sqrt(_STIFFNESS) * speeds[joint]
+        )
+    posture_torque = mass * posture
+    felt = _solve(_factor(coupling * 1.0, 6), jacobian * posture, 6)
+    wrench = _Vector6()
+    for row in range(3):
+        wrench[row] = force[row] - felt[row]
+        wrench[3 + row] = torque[row] - felt[3 + row]
+    torques = wp.transpose(jacobian) * wrench
+    for joint in range(7):
+        total = torques[joint] + posture_torque[joint] + qfrc_bias[world, constants.arm_dofs[joint]]
+        ctrl[world, constants.arm_actuators[joint]] = wp.clamp(total, constants.torque_min[joint], constants.torque_max[joint])
+    grip = actions[step, world, 6]
+    way = float(0.0)
+    if grip != 0.0:
+        way = wp.sign(grip)
+    for finger in range(2):
+        notch = constants.finger_speed * way * (2.0 * float(finger) - 1.0)
+        command = wp.clamp(fingers[world, finger] + notch, -1.0, 1.0)
+        fingers[world, finger] = command
+        ctrl[world, constants.finger_actuators[finger]] = (
+            constants.finger_bias[finger] + constants.finger_weight[finger] * command
+        )

@@ -1,0 +1,39 @@
+"""Whether MuJoCo Warp is installed; the only module of this folder that may be imported without it."""
+
+from importlib.util import find_spec
+
+from vla_envs.errors import MissingDependencyError
+from vla_envs.vector.engine import Engine
+from vla_envs.vector.options import EnvOptions
+
+
+def warp_engine(num_slots: int, options: EnvOptions) -> Engine:
+    """An engine on Warp.
+
+    Raises:
+        MissingDependencyError: MuJoCo Warp is not installed, or is of a version that this one does not fit.
+        ValueError: A GPU is asked for, and Warp can use none.
+    """
+    try:
+        from vla_envs.warp.device import WarpDevice
+        from vla_envs.warp.engine import WarpEngine
+    except ImportError as error:
+        raise MissingDependencyError(f"simulating on Warp needs MuJoCo Warp: pip install 'vla-envs[warp]' ({error})") from error
+    return WarpEngine(
+        num_slots,
+        cameras=options.cameras,
+        image_size=options.image_size,
+        quality=options.quality,
+        device=WarpDevice(options.device),
+        tensors=options.arrays == "torch",
+    )
+
+
+def has_warp_on_a_gpu() -> bool:
+    """Whether MuJoCo Warp is installed and Warp can use a GPU."""
+    if find_spec("mujoco_warp") is None or find_spec("warp") is None:
+        return False
+    import warp
+
+    warp.config.log_level = warp.LOG_WARNING
+    return bool(warp.is_cuda_available())
