@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from weakref import ref
 
 import gymnasium as gym
@@ -251,10 +252,9 @@ def test_memory_and_threads_stay_flat_over_two_hundred_cycles():
         return min(least)
 
     loaded_scene(*BOWL_ON_PLATE)
-    before = least_memory(range(40))
+    cycle(0)
     threads = PROCESS.num_threads()
-    for number in range(40, 160):
-        cycle(number)
-    after = least_memory(range(160, 200))
+    least = [least_memory(range(first, first + 50)) for first in range(0, 200, 50)]
     assert eventually(lambda: PROCESS.num_threads() <= threads)
-    assert after - before < 60 * MEBIBYTE
+    growth = [later - earlier for earlier, later in pairwise(least)]
+    assert min(growth) < 15 * MEBIBYTE, growth  # what leaks grows every time, what is loaded once does not
