@@ -88,9 +88,8 @@ def test_a_chunk_ends_where_its_episode_ends(env: IsaacLabEnv):
     assert np.array_equal(following["image"][0], final["image"]) == stays
 
 
+@pytest.mark.parametrize("env", [AutoresetMode.DISABLED], ids=lambda mode: mode.value, indirect=True)
 def test_a_slot_that_is_over_waits_while_the_others_play(env: IsaacLabEnv):
-    if env.autoreset_mode != AutoresetMode.DISABLED:
-        pytest.skip("slots that are over are reset at once")
     env.reset(seed=0)
     env.step(still(env))
     env.reset(options={"reset_mask": np.array([True, False])})

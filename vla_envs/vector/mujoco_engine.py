@@ -22,6 +22,7 @@ import numpy as np
 
 from vla_envs.errors import NotResetError
 from vla_envs.vector.allowance import allowed_cores
+from vla_envs.vector.arrays import on_host
 from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player, StepResult
 from vla_envs.vector.gl_context import Device, check_device, open_device
 from vla_envs.vector.mujoco_warnings import log_mujoco_warnings
@@ -88,13 +89,14 @@ class MujocoEngine:
     def step(
         self,
         slots: Sequence[int],
-        actions: np.ndarray,
+        actions: Any,
         num_steps: np.ndarray,
         *,
         until_goal: bool = True,
     ) -> StepResult:
         with self._busy:
             self._prepare_to_draw()
+            actions = np.asarray(on_host(actions), np.float64)
             played = np.zeros(len(slots), np.int32)
             reached = np.zeros(len(slots), bool)
             faults = [""] * len(slots)

@@ -62,6 +62,15 @@ def test_a_chunk_ends_where_its_goal_first_holds_in_exactly_the_state_of_that_st
     np.testing.assert_array_equal(*engine.proprioception([0, 1]))
 
 
+def test_actions_may_be_a_tensor(engine: MujocoEngine):
+    torch = pytest.importorskip("torch")
+    scene, actions = BallScene(), pushes(1, 4)
+    engine.begin([0, 1], [scene] * 2, [flying(1.0)] * 2)
+    engine.step([0], actions, np.array([4]))
+    engine.step([1], torch.from_numpy(actions).float(), np.array([4]))
+    np.testing.assert_allclose(engine.get_state(0), engine.get_state(1), atol=1e-6)
+
+
 def test_a_goal_that_no_longer_holds_at_the_end_of_the_chunk_counts(engine: MujocoEngine):
     scene = BallScene(goal_height_m=0.2)
     engine.begin([0], [scene], [flying(2.0)])
