@@ -20,7 +20,6 @@ def main() -> None:
     convert.add_argument("--out", required=True, type=Path, help="folder; created if missing")
     convert.add_argument("--scene-dir", type=Path, help="folder of exported scenes; then LIBERO need not be installed")
     convert.add_argument("--num-starts", type=int, default=1000, help="random starts per task (default: 1000)")
-    convert.add_argument("--seed", type=int, default=0, help="of the starts (default: 0)")
     arguments = parser.parse_args()
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
     try:
@@ -41,7 +40,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     for done, task_id in enumerate(task_ids, 1):
         scene = shared_scene(arguments.suite, task_id, "full", arguments.scene_dir)
         try:
-            file = convert_task(scene, arguments.out, num_starts=arguments.num_starts, seed=arguments.seed)
+            file = convert_task(scene, arguments.out, num_starts=arguments.num_starts)
         except (ValueError, RuntimeError) as error:
             failures.append(task_id)
             print(f"[{done}/{len(task_ids)}] task {task_id}: not converted: {error}", file=sys.stderr, flush=True)

@@ -1,13 +1,14 @@
 """LIBERO tasks as Isaac Lab runs tasks: all slots play the same one, and each episode begins in a random initial state."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from vla_envs.isaac.isaaclab import isaaclab_env
-from vla_envs.isaac.randomize import InitialStates
+from vla_envs.isaac.randomize import START_NUMBERS, InitialStates
 from vla_envs.libero.arguments import check_task
 from vla_envs.libero.recent_scenes import shared_scene
 from vla_envs.libero.suites import suite_tasks
@@ -19,6 +20,8 @@ from vla_envs.vector.start import Start
 from vla_envs.warp.install import has_warp_on_a_gpu, warp_engine
 
 BACKENDS = ("auto", "isaaclab", "mujoco", "warp")
+_KEPT_STATES = 10_000
+"""Drawn starts that an env keeps, a kilobyte each."""
 
 
 @takes_options
@@ -34,6 +37,9 @@ class IsaacEnv(ChunkedVectorEnv):
         task_id: The task of all slots.
         backend: "warp" simulates on a GPU (MuJoCo Warp), "mujoco" on any CPU; "isaaclab" needs Isaac Lab; "auto" takes "warp"
             where it is installed and finds a GPU, else "mujoco". The attribute `backend` says what was taken.
+        num_starts: How many random starts the task has. Each is settled once, so that later resets are copies. None: every
+            episode has a start of its own, and settles it. With "isaaclab", `convert --num-starts` says how many there are.
+            Equal seeds give equal starts on all backends.
         task: Only with "isaaclab": any registered, manager-based task of Isaac Lab in place of a LIBERO task. `suite`,
             `task_id`, `cameras`, `image_size` and `scene_dir` say nothing then.
         instruction: What the robot is asked to do in `task`.
@@ -59,6 +65,7 @@ class IsaacEnv(ChunkedVectorEnv):
         suite: str = "libero_spatial",
         task_id: int = 0,
         backend: str = "auto",
+        num_starts: int | None = 1000,
         task: str | None = None,
         instruction: str | None = None,
         image: str | None = None,
@@ -69,6 +76,8 @@ class IsaacEnv(ChunkedVectorEnv):
     ) -> None:
         settings = EnvOptions(**options)
         check_integer("num_envs", num_envs, least=1)
+        if num_starts is not None:
+            check_integer("num_starts", num_starts, least=1)
         given = {"task": task, "instruction": instruction, "image": image, "state": state, "success": success, "cfg": cfg}
         for name, value in given.items():
             if value is not None:
@@ -81,7 +90,8 @@ class IsaacEnv(ChunkedVectorEnv):
         self._task_id = check_task(suite, tasks, task_id)
         self.suite = suite
         self._scene = shared_scene(suite, self._task_id, settings.detail, folder)
-        self._initial_states = InitialStates(self._scene.scene)
+        self._num_starts = num_starts
+        self._state = lru_cache(_KEPT_STATES)(InitialStates(self._scene.scene).numbered)
         super().__init__(
             num_envs,
             engine=warp_engine(num_envs, settings) if backend == "warp" else mujoco_engine(num_envs, settings),
@@ -91,14 +101,20 @@ class IsaacEnv(ChunkedVectorEnv):
         )
 
     def _next_start(self, slot: int, rng: np.random.Generator, episode: int, options: Mapping[str, np.ndarray]) -> Start:
-        state = self._initial_states.draw(rng)
+        number = int(rng.integers(START_NUMBERS))
+        return self._start(number if self._num_starts is None else number % self._num_starts)
+
+    def _starts_to_come(self, task_id: int) -> Iterator[Start]:
+        return map(self._start, range(self._num_starts or 0))
+
+    def _start(self, number: int) -> Start:
         return Start(
             scene=self._scene,
-            state=state,
+            state=self._state(number),
             task_id=self._task_id,
             init_state_id=-1,
             instruction=self.instructions[self._task_id],
-            cache_key=state.tobytes(),  # the episodes of a GRPO group begin alike, and not all at the same time
+            key=number,
         )
 
 

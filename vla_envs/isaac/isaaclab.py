@@ -23,6 +23,7 @@ def isaaclab_env(
     *,
     suite: str = "libero_spatial",
     task_id: int = 0,
+    num_starts: int | None = None,
     task: str | None = None,
     instruction: str | None = None,
     image: str | None = None,
@@ -40,6 +41,8 @@ def isaaclab_env(
     """
     settings = EnvOptions(**options)
     check_integer("num_envs", num_envs, least=1)
+    if num_starts is not None:
+        raise ValueError("num_starts of converted tasks is what `convert --num-starts` was given: leave it out here")
     if task is None:
         given = {"instruction": instruction, "image": image, "state": state, "success": success, "cfg": cfg}
         for name, value in given.items():

@@ -10,13 +10,15 @@ import numpy as np
 
 from vla_envs.libero.scene import Placement, Scene
 
+START_NUMBERS = 2**31
+"""An episode draws a number below this from its slot's stream; modulo the number of starts, it says which one it gets."""
 _MAX_ATTEMPTS = 1000
 _TOLERANCE = 1e-3
 """Metres. Bodies that overlap in all stored states (a can and the floor) may overlap by this much more."""
 
 
 class InitialStates:
-    """Draws initial states of one scene; for one thread at a time.
+    """Initial states of one scene; for one thread at a time.
 
     Args:
         scene: The task.
@@ -32,6 +34,10 @@ class InitialStates:
         self._watched[movable, :] = self._watched[:, movable] = True
         usual = np.min([self._depths(state) for state in scene.init_states], axis=0)
         self._allowed_depths = np.where(usual > 0, usual + _TOLERANCE, 0.0)
+
+    def numbered(self, number: int) -> np.ndarray:
+        """A state that is always the same for this number, on every backend; otherwise as `draw`."""
+        return self.draw(np.random.default_rng(number))
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
         """One state.

@@ -1,6 +1,6 @@
 """The LIBERO benchmark as a vector env: each slot plays a task of its own, from the initial states that LIBERO stores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -100,6 +100,12 @@ class LiberoEnv(ChunkedVectorEnv):
         task_id = self._task_of(slot, episode, options)
         drawn = int(rng.integers(self.num_init_states[task_id]))
         init_state_id = int(options["init_state_id"][slot]) if "init_state_id" in options else drawn
+        return self._start(task_id, init_state_id)
+
+    def _starts_to_come(self, task_id: int) -> Iterator[Start]:
+        return (self._start(task_id, init_state_id) for init_state_id in range(self.num_init_states[task_id]))
+
+    def _start(self, task_id: int, init_state_id: int) -> Start:
         scene = self._scenes[task_id]
         return Start(
             scene=scene,
@@ -107,7 +113,7 @@ class LiberoEnv(ChunkedVectorEnv):
             task_id=task_id,
             init_state_id=init_state_id,
             instruction=self.instructions[task_id],
-            cache_key=(task_id, init_state_id),
+            key=(task_id, init_state_id),
         )
 
     def privileged(self, slot: int = 0) -> PrivilegedView:

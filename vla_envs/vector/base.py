@@ -13,8 +13,9 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import gymnasium as gym
@@ -131,6 +132,10 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             episode: How many episodes the slot has begun since it was seeded.
             options: `reset`'s options other than the mask, each (N,); empty for an automatic reset.
         """
+
+    def _starts_to_come(self, task_id: int) -> Iterator[Start]:
+        """Starts of the task that are likely to be asked for, those with equal keys once."""
+        return iter(())
 
     def _check_options(self, options: Mapping[str, np.ndarray], slots: Sequence[int], episodes: np.ndarray) -> None:
         """Raise `ValueError` for options that cannot be met in these slots; arguments as for `_next_start`, `episodes` (N,)."""
@@ -338,13 +343,15 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             rng = self._slot_rngs[slot]
             assert rng is not None
             start = starts[slot] = self._next_start(slot, rng, int(self._episodes[slot]), options)
-            key = start.cache_key if start.cache_key is not None else ("slot", slot)
-            if key not in self._settled:
-                unsettled.setdefault(key, slot)
+            if start.key not in self._settled:
+                unsettled.setdefault(start.key, slot)
         if unsettled:
             self._settle({slot: starts[slot] for slot in unsettled.values()})
-        self._copy_settled({slot: start for slot, start in starts.items() if start.cache_key is not None})
+        if starts:
+            saved = [self._settled[start.key].saved for start in starts.values()]
+            self._engine.restore(list(starts), [start.scene for start in starts.values()], saved)
         for slot, start in starts.items():
+            self._settled.move_to_end(start.key)
             self._starts[slot] = start
         self._forget_settled()
         self._episodes[slots] += 1
@@ -354,33 +361,22 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         self._began_at[slots] = time.perf_counter()
 
     def _settle(self, starts: Mapping[int, Start]) -> None:
-        """Play the settling steps in these slots, draw them, and keep what may be needed again."""
-        slots = list(starts)
-        self._engine.begin(slots, [start.scene for start in starts.values()], [start.state for start in starts.values()])
-        if self._settle_steps > 0:
-            actions = np.broadcast_to(SETTLING_ACTION, (len(slots), self._settle_steps, ACTION_DIM)).copy()
-            steps = np.full(len(slots), self._settle_steps)
-            self._engine.step(slots, actions, steps, until_goal=False)
-        else:
-            self._engine.draw(slots)
-        kept = [slot for slot, start in starts.items() if start.cache_key is not None]
-        for slot, saved in zip(kept, self._engine.save(kept), strict=True):
-            self._settled[starts[slot].cache_key] = _Settled(saved=saved, num_bytes=array_bytes(saved))
+        """Play the settling steps from these starts, and from others that come along for nothing, and keep what comes of it."""
+        slots, chosen = list(starts), list(starts.values())
+        known = {start.key for start in chosen} | self._settled.keys()
+        for scene, count in self._engine.room_to_settle(slots, [start.scene for start in chosen]).items():
+            task_id = next(start.task_id for start in chosen if start.scene is scene)
+            chosen += islice((start for start in self._starts_to_come(task_id) if start.key not in known), count)
+        scenes, states = [start.scene for start in chosen], [start.state for start in chosen]
+        settled = self._engine.settle(slots, scenes, states, np.tile(SETTLING_ACTION, (self._settle_steps, 1)))
+        for start, saved in zip(chosen, settled, strict=True):
+            self._settled[start.key] = _Settled(saved=saved, num_bytes=array_bytes(saved))
 
     def _forget_settled(self) -> None:
         """Let the starts that were not used for longest go, until the others fit."""
         num_bytes = sum(settled.num_bytes for settled in self._settled.values())
         while num_bytes > SETTLED_BYTES:
             num_bytes -= self._settled.popitem(last=False)[1].num_bytes
-
-    def _copy_settled(self, starts: Mapping[int, Start]) -> None:
-        """Put these slots into their starts, which were settled before."""
-        saved = []
-        for start in starts.values():
-            saved.append(self._settled[start.cache_key].saved)
-            self._settled.move_to_end(start.cache_key)
-        if starts:
-            self._engine.restore(list(starts), [start.scene for start in starts.values()], saved)
 
     def _observe(self) -> dict[str, Any]:
         """The observation of all slots, in memory of its own."""

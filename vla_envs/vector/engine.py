@@ -112,6 +112,23 @@ class Engine(Protocol):
         """Start an episode in each of n slots, from [time, qpos, qvel] of its scene."""
         ...
 
+    def room_to_settle(self, slots: Sequence[int], scenes: Sequence[EngineScene]) -> Mapping[EngineScene, int]:
+        """How many more states of each scene `settle` takes along for nothing, when it is given these; none is not named."""
+        ...
+
+    def settle(
+        self, slots: Sequence[int], scenes: Sequence[EngineScene], states: Sequence[np.ndarray], actions: np.ndarray
+    ) -> list[Any]:
+        """Begin an episode in each of some states, play `actions`, draw, and return what `restore` takes; goals do not end it.
+
+        Args:
+            slots: n slots whose episodes are over: in an unknown state afterwards.
+            scenes: Scene of each state; the first n are those of the slots.
+            states: [time, qpos, qvel] each: n, and as many more as there is room for.
+            actions: (K, 7).
+        """
+        ...
+
     def step(self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool = True) -> StepResult:
         """Play chunks, each until its goal holds, and draw each slot once, as it looks then.
 

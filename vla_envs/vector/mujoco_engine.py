@@ -12,7 +12,7 @@ Gymnasium's AsyncVectorEnv does after it has made an env to look at its spaces.
 import atexit
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
@@ -85,6 +85,18 @@ class MujocoEngine:
             for slot, scene in zip(slots, scenes, strict=True):
                 self._occupy(slot, scene)
             self._for_each(slots, lambda index: self._player(slots[index]).begin(states[index]))
+
+    def room_to_settle(self, slots: Sequence[int], scenes: Sequence[EngineScene]) -> Mapping[EngineScene, int]:
+        return {}
+
+    def settle(
+        self, slots: Sequence[int], scenes: Sequence[EngineScene], states: Sequence[np.ndarray], actions: np.ndarray
+    ) -> list[Any]:
+        with self._busy:
+            self.begin(slots, scenes, states)
+            chunks = np.tile(actions, (len(slots), 1, 1))
+            self.step(slots, chunks, np.full(len(slots), len(actions)), until_goal=False)
+            return self.save(slots)
 
     def step(
         self,

@@ -19,5 +19,5 @@ class Start:
     init_state_id: int
     """Stored initial state of the benchmark; -1 for a state of its own."""
     instruction: str
-    cache_key: Hashable | None
-    """Equal for equal starts, which are then settled and drawn once; None for a start that will not come again."""
+    key: Hashable
+    """Equal for equal starts of an env, which are then settled and drawn once."""

@@ -3,7 +3,7 @@
 OpenGL colours a point by clamp(ambient + diffuse + specular light) x texture. The ray caster adds specular light after the
 texture, and clamps last: where light adds up to more than 1, its surfaces are too bright. So quality "match" casts two pictures
 with four rays per pixel, the light on white surfaces and the textures in full light, and multiplies them; "fast" casts one
-picture with one ray per pixel.
+picture with one ray per pixel, where there is too much light in a dimmed scene.
 
 What OpenGL draws and a ray caster does not: sites (the glow of a stove that is on) and mirror images in shiny boxes.
 """
@@ -59,7 +59,7 @@ class Cameras:
             return mujoco_warp.put_model(look), context
 
         if quality == "fast":
-            self._layers = [layer(_lit(model), textures=True)]
+            self._layers = [layer(_dimmed(model), textures=True)]
         else:
             self._layers = [layer(_lit(model), textures=False), layer(_textured(model), textures=True)]
         shape = (worlds.num_worlds, image_size, image_size, 3)
@@ -92,6 +92,43 @@ def _lit(model: mujoco.MjModel) -> mujoco.MjModel:
         stored = texels / 255.0
         texels[:] = np.round(255 * np.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4))
     return look
+
+
+def _dimmed(model: mujoco.MjModel) -> mujoco.MjModel:
+    """As `_lit`. If light from above adds up to more than 1, that becomes 1, and highlights, which OpenGL clamps away, go."""
+    look, light = _lit(model), _light_from_above(model)
+    if light > 1.0:
+        for colours in (look.light_ambient, look.light_diffuse, look.vis.headlight.ambient, look.vis.headlight.diffuse):
+            colours[:] /= light
+        look.mat_specular[:] = 0.0
+    return look
+
+
+def _light_from_above(model: mujoco.MjModel) -> float:
+    """The most light on a level surface among the places that the room's fixed cameras look at, as OpenGL adds it up."""
+    data, shown, geom = mujoco.MjData(model), np.zeros(mujoco.mjNGROUP, np.uint8), np.zeros(1, np.int32)
+    shown[_VISUAL_GROUP] = 1
+    mujoco.mj_forward(model, data)
+    most, head = 0.0, model.vis.headlight
+    for camera in np.flatnonzero(model.cam_bodyid == 0):
+        ahead = -data.cam_xmat[camera].reshape(3, 3)[:, 2]
+        distance = mujoco.mj_ray(model, data, data.cam_xpos[camera], ahead, shown, 1, -1, geom)
+        place = data.cam_xpos[camera] + max(distance, 0.0) * ahead
+        light = head.ambient.max() + head.diffuse.max() * max(-ahead[2], 0.0) if head.active else 0.0
+        for index in np.flatnonzero(model.light_active):
+            strength, towards = 1.0, -data.light_xdir[index]
+            if model.light_type[index] != mujoco.mjtLightType.mjLIGHT_DIRECTIONAL:
+                towards = data.light_xpos[index] - place
+                reach = np.linalg.norm(towards)
+                towards = towards / reach
+                cosine = -towards @ data.light_xdir[index]
+                inside = cosine > np.cos(np.deg2rad(model.light_cutoff[index]))
+                strength = inside * cosine ** model.light_exponent[index]
+                strength /= model.light_attenuation[index] @ (1.0, reach, reach**2)
+            diffuse = model.light_diffuse[index].max() * max(towards[2], 0.0)
+            light += strength * (diffuse + model.light_ambient[index].max())
+        most = max(most, light)
+    return float(most)
 
 
 def _textured(model: mujoco.MjModel) -> mujoco.MjModel:

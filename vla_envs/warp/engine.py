@@ -6,7 +6,9 @@ much as one that plays.
 """
 
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,6 +108,30 @@ class WarpEngine:
             with self._device.turn():
                 for batch, rows, worlds in self._shares(slots):
                     batch.worlds.begin(worlds, [states[row] for row in rows])
+
+    def room_to_settle(self, slots: Sequence[int], scenes: Sequence[EngineScene]) -> Mapping[EngineScene, int]:
+        with self._busy:
+            self._house(slots, scenes)
+            return {scene: -count % self._num_worlds(scene) for scene, count in Counter(scenes).items()}
+
+    def settle(
+        self, slots: Sequence[int], scenes: Sequence[EngineScene], states: Sequence[np.ndarray], actions: np.ndarray
+    ) -> list[Any]:
+        """As `Engine.settle`. All worlds of a scene take part, and those that are being played go back to where they were."""
+        with self._busy:
+            self._house(slots, scenes[: len(slots)])
+            settled: list[Any] = [None] * len(states)
+            for scene in dict.fromkeys(scenes):
+                rows = [row for row, other in enumerate(scenes) if other is scene]
+                for batch in cycle(self._batches[scene]):
+                    taken, rows = rows[: batch.worlds.num_worlds], rows[batch.worlds.num_worlds :]
+                    if not taken:
+                        break
+                    with self._device.turn():
+                        saved = batch.worlds.settle([states[row] for row in taken], actions)
+                    for row, world in zip(taken, saved, strict=True):
+                        settled[row] = world
+            return settled
 
     def step(self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool = True) -> StepResult:
         with self._busy:
@@ -230,6 +256,9 @@ class WarpEngine:
     def _check_open(self) -> None:
         if self._closed:
             raise NotResetError("this engine is closed: make a new one")
+
+    def _num_worlds(self, scene: EngineScene) -> int:
+        return sum(batch.worlds.num_worlds for batch in self._batches[scene])
 
     def _home(self, slot: int) -> _Home:
         self._check_open()

@@ -144,6 +144,21 @@ class Worlds:
         for _ in range(num_actions):
             self._control_step()
 
+    def settle(self, states: Sequence[np.ndarray], actions: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+        """Play (K, 7) actions from each of up to N states, and return what `save` does; afterwards no world has moved."""
+        kept = [wp.clone(array) for array in self._everything()]
+        worlds = range(len(states))
+        self.begin(worlds, states)
+        chunk = np.zeros((len(actions), self.num_worlds, ACTION_DIM), np.float32)
+        chunk[:] = actions[:, None]
+        steps = np.where(np.arange(self.num_worlds) < len(states), len(actions), 0).astype(np.int32)
+        self.play(wp.array(chunk, device="cpu", copy=False), wp.array(steps, device="cpu", copy=False), until_goal=False)
+        settled = self.save(worlds)
+        for array, was in zip(self._everything(), kept, strict=True):
+            wp.copy(array, was)
+        wait()
+        return settled
+
     def save(self, worlds: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
         """Of each of these worlds, all that its future depends on and what is seen of it: copies."""
         chosen = self._chosen(worlds)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from vla_envs.errors import SceneFormatError, UnsupportedTaskError
+from vla_envs.isaac.env import IsaacEnv
 from vla_envs.isaac.lab.entities import Kind, find_entities, joints_of, prim_name
 from vla_envs.isaac.lab.surfaces import surface_of
 from vla_envs.isaac.lab.task_file import converted_tasks, load_task
+from vla_envs.isaac.randomize import START_NUMBERS
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.recent_scenes import shared_scene
 
@@ -103,7 +105,7 @@ def test_a_converted_task_is_read_back_as_it_was_and_shares_its_files(scene: Lib
     pytest.importorskip("pxr", reason="needs OpenUSD: pip install 'vla-envs[usd]'")
     from vla_envs.isaac.lab.convert import convert_task
 
-    file = convert_task(scene, tmp_path, num_starts=3, seed=0)
+    file = convert_task(scene, tmp_path, num_starts=3)
     written = sorted((tmp_path / "assets").iterdir())
     task = load_task(tmp_path, "libero_spatial", 3)
     assert task.file == file
@@ -115,8 +117,23 @@ def test_a_converted_task_is_read_back_as_it_was_and_shares_its_files(scene: Lib
     assert task.starts.joint_positions.shape == (3, sum(len(part.joints) for part in task.parts))
     kinds = [predicate["kind"] for predicate in task.goal.predicates]
     assert kinds == [type(predicate).__name__ for predicate in scene.scene.goal.predicates]
-    convert_task(scene, tmp_path, num_starts=3, seed=0)
+    convert_task(scene, tmp_path, num_starts=3)
     assert sorted((tmp_path / "assets").iterdir()) == written
+
+
+def test_converted_starts_are_those_of_the_other_backends(scene: LiberoEngineScene, tmp_path: Path):
+    pytest.importorskip("pxr", reason="needs OpenUSD: pip install 'vla-envs[usd]'")
+    from vla_envs.isaac.lab.convert import convert_task
+
+    convert_task(scene, tmp_path, num_starts=2)
+    converted = load_task(tmp_path, "libero_spatial", 3).starts.mujoco_states
+    envs = IsaacEnv(4, suite="libero_spatial", task_id=3, num_starts=2, cameras=(), backend="mujoco")
+    envs.reset(seed=1)
+    numbers = [int(np.random.default_rng([1, slot]).integers(START_NUMBERS)) % 2 for slot in range(4)]
+    assert set(numbers) == {0, 1}
+    for number, state in zip(numbers, envs.get_state(), strict=True):
+        np.testing.assert_allclose(converted[number, 1:], state[1:], atol=1e-9)
+    envs.close()
 
 
 def test_a_damaged_task_is_refused(tmp_path: Path):

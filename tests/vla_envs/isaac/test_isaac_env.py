@@ -76,6 +76,15 @@ def test_a_slots_starts_do_not_depend_on_the_number_of_slots():
     many.close()
 
 
+def test_a_task_has_as_many_starts_as_it_is_asked_for():
+    envs = make_envs(8, settle_steps=0, num_starts=3)
+    assert len({state.tobytes() for _ in range(3) for state in starts(envs)}) == 3
+    envs.close()
+    endless = make_envs(8, settle_steps=0, num_starts=None)
+    assert len({state.tobytes() for _ in range(3) for state in starts(endless)}) == 24
+    endless.close()
+
+
 def test_starts_are_random_states_and_none_of_the_stored_ones(scene: LiberoEngineScene):
     envs = make_envs(4, settle_steps=0)
     for state in starts(envs, seed=0):

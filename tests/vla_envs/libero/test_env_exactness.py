@@ -271,20 +271,16 @@ def test_after_a_fault_the_slot_plays_its_next_episode_as_if_nothing_had_been(mo
 class _DivergingStarts(LiberoEnv):
     """Slot 1 begins where physics gives up while settling."""
 
-    cached = True
-
     def _next_start(self, slot: int, rng: np.random.Generator, episode: int, options: Mapping[str, np.ndarray]) -> Start:
         start = super()._next_start(slot, rng, episode, options)
         if slot != 1:
             return start
-        return replace(start, state=diverging(start.state), cache_key=("diverging",) if self.cached else None)
+        return replace(start, state=diverging(start.state), key="diverging")
 
 
-@pytest.mark.parametrize("cached", [True, False], ids=["saved", "not saved"])
-def test_a_start_that_diverges_while_settling_ends_its_episode_with_the_first_step(cached: bool):
+def test_a_start_that_diverges_while_settling_ends_its_episode_with_the_first_step():
     loaded_scene(*BOWL_ON_PLATE)
     envs = _DivergingStarts(2, task_ids=[0], detail="fast", cameras=(), chunk_size=3, autoreset_mode=AutoresetMode.DISABLED)
-    envs.cached = cached
     for _ in range(2):
         envs.reset(seed=0)
         _, _, terminated, truncated, info = envs.step(np.zeros((2, 3, 7)))

@@ -39,9 +39,10 @@ def test_pictures_that_match_look_like_opengls_in_one_task_of_each_suite(device:
     assert min(decibels.values()) >= 22, decibels
 
 
-def test_fast_pictures_show_the_same_things_in_other_light(device: WarpDevice):
-    mine, theirs = pictures(TASKS[2], "fast", device)
-    assert psnr(mine, theirs) > 12
-    for one, other in zip(mine.astype(float), theirs.astype(float), strict=True):
-        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9
-        assert np.corrcoef(one[:, ::-1].ravel(), other.ravel())[0, 1] < 0.9  # not the other way round
+def test_fast_pictures_show_the_same_things_in_much_the_same_light(device: WarpDevice):
+    drawn = {task: pictures(task, "fast", device) for task in (TASKS[2], TASKS[4])}  # two lights, and three: too many
+    for mine, theirs in drawn.values():
+        assert psnr(mine, theirs) > 18
+        for one, other in zip(mine.astype(float), theirs.astype(float), strict=True):
+            assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9
+            assert np.corrcoef(one[:, ::-1].ravel(), other.ravel())[0, 1] < 0.9  # not the other way round

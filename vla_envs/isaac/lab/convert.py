@@ -42,14 +42,13 @@ SETTLE_STEPS = 10
 """Control steps that every start has been played, as LIBERO's own evaluation does."""
 
 
-def convert_task(engine_scene: LiberoEngineScene, folder: Path, *, num_starts: int, seed: int) -> Path:
+def convert_task(engine_scene: LiberoEngineScene, folder: Path, *, num_starts: int) -> Path:
     """Write one task.
 
     Args:
         engine_scene: The task.
         folder: Receives the files; tasks share what is equal.
         num_starts: How many starts to draw.
-        seed: Of their places.
 
     Returns:
         The task's own file.
@@ -63,7 +62,7 @@ def convert_task(engine_scene: LiberoEngineScene, folder: Path, *, num_starts: i
     parts = tuple(_part(names, entity, writer.write(scene.model, entity), folder) for entity in names.entities)
     frames: list[Frame] = []
     goal = _goal(scene, names, frames)
-    states, orientation, fingers = _settled_states(engine_scene, num_starts, seed)
+    states, orientation, fingers = _settled_states(engine_scene, num_starts)
     if scene.visual_switches:
         _log.warning("%s: the glow of a burner is not drawn by Isaac Lab", scene.name)
     return save_task(
@@ -191,12 +190,11 @@ def _goal(scene: Scene, names: Names, frames: list[Frame]) -> Goal:
     return Goal(predicates=tuple(predicates), contact_pairs=pairs, joints=tuple(joints))
 
 
-def _settled_states(engine_scene: LiberoEngineScene, num_starts: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _settled_states(engine_scene: LiberoEngineScene, num_starts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """MuJoCo states (S, 1 + nq + nv) at rest, and what all controllers then remember: goal orientation and finger commands."""
     scene, local = engine_scene.scene, threading.local()
     draws = InitialStates(scene)
-    random = np.random.default_rng(seed)
-    drawn = [draws.draw(random) for _ in range(num_starts)]
+    drawn = [draws.numbered(number) for number in range(num_starts)]
 
     def settle(state: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         player: LiberoPlayer = local.__dict__.setdefault("player", engine_scene.new_player())

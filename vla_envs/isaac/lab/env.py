@@ -28,6 +28,7 @@ from isaaclab.envs import ManagerBasedRLEnv
 
 from vla_envs.errors import NotResetError
 from vla_envs.isaac.lab.observed import Observed
+from vla_envs.isaac.randomize import START_NUMBERS
 from vla_envs.vector.arguments import read_reset_options, read_seeds
 from vla_envs.vector.arrays import giver, on_host
 from vla_envs.vector.conversion import convert_texts_to_themselves
@@ -35,8 +36,6 @@ from vla_envs.vector.infos import with_masks
 from vla_envs.vector.options import RENDER_MODES
 from vla_envs.vector.spec import plain_spec
 
-_SEEDS = 2**31
-"""Seeds of episodes are below this: more than NumPy and PyTorch both take is not needed."""
 _GAVE_UP = "the simulation diverged, or contacts and constraints beyond its buffers were dropped"
 
 
@@ -301,7 +300,7 @@ class IsaacLabEnv(gym.vector.VectorEnv):
         for slot in slots:
             rng = self._slot_rngs[slot]
             assert rng is not None
-            seeds[slot] = int(rng.integers(_SEEDS))
+            seeds[slot] = int(rng.integers(START_NUMBERS))
         numbered = hasattr(self._env, "episode_seeds")
         observation = self._begin_numbered(seeds) if numbered else self._begin_seeded(seeds)
         self._show(observation, mask)
