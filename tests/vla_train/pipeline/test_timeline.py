@@ -127,6 +127,7 @@ def test_a_trace_that_was_written_is_read_back(name: str, tmp_path: Path) -> Non
         gzip.compress(b"x" * 999)[:20],  # cut short
         b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 30,  # a good head, and then noise
     ],
+    ids=["empty", "another JSON", "another JSON, packed", "cut short", "noise"],
 )
 def test_a_damaged_trace_is_an_error_that_names_the_file(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "trace.json.gz").write_bytes(content)

@@ -14,7 +14,7 @@ from isaaclab.utils import configclass
 from isaaclab_newton.physics import MJWarpSolverCfg, NewtonManager
 from isaaclab_newton.physics.mjwarp_manager import NewtonMJWarpManager
 from mujoco_warp import OverflowType
-from newton import Model
+from newton import JointType, Model
 from newton.solvers import SolverMuJoCo
 
 _OVERFLOWS = OverflowType.NEFC | OverflowType.NJMAX_NNZ | OverflowType.BROADPHASE | OverflowType.NARROWPHASE
@@ -68,6 +68,7 @@ class NewtonSubstepManager(NewtonMJWarpManager):
     def _create_solver(cls, model: Model, solver_cfg: SubstepSolverCfg) -> SubstepSolver:
         options = cls._filter_solver_kwargs(SolverMuJoCo, solver_cfg)
         options.pop("ls_parallel", None)
+        _keep_what_stands_apart(model)
         solver = SubstepSolver(model, **options)
         names = SolverNames(solver)
         damping = solver.mjw_model.dof_damping.numpy()
@@ -105,6 +106,23 @@ class SolverNames:
     def geom(self, name: str) -> int:
         """Id of `<entity>/<body>/<geom>`."""
         return self._geoms[name]
+
+
+def _keep_what_stands_apart(model: Model) -> None:
+    """Let what cannot move not touch: a cabinet and its table.
+
+    MuJoCo leaves such contacts out. Newton's fixed bases are no part of MuJoCo's world body, so it would keep them: constraints on
+    nothing, with forces of 1e17 N in which the solver's costs drown.
+    """
+    moves = np.zeros(model.body_count + 1, bool)  # the last is the world, body -1
+    for joint_type, parent, child in zip(
+        model.joint_type.numpy(), model.joint_parent.numpy(), model.joint_child.numpy(), strict=True
+    ):  # parents come first
+        moves[child] = moves[parent] or joint_type != JointType.FIXED
+    groups = model.shape_collision_group.numpy()
+    stands = ~moves[model.shape_body.numpy()]
+    groups[stands & (groups > 0)] *= -1  # a negative group touches all but itself
+    model.shape_collision_group.assign(groups)
 
 
 @wp.kernel
