@@ -44,7 +44,7 @@ train: setup     ## train the default recipe on real LIBERO; options: make train
 	$(BIN)/python -m vla_train train $(ARGS)
 
 test: setup      ## run all tests that need no GPU
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 $(ISAACLAB_VENV)/.ready: pyproject.toml vla_envs/pyproject.toml vla_train/pyproject.toml
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12) and "error: Isaac Lab needs Python 3.12; name it with: make PYTHON312=...")'
