@@ -3,7 +3,7 @@
 OpenGL colours a point by clamp(ambient + diffuse + specular light) x texture. The ray caster adds specular light after the
 texture, and clamps last: where light adds up to more than 1, its surfaces are too bright. So quality "match" casts two pictures
 with four rays per pixel, the light on white surfaces and the textures in full light, and multiplies them; "fast" casts one
-picture with one ray per pixel, where there is too much light in a dimmed scene.
+picture with one ray per pixel, of a dimmed scene where there is too much light.
 
 What OpenGL draws and a ray caster does not: sites (the glow of a stove that is on) and mirror images in shiny boxes.
 """
@@ -121,7 +121,7 @@ def _light_from_above(model: mujoco.MjModel) -> float:
                 towards = data.light_xpos[index] - place
                 reach = np.linalg.norm(towards)
                 towards = towards / reach
-                cosine = -towards @ data.light_xdir[index]
+                cosine = max(-towards @ data.light_xdir[index], 0.0)
                 inside = cosine > np.cos(np.deg2rad(model.light_cutoff[index]))
                 strength = inside * cosine ** model.light_exponent[index]
                 strength /= model.light_attenuation[index] @ (1.0, reach, reach**2)
