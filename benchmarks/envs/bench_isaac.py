@@ -75,8 +75,10 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--mujoco-envs", type=int, default=0, help="slots of MuJoCo to compare with; not with isaaclab")
+    parser.add_argument("--mujoco-envs", type=int, default=0, help="slots of MuJoCo to compare with (default: none)")
     arguments = parser.parse_args()
+    if arguments.mujoco_envs and arguments.backend == "isaaclab":
+        parser.error("--mujoco-envs needs compiled scenes, and --scene-dir names converted tasks")
     common: dict[str, Any] = {
         "suite": arguments.suite,
         "task_id": arguments.task_id,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from converted import TASKS, begin, make, name_of, play, reference
+from isaaclab_newton.physics import NewtonManager
 
 from vla_envs.isaac.lab.env import IsaacLabEnv
 
@@ -29,6 +30,17 @@ def test_what_lies_at_rest_stays_there_in_every_world(env: IsaacLabEnv, task: tu
     print(f"{name_of(task)}: objects at rest within {away.max() * 1e3:.3f} mm")
     assert away.max() < 1e-3
     assert np.abs(played["state"] - expected["rest.proprioception"][1:, None]).max() < 1e-3
+
+
+def test_in_every_contact_something_can_move(env: IsaacLabEnv, task: tuple[str, int]):
+    """As MuJoCo has it; Newton of itself lets a robot's base touch the table that it stands in."""
+    begin(env, 0)
+    play(env, reference(task)["rest.actions"][:1])
+    model, data = NewtonManager._solver.mj_model, NewtonManager._solver.mjw_data
+    touching = data.contact.geom.numpy()[: int(data.nacon.numpy()[0])]
+    assert len(touching) > 0
+    can_move = model.body_dofnum[model.body_weldid[model.geom_bodyid]] > 0
+    assert can_move[touching].any(axis=1).all()
 
 
 def test_the_arm_moves_as_mujoco_moves_it(env: IsaacLabEnv, task: tuple[str, int]):

@@ -113,7 +113,7 @@ class Engine(Protocol):
         ...
 
     def room_to_settle(self, slots: Sequence[int], scenes: Sequence[EngineScene]) -> Mapping[EngineScene, int]:
-        """How many more states of each scene `settle` takes along for nothing, when it is given these; none is not named."""
+        """How many more states of each scene `settle` takes along for nothing, if it is given these; 0 for one not named."""
         ...
 
     def settle(

@@ -135,6 +135,16 @@ def forget(
 
 
 @wp.func
+def axis_angle(wxyz: wp.quat) -> wp.vec3:
+    """Radians about each axis, as robosuite computes them from a quaternion in MuJoCo's order; those of its negative differ."""
+    cosine = wp.clamp(wxyz[0], -1.0, 1.0)
+    length = wp.sqrt(1.0 - cosine * cosine)
+    if length == 0.0:
+        return wp.vec3()
+    return wp.vec3(wxyz[1], wxyz[2], wxyz[3]) * (2.0 * wp.acos(cosine) / length)
+
+
+@wp.func
 def _factor(matrix: Any, size: int):
     """Lower Cholesky factor of a symmetric matrix, in its lower triangle."""
     for column in range(size):

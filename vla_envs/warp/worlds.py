@@ -20,16 +20,15 @@ from mujoco_warp import OverflowType
 
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM
-from vla_envs.warp.controller import Constants, constants_on_device, control, forget, new_memory
+from vla_envs.warp.controller import Constants, axis_angle, constants_on_device, control, forget, new_memory
 from vla_envs.warp.device import Replayed, wait
 from vla_envs.warp.goals import Predicates, find_touching, goal_holds, predicates_on_device
+from vla_envs.warp.sanity import is_bad
 
 _SEEN = ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
 """What the renderer reads of a world."""
 _PHYSICS = ("time", "qpos", "qvel", "qacc_warmstart")
 """What a world's future depends on, the controller apart."""
-_HUGE = wp.constant(1e10)
-"""MuJoCo's bound of a sane number."""
 
 FAULTS = (
     "",
@@ -287,11 +286,6 @@ def _copy_playing(left: wp.array[int], source: wp.array2d[Any], target: wp.array
         target[world, item] = source[world, item]
 
 
-@wp.func
-def _is_bad(number: float) -> bool:
-    return not (wp.abs(number) < _HUGE)
-
-
 @wp.kernel
 def _end_control_step(
     predicates: Predicates,
@@ -323,10 +317,10 @@ def _end_control_step(
         if (overflow[world] & _TOO_MANY_CONSTRAINTS) != 0:
             faults[world] = _CONSTRAINTS
         for index in range(qpos.shape[1]):
-            if _is_bad(qpos[world, index]):
+            if is_bad(qpos[world, index]):
                 faults[world] = _DIVERGED
         for index in range(qvel.shape[1]):
-            if _is_bad(qvel[world, index]) or _is_bad(qacc[world, index]):
+            if is_bad(qvel[world, index]) or is_bad(qacc[world, index]):
                 faults[world] = _DIVERGED
         if faults[world] == 0:
             left[world] = left[world] - 1
@@ -357,14 +351,9 @@ def _feel(
     if left[world] == 0:
         return
     position = site_xpos[world, constants.grip_site]
-    turn = xquat[world, constants.eef_body]  # MuJoCo's order: w x y z
-    cosine = wp.clamp(turn[0], -1.0, 1.0)
-    length = wp.sqrt(1.0 - cosine * cosine)
-    scale = float(0.0)
-    if length > 0.0:
-        scale = 2.0 * wp.acos(cosine) / length
+    turned = axis_angle(xquat[world, constants.eef_body])
     for axis in range(3):
         proprioception[world, axis] = position[axis]
-        proprioception[world, 3 + axis] = turn[1 + axis] * scale
+        proprioception[world, 3 + axis] = turned[axis]
     for finger in range(2):
         proprioception[world, 6 + finger] = qpos[world, constants.finger_qpos[finger]]

@@ -203,6 +203,7 @@ def test_asking_for_isaac_lab_says_what_to_convert_and_what_to_install(tmp_path:
         ({"settle_steps": 0}, "settle_steps is 10 in converted tasks, got 0"),
         ({"detail": "fast"}, "detail is 'full' in converted tasks, got 'fast'"),
         ({"num_envs": 0}, "num_envs must be an integer of at least 1, got 0"),
+        ({"num_starts": 50}, "num_starts of converted tasks is what `convert --num-starts` was given"),
     ],
 )
 def test_what_isaac_lab_cannot_play_is_refused_before_anything_starts(tmp_path: Path, arguments: dict[str, Any], message: str):
@@ -219,6 +220,7 @@ def test_what_is_for_isaac_lab_is_refused_elsewhere():
     ("arguments", "message"),
     [
         ({"backend": "isaacgym"}, "backend must be one of 'auto', 'isaaclab', 'mujoco', 'warp', got 'isaacgym'"),
+        ({"num_starts": 0}, "num_starts must be an integer of at least 1, got 0"),
         ({"task_id": 10}, r"libero_spatial has tasks 0\.\.9, got task_id=10"),
         ({"task_id": None}, r"libero_spatial has tasks 0\.\.9, got task_id=None"),
         ({"task_id": [0]}, r"libero_spatial has tasks 0\.\.9, got task_id=\[0\]"),

@@ -15,9 +15,7 @@ from vla_envs.isaac.lab.physics import SolverNames
 from vla_envs.isaac.lab.task_file import ConvertedTask, load_task_file
 from vla_envs.libero import goals
 from vla_envs.warp.goals import Predicates, find_touching, goal_holds, predicates_on_device
-
-_HUGE = wp.constant(1e10)
-"""MuJoCo's bound of a sane number."""
+from vla_envs.warp.sanity import is_bad
 
 
 class GoalReached(ManagerTermBase):
@@ -110,11 +108,6 @@ def _judge(
     held[world] = goal_holds(predicates, world, qpos, xpos, xpos, xmat, touching)
 
 
-@wp.func
-def _is_bad(number: float) -> bool:
-    return not (wp.abs(number) < _HUGE)
-
-
 @wp.kernel
 def _give_up(
     overflowed: wp.array[int],
@@ -126,7 +119,7 @@ def _give_up(
     world = wp.tid()
     bad = overflowed[world] != 0
     for index in range(qpos.shape[1]):
-        bad = bad or _is_bad(qpos[world, index])
+        bad = bad or is_bad(qpos[world, index])
     for index in range(qvel.shape[1]):
-        bad = bad or _is_bad(qvel[world, index]) or _is_bad(qacc[world, index])
+        bad = bad or is_bad(qvel[world, index]) or is_bad(qacc[world, index])
     gave_up[world] = bad

@@ -25,7 +25,7 @@ from vla_envs.isaac.lab.task_file import Controller, Frame, load_task_file
 from vla_envs.libero.controller import new_control_state
 from vla_envs.libero.scene import OscConstants
 from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM
-from vla_envs.warp.controller import constants_on_device, control, new_memory
+from vla_envs.warp.controller import axis_angle, constants_on_device, control, new_memory
 
 _ARM_JOINTS = wp.constant(7)
 
@@ -257,13 +257,10 @@ def _feel(
     if chosen[world] == 0:
         return
     if hand:
-        turn = xquat[world, hand_body]  # MuJoCo's order: w x y z
-        cosine = wp.clamp(hand_sign * turn[0], -1.0, 1.0)
-        length = wp.sqrt(1.0 - cosine * cosine)
-        scale = hand_sign * wp.where(length > 0.0, 2.0 * wp.acos(cosine) / length, 0.0)
+        turned = axis_angle(hand_sign * xquat[world, hand_body])
         for axis in range(3):
             proprioception[world, axis] = xpos[world, 0][axis]
-            proprioception[world, 3 + axis] = turn[1 + axis] * scale
+            proprioception[world, 3 + axis] = turned[axis]
     if fingers:
         for finger in range(2):
             proprioception[world, 6 + finger] = qpos[world, finger_qpos[finger]]

@@ -112,7 +112,7 @@ def _keep_what_stands_apart(model: Model) -> None:
     """Let what cannot move touch nothing that cannot move: a robot's base and its table.
 
     MuJoCo leaves such contacts out. Newton makes a body of its own of each fixed base, so they would stay: constraints on
-    nothing, with forces of 1e17 N, beside which the solver's other costs are lost in rounding.
+    nothing, with forces of 1e17 N.
     """
     moves = np.zeros(model.body_count + 1, bool)  # the last is the world, body -1
     for joint_type, parent, child in zip(

@@ -1,6 +1,7 @@
 """Converted tasks as registered Isaac Lab tasks: `Isaac-Libero-Spatial-0-v0`, `Isaac-Libero-Goal-3-v0`, ...
 
 from vla_envs.isaac.lab.tasks import register_tasks
+
 register_tasks(folder)
 env = gym.make("Isaac-Libero-Goal-0-v0", cfg=parse_env_cfg("Isaac-Libero-Goal-0-v0", device="cuda:0", num_envs=64))
 """
