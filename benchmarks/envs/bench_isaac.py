@@ -9,7 +9,8 @@ On any machine with LIBERO, and then on the one with the GPU:
     python benchmarks/envs/bench_isaac.py --backend isaaclab --scene-dir TASKS --worlds 64 256 1024 4096
 
 Prints one JSON line per measurement. Worlds begin in random states of their own and play random actions. `made_s` and
-`first_reset_s` hold the compilation of what is not in Warp's cache yet.
+`first_reset_s` hold the compilation of what is not in Warp's cache yet. `gpu_mb_per_world` is what was newly taken from the
+GPU: Warp keeps freed memory, so only a process' first measurement says it all.
 """
 
 import argparse
