@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--max-policy-batch", type=int, default=64, help="rows of one policy call, at most")
     parser.add_argument("--policy-size", choices=("tiny", "small", "openvla-7b"), help="default: small, gpu: openvla-7b")
     parser.add_argument("--compile", action="store_true", help="compile the policy: faster calls, minutes to warm up")
-    parser.add_argument("--max-episode-steps", type=int, default=80, help="short: an iteration plays one in every slot")
+    parser.add_argument("--max-episode-steps", type=int, default=80, help="of an episode; an iteration plays one in each slot")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the serial and of the pipelined measurement")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_system"))
     arguments = parser.parse_args()
