@@ -108,10 +108,12 @@ class PolicyConfig:
     """Pass images through JPEG (quality 95) first; auto: as the checkpoint says, otherwise on for LIBERO's datasets."""
     compile: bool = False
     """Compile the model with torch.compile (worth it on GPUs)."""
-    fp8: bool = False
-    """Sample and evaluate with FP8 weights (GPUs from Ada or Hopper on): faster, less precise; log-probs are of these."""
     lora_rank: int = 0
-    """Rank of LoRA adapters on all linear layers, which alone are then trained; 0 trains all weights."""
+    """Rank of LoRA adapters, which alone are then trained; 0 trains all weights."""
+    lora_layers: Literal["all", "language"] = "all"
+    """Where adapters go: on all linear layers that run, or on the language model's alone (a faster update)."""
+    base_dtype: Literal["auto", "fp8", "nf4"] = "auto"
+    """The language model under the adapters: auto: as dtype; fp8: half the memory, faster (Ada, Hopper); nf4: a quarter."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -313,6 +315,10 @@ class TrainConfig:
             self.rollout.group_size >= 2 or estimator is None or not estimator.needs_group,
             f"rollout.group_size must be at least 2, got {self.rollout.group_size}: algo.advantage {self.algo.advantage} "
             "compares the episodes of a group (reinforce does not)",
+        )
+        require(
+            self.policy.base_dtype == "auto" or self.policy.lora_rank > 0,
+            f"policy.base_dtype {self.policy.base_dtype} freezes the language model: train adapters, with policy.lora_rank",
         )
         for tracker in self.trackers:
             require(tracker in TRACKERS, f"trackers must be among {', '.join(TRACKERS)}, got {tracker!r}")

@@ -40,10 +40,12 @@ from vla_train.types import EnvDescription, Observation
 PLAIN_POSITIONS = 346
 INSTRUCTION = "pick up the black bowl between the plate and the ramekin and place it on the plate"
 PLAIN = "plain"
-_KINDS: dict[str, dict[str, bool]] = {
+_KINDS: dict[str, dict[str, object]] = {
     "eager": {},
     "compiled": {"compile": True},
-    "fp8": {"compile": True, "fp8": True},
+    "compiled, LoRA": {"compile": True, "lora_rank": 32},
+    "fp8, LoRA": {"compile": True, "lora_rank": 32, "base_dtype": "fp8"},
+    "fp8": {"compile": True, "base_dtype": "fp8"},
 }
 """Ours, and the options that make them."""
 _LOGIT_SPREAD = 4.0
@@ -191,7 +193,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="batches 8, 16 and 128, half the time each, no eager")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.batches, arguments.seconds, arguments.kinds = [8, 16, 128], 1.0, ["compiled", "fp8"]
+        arguments.batches, arguments.seconds, arguments.kinds = [8, 16, 128], 1.0, ["compiled", "fp8, LoRA"]
     report = Report(arguments.budget_s)
     ceiling = matrix_ceiling(arguments.device, torch.bfloat16 if arguments.device == "cuda" else torch.float32)
     report.add(what="device", device=describe_device(arguments.device), ceiling_tflops=ceiling / 1e12)

@@ -11,7 +11,8 @@ and the smaller ones are captured again when they are next called: together they
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ Function = Callable[..., tuple[Tensor, ...]]
 Capture = Callable[[Function, Inputs], tuple[Callable[[], None], tuple[Tensor, ...]]]
 """Of a function and its inputs: what runs it again on those same tensors, and the outputs that this fills."""
 
+_Captured = TypeVar("_Captured")
 _Shapes = tuple[tuple[torch.Size, torch.dtype] | None, ...]
 
 _CALLS_BEFORE_CAPTURE = 2
@@ -35,6 +37,53 @@ class _Graph:
     replay: Callable[[], None]
     outputs: tuple[Tensor, ...]
 
+    def take(self, inputs: Inputs) -> None:
+        """Copy inputs to where the graph reads them."""
+        for kept, given in zip(self.inputs, inputs, strict=True):
+            if kept is not None and given is not None:
+                kept.copy_(given)
+
+
+class _Graphs(Generic[_Captured]):
+    """The graphs of one function, by the shapes of its inputs."""
+
+    def __init__(self, module: nn.Module, new_capture: Callable[[], Callable[[Inputs], _Captured]]) -> None:
+        self._new_capture = new_capture
+        self._capture: Callable[[Inputs], _Captured]
+        self._calls: Counter[_Shapes] = Counter()
+        self._graphs: OrderedDict[_Shapes, _Captured] = OrderedDict()
+        self._weights = WeightAddresses(module)
+        self._addresses = self._weights.now()
+        self._largest = 0
+        """Elements of the largest inputs captured; 0 before there is a pool."""
+
+    def find(self, inputs: Inputs) -> _Captured | None:
+        """The graph for these inputs' shapes; None where the function is to be called without one."""
+        addresses = self._weights.now()
+        if addresses != self._addresses:
+            self._graphs.clear()
+            self._calls.clear()
+            self._largest = 0
+            self._addresses = addresses
+        key = tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)
+        graph = self._graphs.get(key)
+        if graph is None and self._calls[key] < _CALLS_BEFORE_CAPTURE:
+            self._calls[key] += 1
+            return None
+        if graph is None:
+            size = sum(tensor.numel() for tensor in inputs if tensor is not None)
+            if size > self._largest:
+                self._graphs.clear()
+                self._largest = 0
+                self._capture = self._new_capture()  # a pool that no graph uses any more cannot be used again
+            graph = self._graphs[key] = self._capture(tuple(None if tensor is None else tensor.clone() for tensor in inputs))
+            self._largest = max(self._largest, size)
+            if len(self._graphs) > _MAX_GRAPHS:
+                oldest, _ = self._graphs.popitem(last=False)
+                del self._calls[oldest]  # where more shapes than that take turns, hardly any is worth a graph
+        self._graphs.move_to_end(key)
+        return graph
+
 
 class GraphedFunction:
     """A function of tensors (or None) on one CUDA device, captured when a set of shapes occurs for the third time.
@@ -47,45 +96,97 @@ class GraphedFunction:
 
     def __init__(self, function: Function, module: nn.Module, *, new_capture: Callable[[], Capture] | None = None) -> None:
         self._function = function
-        self._new_capture = cuda_graph_capture if new_capture is None else new_capture
-        self._capture: Capture
-        self._calls: Counter[_Shapes] = Counter()
-        self._graphs: OrderedDict[_Shapes, _Graph] = OrderedDict()
-        self._weights = WeightAddresses(module)
-        self._addresses = self._weights.now()
-        self._largest = 0
-        """Elements of the largest inputs captured; 0 before there is a pool."""
+        make_capture = cuda_graph_capture if new_capture is None else new_capture
+
+        def capture_into_new_pool() -> Callable[[Inputs], _Graph]:
+            capture = make_capture()
+            return lambda inputs: _Graph(inputs, *capture(function, inputs))
+
+        self._graphs = _Graphs(module, capture_into_new_pool)
 
     def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        addresses = self._weights.now()
-        if addresses != self._addresses:
-            self._graphs.clear()
-            self._calls.clear()
-            self._largest = 0
-            self._addresses = addresses
-        key = tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)
-        graph = self._graphs.get(key)
-        if graph is None and self._calls[key] < _CALLS_BEFORE_CAPTURE:
-            self._calls[key] += 1
-            return self._function(*inputs)
+        graph = self._graphs.find(inputs)
         if graph is None:
-            size = sum(tensor.numel() for tensor in inputs if tensor is not None)
-            if size > self._largest:
-                self._graphs.clear()
-                self._largest = 0
-                self._capture = self._new_capture()  # a pool that no graph uses any more cannot be used again
-            held = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
-            graph = self._graphs[key] = _Graph(held, *self._capture(self._function, held))
-            self._largest = max(self._largest, size)
-            if len(self._graphs) > _MAX_GRAPHS:
-                oldest, _ = self._graphs.popitem(last=False)
-                del self._calls[oldest]  # where more shapes than that take turns, hardly any is worth a graph
-        self._graphs.move_to_end(key)
-        for kept, given in zip(graph.inputs, inputs, strict=True):
-            if kept is not None and given is not None:
-                kept.copy_(given)
+            return self._function(*inputs)
+        graph.take(inputs)
         graph.replay()
         return graph.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class _GraphWithGradients:
+    forward: _Graph
+    backward: _Graph
+    """From the gradient to the output to those to the parameters."""
+
+
+class GraphedGradients:
+    """A differentiable function of tensors (or None) to one tensor, captured with its backward pass: a training step of small
+    micro-batches is bound by launches too.
+
+    Between a call and its `backward` there must be no other call: activations lie where the next call puts its own.
+
+    Args:
+        function: Reads its inputs and the module's weights, and nothing that changes besides.
+        module: Whose trained weights get gradients.
+        new_capture: See `GraphedFunction`.
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensor], module: nn.Module, *, new_capture: Callable[[], Capture] | None = None
+    ) -> None:
+        self._function = function
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._make_capture = cuda_graph_capture if new_capture is None else new_capture
+        self._graphs = _Graphs(module, self._capture_into_new_pool)
+        self._num_calls = 0
+
+    def _capture_into_new_pool(self) -> Callable[[Inputs], _GraphWithGradients]:
+        capture = self._make_capture()
+
+        def capture_both(inputs: Inputs) -> _GraphWithGradients:
+            torch.autograd.grad(self._function(*inputs).sum(), self._parameters, allow_unused=True)  # compiles what is left to
+            forward = _Graph(inputs, *capture(lambda *given: (self._function(*given),), inputs))
+            (output,) = forward.outputs
+
+            def backward(gradient: Tensor) -> tuple[Tensor, ...]:
+                gradients = torch.autograd.grad(output, self._parameters, gradient, allow_unused=True)
+                return tuple(gradients)  # type: ignore[arg-type]
+
+            gradient = (torch.zeros_like(output),)
+            both = _GraphWithGradients(forward, _Graph(gradient, *capture(backward, gradient)))
+            # What the output keeps alive is not needed any more: the graphs know its addresses.
+            return replace(both, forward=replace(forward, outputs=(output.detach(),)))
+
+        return capture_both
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        self._num_calls += 1
+        graph = self._graphs.find(inputs)
+        if graph is None:
+            return self._function(*inputs)
+        graph.forward.take(inputs)
+        return _Replay.apply(graph, self._still_current(self._num_calls), *self._parameters)
+
+    def _still_current(self, number: int) -> Callable[[], bool]:
+        return lambda: self._num_calls == number
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, graph: _GraphWithGradients, still_current: Callable[[], bool], *parameters: Tensor) -> Tensor:
+        graph.forward.replay()
+        ctx.graph, ctx.still_current = graph, still_current
+        return graph.forward.outputs[0].detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.still_current():
+            raise RuntimeError("call backward() on what `evaluate` gave before you evaluate anything else")
+        backward = ctx.graph.backward
+        backward.take((gradient,))
+        backward.replay()
+        return None, None, *(None if value is None else value.detach() for value in backward.outputs)
 
 
 class WeightAddresses:

@@ -26,7 +26,19 @@ _FIXED = {
         "orientation",
     ),
     "env": ("id", "kwargs", "image_key", "instruction", "success", "success_return", "max_episode_steps"),
-    "policy": ("factory", "kwargs", "checkpoint", "size", "chunk_size", "statistics_key", "gripper", "jpeg", "lora_rank"),
+    "policy": (
+        "factory",
+        "kwargs",
+        "checkpoint",
+        "size",
+        "chunk_size",
+        "statistics_key",
+        "gripper",
+        "jpeg",
+        "lora_rank",
+        "lora_layers",
+        "base_dtype",
+    ),
     "rollout": ("group_size", "temperature"),
 }
 """What a resumed run cannot change, by section of the config, where it has it: what was done before would not be its own."""

@@ -1,7 +1,7 @@
 """The policies of a run: the one that is trained, and the one that plays, which may be the same."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from vla_train.config import PolicyConfig
@@ -32,7 +32,7 @@ def build_policies(config: PolicyConfig, factory: PolicyFactory, env: EnvDescrip
             over ranks.
     """
     separate = separate or config.worker == "ray"
-    trained = factory(replace(config, fp8=False) if separate else config, env, seed=seed)
+    trained = factory(config, env, seed=seed)
     if not separate:
         return Policies(trained=trained, sampler=trained, close=lambda: None)
     use_gpu = next(trained.trainable_module().parameters()).device.type == "cuda"

@@ -59,7 +59,7 @@ class MasterAdamW:
             if name in self._sums:
                 self._sums[name].add_(part)
             else:
-                self._sums[name] = part.float()
+                self._sums[name] = part.to(torch.float32, copy=True)
 
         return add
 

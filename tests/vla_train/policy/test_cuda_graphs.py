@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_train.policy import cuda_graphs
-from vla_train.policy.cuda_graphs import GraphedFunction, WeightAddresses
+from vla_train.policy.cuda_graphs import GraphedFunction, GraphedGradients, WeightAddresses
 
 
 class _Recorder:
@@ -141,3 +141,40 @@ def test_graphs_of_growing_shapes_hold_little_more_memory_than_the_largest():
         used[sizes] = torch.cuda.memory_reserved() - before - inputs
         del graphed
     assert used[8, 16, 24, 32, 40, 48, 56, 64] < 3 * used[64,]
+
+
+def _differentiable(module: nn.Module, **options) -> GraphedGradients:
+    def function(x: Tensor, offset: Tensor | None) -> Tensor:
+        return module(x).tanh() + (0 if offset is None else offset)
+
+    return GraphedGradients(function, module, **options)
+
+
+def _gradients(call, module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    module.zero_grad()
+    y = call(x, None)
+    (y * torch.arange(1.0, 4.0, device=x.device)).sum().backward()
+    return {"y": y.detach().clone(), **{name: parameter.grad.clone() for name, parameter in module.named_parameters()}}
+
+
+def test_gradients_are_refused_once_another_call_has_taken_their_place():
+    module, recorder = _module(), _Recorder()
+    graphed, x = _differentiable(module, new_capture=recorder), torch.ones(2, 4)
+    outputs = [graphed(x, None) for _ in range(4)]
+    assert recorder.captures == 2  # forward and backward
+    outputs[0].sum().backward()  # uncaptured calls keep what is their own
+    with pytest.raises(RuntimeError, match="before you evaluate anything else"):
+        outputs[2].sum().backward()
+
+
+@pytest.mark.gpu
+def test_cudas_graphs_of_gradients_see_new_inputs_and_new_weights():
+    module, random = _module().cuda(), torch.Generator().manual_seed(0)
+    graphed = _differentiable(module)
+    for call in range(6):
+        x = torch.randn(5, 4, generator=random).cuda()
+        expected = _gradients(graphed._function, module, x)
+        for name, tensor in _gradients(graphed, module, x).items():
+            torch.testing.assert_close(tensor, expected[name], msg=f"{name}, call {call}")
+        with torch.no_grad():
+            module.weight.mul_(0.9)

@@ -24,6 +24,7 @@ from vla_train.policy.simplevla_oft.checkpoint import (
 )
 from vla_train.policy.simplevla_oft.config import Gripper, SimpleVLAOFTConfig, named_config
 from vla_train.policy.simplevla_oft.datasets import gripper_of, passes_jpeg, select_statistics
+from vla_train.policy.simplevla_oft.frozen import quantise_base, require_base_dtype
 from vla_train.policy.simplevla_oft.images import settings_from_json, settings_to_json
 from vla_train.policy.simplevla_oft.lora import add_lora
 from vla_train.policy.simplevla_oft.model import SimpleVLAOFT
@@ -46,6 +47,7 @@ def check_options(config: PolicyConfig) -> None:
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("policy.device is cuda, but PyTorch finds no GPU: set it to auto or cpu, or install PyTorch with CUDA")
+    require_base_dtype(config.base_dtype, chosen_device(config))
     if config.checkpoint is None:
         if config.size not in _SIZES_TO_TRAIN_FROM_SCRATCH and not config.random_weights:
             raise ValueError(
@@ -105,9 +107,13 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
     else:
         model = SimpleVLAOFT.from_files(files, dtype=dtype, device=device)
     if config.lora_rank:
-        add_lora(model, config.lora_rank, layers=model.adaptable_layers, seed=seed)
+        add_lora(model, config.lora_rank, layers=model.adaptable_layers(config.lora_layers), seed=seed)
+    if config.base_dtype != "auto":
+        if not config.lora_rank:
+            model.requires_grad_(False)
+        quantise_base(model.language_model.model, config.base_dtype)
     model.activation_checkpointing = config.activation_checkpointing
-    return SimpleVLAOFTPolicy(model, prompts=prompts, images=images, codec=codec, graphs=config.compile, fp8=config.fp8)
+    return SimpleVLAOFTPolicy(model, prompts=prompts, images=images, codec=codec, graphs=config.compile)
 
 
 def _without_weights(

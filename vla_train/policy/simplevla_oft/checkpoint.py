@@ -6,8 +6,9 @@ along. Tensors go one by one onto the device; at no time is there a second copy 
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from vla_train.policy.checkpoint_name import checkpoint_folder, require_checkpoi
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.config_json import config_from_json, config_to_json
 from vla_train.policy.simplevla_oft.continuous import refuse_continuous_config, refuse_continuous_files
+from vla_train.policy.simplevla_oft.frozen import QuantisedLinear
 from vla_train.policy.simplevla_oft.hub import fetch, hub_file_names
-from vla_train.policy.simplevla_oft.lora import full_tensor, lora_layers, merged_weight
+from vla_train.policy.simplevla_oft.lora import LoraLinear, full_tensor, lora_layers
 from vla_train.safetensors_file import save_file
 
 STATISTICS_FILE = "dataset_statistics.json"
@@ -41,7 +43,7 @@ _FUSED = {
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Where a published tensor lives in the module: a whole parameter, or equal parts of its rows."""
+    """Where a published tensor lives in a plain model: a whole parameter, or equal parts of its rows."""
 
     parameter: str
     part: int = 0
@@ -52,20 +54,50 @@ class Piece:
         return tensor.chunk(self.num_parts, dim=0)[self.part]
 
 
-def published_pieces(model: nn.Module) -> dict[str, Piece]:
-    """Published key of every weight, and where it lives; adapters left out."""
-    pieces = {}
-    for name, _ in model.named_parameters():
-        if ".lora_" in name:
+@dataclass(frozen=True, slots=True)
+class PlainWeight:
+    """A weight of the model as it would be without adapters and quantisation."""
+
+    shape: torch.Size
+    read: Callable[[], Tensor]
+    """Makes it, adapters merged; where it is sharded, all ranks must call this."""
+
+
+def plain_weights(model: nn.Module) -> dict[str, PlainWeight]:
+    """All of them, by the name that the parameter has in a plain model, in the module's order."""
+    adapted = lora_layers(model)
+    weights: dict[str, PlainWeight] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
             continue
-        plain = name.replace(".base_layer.", ".")
+        plain = name.removesuffix(".base_layer")
+        own: dict[str, tuple[torch.Size, Callable[[], Tensor]]] = {
+            key: (parameter.shape, partial(full_tensor, parameter)) for key, parameter in module.named_parameters(recurse=False)
+        }
+        if isinstance(module, QuantisedLinear):
+            own["weight"] = module.shape, module.weight
+        if plain in adapted:
+            shape, read = own["weight"]
+            own["weight"] = shape, partial(_merged, read, adapted[plain])
+        weights |= {f"{plain}.{key}" if plain else key: PlainWeight(*value) for key, value in own.items()}
+    return weights
+
+
+def _merged(read: Callable[[], Tensor], layer: LoraLinear) -> Tensor:
+    return read().float() + layer.update()
+
+
+def published_pieces(names: Iterable[str]) -> dict[str, Piece]:
+    """Published key of every weight of a plain model, and where it lives."""
+    pieces = {}
+    for name in names:
         for fused, parts in _FUSED.items():
-            if f".{fused}." in plain:
+            if f".{fused}." in name:
                 for index, part in enumerate(parts):
-                    pieces[plain.replace(fused, part)] = Piece(name, index, len(parts))
+                    pieces[name.replace(fused, part)] = Piece(name, index, len(parts))
                 break
         else:
-            pieces[plain] = Piece(name)
+            pieces[name] = Piece(name)
     return pieces
 
 
@@ -108,7 +140,9 @@ def open_checkpoint(path_or_hub_id: str | Path) -> CheckpointFiles:
     )
 
 
-def save(model: nn.Module, folder: Path, *, config: SimpleVLAOFTConfig, companions: Mapping[str, bytes]) -> None:
+def save(
+    model: nn.Module, folder: Path, *, dtype: torch.dtype, config: SimpleVLAOFTConfig, companions: Mapping[str, bytes]
+) -> None:
     """Write a model, adapters merged, so that it loads again here and with the published code.
 
     With sharded weights every rank must call this; the first one writes.
@@ -116,9 +150,10 @@ def save(model: nn.Module, folder: Path, *, config: SimpleVLAOFTConfig, companio
     Raises:
         OSError, SafetensorError: The first rank could not write (the disk is full, say); the other ranks are not told.
     """
-    tensors = _published_tensors(model)
+    weights = plain_weights(model)
+    tensors = _published_tensors(weights, dtype)
     try:
-        _write(model, folder, tensors, config=config, companions=companions)
+        _write(folder, weights, tensors, dtype=dtype, config=config, companions=companions)
     except (OSError, SafetensorError):
         for _ in tensors:  # the other ranks wait for this one's part of each
             pass
@@ -126,17 +161,18 @@ def save(model: nn.Module, folder: Path, *, config: SimpleVLAOFTConfig, companio
 
 
 def _write(
-    model: nn.Module,
     folder: Path,
+    weights: Mapping[str, PlainWeight],
     tensors: Iterator[tuple[str, Tensor]],
     *,
+    dtype: torch.dtype,
     config: SimpleVLAOFTConfig,
     companions: Mapping[str, bytes],
 ) -> None:
     writes = not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_rank() == 0
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
-    shards = _shards(model)
+    shards = _shards(weights, dtype)
     weight_map: dict[str, str] = {}
     for number, keys in enumerate(shards, start=1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -155,26 +191,20 @@ def _write(
         if path.name not in weight_map.values():
             path.unlink(missing_ok=True)
     if len(shards) > 1:
-        (folder / _INDEX_FILE).write_bytes(
-            json_bytes({"metadata": {"total_size": _num_bytes(model)}, "weight_map": weight_map})
-        )
+        total_size = sum(weight.shape.numel() for weight in weights.values()) * dtype.itemsize
+        (folder / _INDEX_FILE).write_bytes(json_bytes({"metadata": {"total_size": total_size}, "weight_map": weight_map}))
     (folder / "config.json").write_bytes(json_bytes(config_to_json(config)))
     (folder / STATISTICS_FILE).write_bytes(json_bytes(dict(config.norm_stats)))
     for name, content in companions.items():
         (folder / name).write_bytes(content)
 
 
-def _num_bytes(model: nn.Module) -> int:
-    return sum(parameter.nbytes for name, parameter in model.named_parameters() if ".lora_" not in name)
-
-
-def _shards(model: nn.Module) -> list[list[str]]:
+def _shards(weights: Mapping[str, PlainWeight], dtype: torch.dtype) -> list[list[str]]:
     """Published keys in the order of the module, cut where a file would exceed its size."""
-    parameters = dict(model.named_parameters())
     shards: list[list[str]] = [[]]
     filled = 0
-    for key, piece in published_pieces(model).items():
-        size = parameters[piece.parameter].nbytes // piece.num_parts
+    for key, piece in published_pieces(weights).items():
+        size = weights[piece.parameter].shape.numel() * dtype.itemsize // piece.num_parts
         if filled and filled + size > _SHARD_BYTES:
             shards.append([])
             filled = 0
@@ -183,18 +213,13 @@ def _shards(model: nn.Module) -> list[list[str]]:
     return shards
 
 
-def _published_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Published keys and tensors in the order of the module, adapters merged; sharded parameters are gathered one by one."""
-    parameters = dict(model.named_parameters())
-    adapted = lora_layers(model)
-    gathered: tuple[str, Tensor] | None = None
-    for key, piece in published_pieces(model).items():
-        if gathered is None or gathered[0] != piece.parameter:
-            layer = adapted.get(piece.parameter.removesuffix(".base_layer.weight"))
-            parameter = parameters[piece.parameter]
-            tensor = full_tensor(parameter) if layer is None else merged_weight(layer).to(parameter.dtype)
-            gathered = piece.parameter, tensor
-        yield key, piece.of(gathered[1])
+def _published_tensors(weights: Mapping[str, PlainWeight], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Published keys and tensors in the order of the module; each weight is made (and gathered from its shards) once."""
+    made: tuple[str, Tensor] | None = None
+    for key, piece in published_pieces(weights).items():
+        if made is None or made[0] != piece.parameter:
+            made = piece.parameter, weights[piece.parameter].read().to(dtype)
+        yield key, piece.of(made[1])
 
 
 def _with_statistics(config: SimpleVLAOFTConfig, folder: Path) -> SimpleVLAOFTConfig:
@@ -294,7 +319,7 @@ def fill(model: nn.Module, files: Sequence[Path], *, device: torch.device) -> No
         ValueError: Weights are missing, extra, mis-shaped or not finite. The message names the file or key.
     """
     parameters = dict(model.named_parameters())
-    pieces = published_pieces(model)
+    pieces = published_pieces(parameters)
     seen: dict[str, Path] = {}
     for path, key, shape, read in _tensors(files, device):
         if key not in pieces:

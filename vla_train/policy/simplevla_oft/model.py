@@ -12,15 +12,17 @@ B rows, L prompt ids, P patches, T = K * A action tokens, S = L + P + T + 1 posi
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from vla_train.policy.simplevla_oft.checkpoint import CheckpointFiles, fill, open_checkpoint, save
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
+from vla_train.policy.simplevla_oft.frozen import QuantisedLinear
 from vla_train.policy.simplevla_oft.llama import LanguageModel, rotary_tables
 from vla_train.policy.simplevla_oft.vision import LayerScale, VisionTower
 
@@ -105,7 +107,7 @@ class SimpleVLAOFT(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a checkpoint in the published layout, adapters merged; see `checkpoint.save`."""
-        save(self, Path(folder), config=self.config, companions=self.companion_files)
+        save(self, Path(folder), dtype=self.dtype, config=self.config, companions=self.companion_files)
 
     @classmethod
     def from_random(cls, config: SimpleVLAOFTConfig, *, seed: int, dtype: torch.dtype, device: str | torch.device) -> Self:
@@ -148,6 +150,17 @@ class SimpleVLAOFT(nn.Module):
         return self.language_model.lm_head.weight.device
 
     @property
+    def has_fp8(self) -> bool:
+        """Whether the language model's blocks multiply in FP8."""
+        layers = (module for module in self.language_model.modules() if isinstance(module, QuantisedLinear))
+        return any(layer.base_dtype == "fp8" for layer in layers)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are spread over several ranks."""
+        return any(isinstance(parameter, DTensor) for parameter in self.parameters())
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the frozen or full weights; adapters may differ."""
         return self.language_model.lm_head.weight.dtype
@@ -157,10 +170,11 @@ class SimpleVLAOFT(nn.Module):
         """Transformer blocks that run, in order: what to shard, checkpoint or compile one by one."""
         return [*self._towers[0].used_blocks, *self._towers[1].used_blocks, *self.language_model.model.layers]
 
-    @property
-    def adaptable_layers(self) -> list[str]:
-        """Names of the linear layers that adapters go on: all that run, without the head."""
-        used = {id(block) for block in self.blocks} | {id(self.projector)}
+    def adaptable_layers(self, which: Literal["all", "language"]) -> list[str]:
+        """Names of the linear layers that adapters go on: all that run, or those of the language model; never its head."""
+        used = {id(block) for block in self.language_model.model.layers}
+        if which == "all":
+            used |= {id(block) for block in self.blocks} | {id(self.projector)}
         return [
             f"{name}.{inner}"
             for name, module in self.named_modules()
@@ -171,9 +185,14 @@ class SimpleVLAOFT(nn.Module):
 
     def compile_blocks(self, *, backend: str = "inductor") -> None:
         """Compile every block in place. Blocks of a kind share their code, so it is compiled once, not once a layer, and for
-        all sizes at once, but for a batch of one row."""
+        all sizes at once, but for a batch of one row.
+
+        With and without gradients other operations are fused. Each result is rounded where the uncompiled model rounds it, or
+        the two would not give the same log-probs.
+        """
+        options = {"emulate_precision_casts": True} if backend == "inductor" else None
         for block in self.blocks:
-            block.compile(backend=backend)
+            block.compile(backend=backend, options=options)
         self._compiled = True
 
     def action_logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -189,25 +208,41 @@ class SimpleVLAOFT(nn.Module):
         """
         return self(pixel_values, input_ids, attention_mask)
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """See `action_logits`."""
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        for_gradients: bool = True,
+    ) -> Tensor:
+        """See `action_logits`. Without `for_gradients` there will be no backward pass."""
         if self._compiled:
             _allow_variants()
-        hidden = self.action_hidden(self.projector(self.patch_features(pixel_values)), input_ids, attention_mask)
+        if for_gradients:
+            return self._logits(pixel_values, input_ids, attention_mask)
+        # What is compiled with gradients adds up in another order than what is compiled without. A last bit that differs can
+        # become another FP8 number, which layers amplify: so sampling runs what training runs, and keeps nothing of it.
+        with torch.set_grad_enabled(self._compiled and self.has_fp8):
+            return self._logits(pixel_values, input_ids, attention_mask, keep=False).detach()
+
+    def _logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None, *, keep: bool = True) -> Tensor:
+        patches = self.projector(self.patch_features(pixel_values, keep=keep))
+        hidden = self.action_hidden(patches, input_ids, attention_mask, keep=keep)
         first = self.config.first_action_id
         return F.linear(hidden, self.language_model.lm_head.weight[first : first + self.config.num_bins])
 
-    def patch_features(self, pixel_values: Tensor) -> Tensor:
+    def patch_features(self, pixel_values: Tensor, *, keep: bool = True) -> Tensor:
         """(B, 6, H, W) to (B, P, both towers' widths)."""
         features = []
         for tower, pixels in zip(self._towers, pixel_values.to(self.dtype).split(3, dim=1), strict=True):
             x = tower.embed(pixels)
             for block in tower.used_blocks:
-                x = self._run(block, x)
+                x = self._run(block, x, keep=keep)
             features.append(x[:, tower.num_prefix_tokens :])
         return torch.cat(features, dim=-1)
 
-    def action_hidden(self, patches: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def action_hidden(self, patches: Tensor, input_ids: Tensor, attention_mask: Tensor | None, *, keep: bool = True) -> Tensor:
         """Final hidden states (B, T, D) that predict the action tokens, given projected patches (B, P, D)."""
         config, llama = self.config, self.language_model.model
         sequence = self.token_sequence(input_ids, attention_mask)
@@ -224,8 +259,8 @@ class SimpleVLAOFT(nn.Module):
         )
         *layers, last = llama.layers
         for layer in layers:
-            x = self._run(layer, x, tables, mask)
-        return llama.norm(self._run(last, x, tables, mask, positions))
+            x = self._run(layer, x, tables, mask, keep=keep)
+        return llama.norm(self._run(last, x, tables, mask, positions, keep=keep))
 
     def token_sequence(self, input_ids: Tensor, attention_mask: Tensor | None) -> TokenSequence:
         """Move each prompt to the left end and append placeholders and the stop token."""
@@ -245,13 +280,17 @@ class SimpleVLAOFT(nn.Module):
         token_ids = token_ids.masked_fill(offset == config.num_action_tokens, config.stop_token_id)
         return TokenSequence(token_ids=token_ids, is_placeholder=is_placeholder, lengths=lengths)
 
-    def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
+    def _run(self, block: nn.Module, *arguments: Any, keep: bool) -> Tensor:
+        """A block's output; without `keep`, what is needed for gradients ends with the block."""
         if self._compiled:
             for tensor in arguments:
                 if tensor is not None:
                     _mark_sizes_that_vary(tensor)
+        if not keep:
+            y = block(*arguments)
+            return y.detach().requires_grad_(y.requires_grad)
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *arguments, use_reentrant=False)
+            return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
         return block(*arguments)
 
 

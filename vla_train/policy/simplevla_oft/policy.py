@@ -1,8 +1,7 @@
 """SimpleVLA-OFT in this process: decides for mixed batches of rows, and recomputes log-probs with gradients.
 
 Sampling and training share every step from pixels to log-probs (`preprocess`, the model, `action_logprobs`), so the log-probs
-of unchanged weights agree to floating-point error. Softmax, log-probs and entropy are float32 over the action bins. With FP8,
-sampling alone multiplies quantised weights; the log-probs that it returns are those of the distribution it drew from.
+of unchanged weights agree to floating-point error. Softmax, log-probs and entropy are float32 over the action bins.
 
 B rows, L prompt ids, T = K * A action tokens.
 """
@@ -18,11 +17,12 @@ import torch
 from torch import Tensor
 
 from vla_train.errors import DivergedError
-from vla_train.policy.cuda_graphs import GraphedFunction
+from vla_train.policy.cuda_graphs import GraphedFunction, GraphedGradients
+from vla_train.policy.precision import keep_sums_whole
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
-from vla_train.policy.simplevla_oft.fp8 import fp8_copy, quantise
 from vla_train.policy.simplevla_oft.images import CROP_AREA, ImageSettings, preprocess
+from vla_train.policy.simplevla_oft.lora import AdaptersInProducts
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
 from vla_train.types import IMAGE, INSTRUCTION, Observation, PolicyOutput
 
@@ -64,35 +64,23 @@ class SimpleVLAOFTPolicy:
         images: ImageSettings,
         codec: ActionCodec,
         graphs: bool,
-        fp8: bool,
     ) -> None:
-        """`graphs`: compile the blocks and replay `act` as CUDA graphs (only CUDA has them), for fixed shapes. `fp8`: sample
-        with quantised weights."""
+        """`graphs`: compile the blocks and replay `act` as CUDA graphs (only CUDA has them), for fixed shapes."""
         self.model = model
         self._prompts = prompts
         self._images = images
         self._codec = codec
-        self._compute_dtype = model.dtype
-        self._one_dtype = all(parameter.dtype == model.dtype for parameter in model.parameters())
         self._buckets = graphs
-        self._sampler = fp8_copy(model) if fp8 else model
-        """The module that `act` runs."""
         if graphs:
-            for module in {model, self._sampler}:
-                module.compile_blocks()
+            model.compile_blocks()
         on_cuda = model.device.type == "cuda"
-        self._sample = GraphedFunction(self._decide, self._sampler) if graphs and on_cuda else self._decide
+        if on_cuda:
+            keep_sums_whole()
+        self._sample = GraphedFunction(self._decide, model) if graphs and on_cuda else self._decide
+        self._graphed_logits = GraphedGradients(self._logits, model) if graphs and on_cuda else None
+        self._adapters = AdaptersInProducts(model)
         self.version = 0
-
-    @property
-    def version(self) -> int:
-        """Of the weights: how many updates have changed them. Whoever changes weights sets it, even to the same number."""
-        return self._version
-
-    @version.setter
-    def version(self, version: int) -> None:
-        self._version = version
-        self._quantised = False
+        """Of the weights: how many updates have changed them."""
 
     @property
     def chunk_size(self) -> int:
@@ -144,9 +132,7 @@ class SimpleVLAOFTPolicy:
         num_rows, num_tokens = len(observation), self.model.config.num_action_tokens
         if uniforms is not None and uniforms.shape != (num_rows, num_tokens):
             raise ValueError(f"uniforms must be ({num_rows}, {num_tokens}), got {uniforms.shape}")
-        if self._sampler is not self.model and not self._quantised:
-            quantise(self.model, self._sampler)
-            self._quantised = True
+        self._adapters.refresh()
         padding = batch_bucket(num_rows) - num_rows if self._buckets else 0
         rows = np.concatenate([np.arange(num_rows), np.zeros(padding, int)]) if padding else None
         frames = observation[IMAGE] if rows is None else observation[IMAGE][rows]
@@ -172,14 +158,19 @@ class SimpleVLAOFTPolicy:
         )
 
     def evaluate(self, observation: Observation, decision: Mapping[str, Tensor], *, temperature: float) -> dict[str, Tensor]:
-        """`logprobs`, `entropies` (R, T) float32 with gradients, `likeliest`; never in FP8; see `TrainablePolicy.evaluate`."""
+        """`logprobs`, `entropies` (R, T) float32 with gradients, `likeliest`; see `TrainablePolicy.evaluate`."""
         config, token_ids = self.model.config, decision["token_ids"]
         expected = (len(observation), config.num_action_tokens)
         if tuple(token_ids.shape) != expected:
             raise ValueError(f"token_ids must be {expected}, got {tuple(token_ids.shape)}")
+        self._adapters.refresh()
         frames = self._to_device(observation[IMAGE])
         prompts = self._prompt_tensors(observation.instructions)
-        logprobs = action_logprobs(self._logits(self.model, frames, *prompts), temperature)
+        if self._graphed_logits is not None and torch.is_grad_enabled() and not self.model.sharded:
+            logits = self._graphed_logits(frames, *prompts)
+        else:
+            logits = self._logits(frames, *prompts)
+        logprobs = action_logprobs(logits, temperature)
         indices = token_ids.to(self.device, torch.long) - config.first_action_id
         chosen = logprobs.gather(-1, indices[..., None]).squeeze(-1)
         return {
@@ -223,15 +214,14 @@ class SimpleVLAOFTPolicy:
         self, frames: Tensor, prompt_ids: Tensor, mask: Tensor | None, uniforms: Tensor | None, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Bin indices and log-probs (B, T) of B frames (B, H, W, 3)."""
-        logprobs = action_logprobs(self._logits(self._sampler, frames, prompt_ids, mask), temperature)
+        logprobs = action_logprobs(self._logits(frames, prompt_ids, mask, for_gradients=False), temperature)
         indices = logprobs.argmax(-1) if uniforms is None else draw(logprobs, uniforms)
         return indices, logprobs.gather(-1, indices[..., None]).squeeze(-1)
 
-    def _logits(self, model: SimpleVLAOFT, frames: Tensor, prompt_ids: Tensor, mask: Tensor | None) -> Tensor:
+    def _logits(self, frames: Tensor, prompt_ids: Tensor, mask: Tensor | None, *, for_gradients: bool = True) -> Tensor:
         with torch.no_grad():
             pixel_values = preprocess(frames, self._images)
-        with self._autocast():
-            return model(pixel_values, prompt_ids, mask)
+        return self.model(pixel_values, prompt_ids, mask, for_gradients=for_gradients)
 
     @contextlib.contextmanager
     def _beside_simulators(self) -> Iterator[None]:
@@ -245,12 +235,6 @@ class SimpleVLAOFTPolicy:
             yield
         finally:
             torch.set_num_threads(threads)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Compute in the dtype the weights came in, where some are kept more precisely (adapters, master weights)."""
-        if self._one_dtype and self.model.dtype == self._compute_dtype:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self._compute_dtype, cache_enabled=torch.is_grad_enabled())
 
     def _prompt_tensors(self, instructions: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
         config = self.model.config

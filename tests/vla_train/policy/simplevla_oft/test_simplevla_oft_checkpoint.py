@@ -78,7 +78,7 @@ def test_a_checkpoint_saved_over_one_cut_otherwise_is_the_one_that_loads(sizes, 
 
 def test_adapters_are_merged_on_saving(golden_folder, golden_cases, tmp_path):
     model = SimpleVLAOFT.from_pretrained(golden_folder, dtype=torch.float32)
-    add_lora(model, 2, layers=model.adaptable_layers, seed=0)
+    add_lora(model, 2, layers=model.adaptable_layers("all"), seed=0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)

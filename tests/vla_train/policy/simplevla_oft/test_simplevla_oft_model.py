@@ -117,12 +117,12 @@ def test_adapters_start_without_effect_and_train_alone(model):
     config = dataclasses.replace(model.config)
     adapted = SimpleVLAOFT.from_random(config, seed=0, dtype=torch.float32, device="cpu")
     inputs = _inputs(model)
-    linears = set(adapted.adaptable_layers)
-    add_lora(adapted, 4, layers=adapted.adaptable_layers, seed=1)
+    linears = set(adapted.adaptable_layers("all"))
+    add_lora(adapted, 4, layers=adapted.adaptable_layers("all"), seed=1)
     torch.testing.assert_close(adapted(*inputs), model(*inputs))
     adapted(*inputs).square().sum().backward()
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    assert trained == {f"{name}.lora_{side}.default.weight" for name in linears for side in "AB"}
+    assert trained == {f"{name}.lora_{side}" for name in linears for side in "AB"}
     assert all(parameter.grad is not None for name, parameter in adapted.named_parameters() if name in trained)
 
 
@@ -130,7 +130,7 @@ def _traced(model: SimpleVLAOFT, lora_rank: int = 0) -> SimpleVLAOFT:
     """A copy whose blocks run as compiled ones do, but for the last step, code generation."""
     copy = SimpleVLAOFT.from_random(model.config, seed=0, dtype=torch.float32, device="cpu")
     if lora_rank:
-        add_lora(copy, lora_rank, layers=copy.adaptable_layers, seed=1)
+        add_lora(copy, lora_rank, layers=copy.adaptable_layers("all"), seed=1)
     copy.compile_blocks(backend="aot_eager")
     return copy
 
@@ -144,7 +144,7 @@ def test_compiled_blocks_give_the_same_logits(model):
 @pytest.mark.slow
 def test_compiled_blocks_with_adapters_and_checkpointing_give_the_same_gradients(model):
     plain, compiled = SimpleVLAOFT.from_random(model.config, seed=0, dtype=torch.float32, device="cpu"), _traced(model, 2)
-    add_lora(plain, 2, layers=plain.adaptable_layers, seed=1)
+    add_lora(plain, 2, layers=plain.adaptable_layers("all"), seed=1)
     for adapted in (plain, compiled):
         adapted.activation_checkpointing = adapted is compiled
         adapted(*_inputs(model)).square().sum().backward()
