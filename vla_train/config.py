@@ -114,14 +114,18 @@ class PolicyConfig:
     """Where adapters go: on all linear layers that run, or on the language model's alone (a faster update)."""
     base_dtype: Literal["auto", "fp8", "nf4"] = "auto"
     """The language model under the adapters: auto: as dtype; fp8: half the memory, faster (Ada, Hopper); nf4: a quarter."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations in the backward pass: less memory, a third more time; auto: of as few blocks as a GPU asks for."""
+    gpu_memory_gb: float | None = None
+    """Use a GPU as if it had so much memory (1e9 bytes), simulators included; None: all that it has."""
 
     def __post_init__(self) -> None:
         check_fields(self, "policy.")
         require_known(self.factory, POLICIES, option="policy.factory")
         check_at_least(self, "policy.", 1, "chunk_size", "replicas")
         check_at_least(self, "policy.", 0, "lora_rank")
+        if self.gpu_memory_gb is not None:
+            check_positive(self, "policy.", "gpu_memory_gb")
         require(
             self.replicas == 1 or self.worker == "ray",
             f"policy.replicas {self.replicas} needs policy.worker=ray: one process has one",
@@ -211,8 +215,8 @@ class AdamWConfig:
     """AdamW's decoupled weight decay; each step shrinks weights by this times the learning rate."""
     max_grad_norm: float = 1.0
     """A larger gradient (L2 norm over all weights) is scaled down to this."""
-    microbatch_rows: int = 8
-    """Decisions (chunks) per forward-backward pass: bounds memory, does not change the result."""
+    microbatch_rows: int = 0
+    """Decisions (chunks) per forward-backward pass: bounds memory, does not change the result; 0: by a GPU's memory, else 8."""
     cpu_offload: bool = False
     """Keep AdamW's state in host memory instead of the GPU's."""
     sharding: Literal["auto", "shard", "replicate"] = "auto"
@@ -221,8 +225,7 @@ class AdamWConfig:
     def __post_init__(self) -> None:
         check_fields(self, "optim.")
         check_positive(self, "optim.", "learning_rate", "max_grad_norm")
-        check_at_least(self, "optim.", 1, "microbatch_rows")
-        check_at_least(self, "optim.", 0, "warmup_steps", "weight_decay")
+        check_at_least(self, "optim.", 0, "microbatch_rows", "warmup_steps", "weight_decay")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
         require(

@@ -179,7 +179,7 @@ def test_a_run_that_held_nothing_out_is_evaluated_on_all_initial_states(small_ru
         (["--config", "no/such/file"], "no/such/file cannot be read: No such file or directory"),
         (["--env.kwargs", "suite"], "expected KEY=VALUE, got 'suite'"),
         (["--env.kwargs", "suite=libero_10", "--env.kwargs", "task_ids=[0]"], "--env.kwargs was given twice"),
-        (["--recipe", "nope"], "unknown recipe 'nope': choose one of demo, one-gpu, paper"),
+        (["--recipe", "nope"], "unknown recipe 'nope': choose one of demo, one-gpu, gpu-48gb, gpu-24gb, paper"),
         (["--recipe"], "--recipe needs a name"),
         (["--recipe", "paper"], "policy.size openvla-7b goes on from a trained policy: name one with --policy.checkpoint"),
         (["--policy.size", "openvla-7b"], "policy.size openvla-7b goes on from a trained policy"),

@@ -67,7 +67,7 @@ BAD_VALUES = [
     (OptimConfig, {"weight_decay": -0.01}, "optim.weight_decay"),
     (OptimConfig, {"max_grad_norm": 0.0}, "optim.max_grad_norm"),
     (OptimConfig, {"minibatch_trajectories": 0}, "optim.minibatch_trajectories"),
-    (OptimConfig, {"microbatch_rows": 0}, "optim.microbatch_rows"),
+    (OptimConfig, {"microbatch_rows": -1}, "optim.microbatch_rows"),
     (OptimConfig, {"epochs": 0}, "optim.epochs"),
     (EvalConfig, {"every": -1}, "eval.every"),
     (EvalConfig, {"episodes_per_task": -1}, "eval.episodes_per_task"),

@@ -69,7 +69,11 @@ class RolloutPolicy(Policy, Protocol):
 
 
 class TrainablePolicy(RolloutPolicy, Protocol):
-    """A policy whose weights the trainer updates."""
+    """A policy whose weights the trainer updates.
+
+    One that can recompute activations to save memory may have `recompute(share)`, which a trainer on a GPU calls with the
+    share (0 to 1) that memory asks for; None where that is not the trainer's to say.
+    """
 
     def trainable_module(self) -> "torch.nn.Module":
         """The module whose parameters the optimizer sees (the adapters' parents under LoRA)."""

@@ -9,8 +9,10 @@ large, did before. So that this comes true in whatever order shapes occur, a sha
 and the smaller ones are captured again when they are next called: together they hold little more than the largest needs.
 """
 
+import gc
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -124,7 +126,9 @@ class GraphedGradients:
     """A differentiable function of tensors (or None) to one tensor, captured with its backward pass: a training step of small
     micro-batches is bound by launches too.
 
-    Between a call and its `backward` there must be no other call: activations lie where the next call puts its own.
+    Between a call and its `backward` there must be no other call: activations lie where the next call puts its own. And of
+    earlier calls nothing may be left that refers to the weights' gradients (a loss that nobody has let go of): they belong to
+    another stream than the one that captures.
 
     Args:
         function: Reads its inputs and the module's weights, and nothing that changes besides.
@@ -215,8 +219,25 @@ def cuda_graph_capture() -> Capture:
         device = next(tensor.device for tensor in inputs if tensor is not None)
         # The present device is the thread's own, and all but the main thread begin with the first of the machine.
         # "thread_local": simulators and the trainer may use the device meanwhile, from threads of their own.
-        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with (
+            _no_garbage_collection(),
+            torch.cuda.device(device),
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        ):
             outputs = function(*inputs)
         return graph.replay, outputs
 
     return capture
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect garbage now and not meanwhile: a graph that is freed while another is captured would spoil that one."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

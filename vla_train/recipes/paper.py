@@ -17,7 +17,7 @@ def paper() -> TrainConfig:
             envs_per_worker=64,
             max_episode_steps=512,
         ),
-        policy=PolicyConfig(size="openvla-7b", compile=True, activation_checkpointing=True),
+        policy=PolicyConfig(size="openvla-7b", compile=True, activation_checkpointing="on"),
         rollout=RolloutConfig(
             groups_per_iteration=64,
             group_size=8,

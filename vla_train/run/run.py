@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from rich.markup import escape
 
 from vla_train.algo.filters import has_signal
@@ -218,6 +219,11 @@ class Run:
         values = {f"rollout/{name}": value for name, value in asdict(stats).items()}
         values |= {"rollout/decisions_per_s": stats.decisions_per_s, "rollout/rows_per_batch": stats.rows_per_batch}
         values["time/iteration_s"] = ended - self._began
+        if update.rows:
+            values["time/chunks_per_s"] = update.rows / (ended - self._began)
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info()
+            values["time/gpu_memory_gb"] = (total - free) / 1e9
         if update.updates:
             values |= {f"update/{name}": value for name, value in asdict(update).items() if name != "loss_metrics"}
             values |= {f"update/{name}": value for name, value in update.loss_metrics.items()}

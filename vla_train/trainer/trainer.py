@@ -9,6 +9,7 @@ of ranks (up to rounding). The trainer knows no simulator, no model and no loss,
 (`group_trainer`: episodes; `sft`: demonstrations) is not its business.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from vla_train.config import AdamWConfig, AlgoConfig
 from vla_train.errors import DivergedError
 from vla_train.policy.base import RolloutPolicy, TrainablePolicy
 from vla_train.registry import LOSSES, load
+from vla_train.trainer.memory_plan import MemoryPlan, available_bytes, choose, measure
 from vla_train.trainer.optimizer import MasterAdamW
 from vla_train.trainer.parallel import ONE_RANK, Ranks, distribute, full_tensor, is_sharded, local_part
 from vla_train.trainer.schedule import learning_rate
@@ -31,6 +33,11 @@ from vla_train.types import Observation, TrainBatch
 
 if TYPE_CHECKING:
     from vla_train.pipeline.timeline import Timeline
+
+_ROWS = 8
+"""Of a micro-batch, where memory is not asked."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +94,8 @@ class Trainer:
             raise ValueError("the policy has no weights to train: all of them are frozen")
         self.optimizer = MasterAdamW(optim, parameters=parameters, ranks=ranks)
         self._device = next(iter(parameters.values())).device
+        self._plan: MemoryPlan | None = None
+        """Made at the first step: what else a run needs is in memory then."""
         self._loss_scale = ranks.size if any(map(is_sharded, parameters.values())) else 1  # FSDP averages, we want the sum
 
     def step(self, batch: TrainBatch, on_rows: Callable[[int], None] | None = None) -> Step:
@@ -107,6 +116,7 @@ class Trainer:
             output = self._output(microbatch)
             (output.loss * self._loss_scale).backward()
             sums.append(output.detach())
+            del output  # the next one may be captured, which leftovers of this one's graph would spoil
             if on_rows is not None:
                 on_rows(len(microbatch))
         whole = _reduce(sums, self.ranks)
@@ -127,9 +137,36 @@ class Trainer:
         return _reduce([self._output(microbatch).detach() for microbatch in self._microbatches(batch)], self.ranks)
 
     def _microbatches(self, batch: TrainBatch) -> Iterator[TrainBatch]:
-        rows = self._adamw_config.microbatch_rows
+        if self._plan is None:
+            self._plan = self._make_plan(batch)
+        rows = self._plan.microbatch_rows
         for first in range(0, len(batch), rows):
             yield batch.select(slice(first, first + rows))
+
+    def _make_plan(self, batch: TrainBatch) -> MemoryPlan:
+        """What fits the GPU, where that is to be found out; it takes a few passes over rows of `batch`."""
+        rows = self._adamw_config.microbatch_rows
+        recompute = getattr(self._policy, "recompute", None)
+        sharded = self._loss_scale > 1  # all ranks would have to agree
+        if self._device.type != "cuda" or sharded or (rows and recompute is None):
+            return MemoryPlan(microbatch_rows=rows or _ROWS, recomputed=0.0)
+
+        def run(num_rows: int) -> None:
+            self._output(batch.select(np.arange(num_rows) % len(batch))).loss.backward()
+            self.optimizer.discard_gradients()
+
+        costs = []
+        with torch.enable_grad():
+            for share in (0.0, 1.0):
+                if recompute is not None:
+                    recompute(share)
+                costs.append(measure(run, self._device))
+        kept, recomputed = costs
+        plan = choose(kept, recomputed, available=available_bytes(self._device), rows=rows or None)
+        if recompute is not None:
+            recompute(plan.recomputed)
+        _log.info("updates: %s, by the memory of the GPU", plan)
+        return plan
 
     def _output(self, batch: TrainBatch) -> LossOutput:
         def device(array: np.ndarray) -> Tensor:

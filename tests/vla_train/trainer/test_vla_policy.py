@@ -63,7 +63,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], *, atol: float
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=atol, msg=name)
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"activation_checkpointing": True}, {"jpeg": "on"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"activation_checkpointing": "on"}, {"jpeg": "on"}], ids=str)
 def test_the_first_mini_batch_starts_at_the_log_probs_that_sampling_kept(
     options: dict[str, Any], small_checkpoint: Path
 ) -> None:
@@ -77,7 +77,7 @@ def test_the_first_mini_batch_starts_at_the_log_probs_that_sampling_kept(
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=str)
 def test_recomputed_activations_give_the_same_update(options: dict[str, Any], small_checkpoint: Path) -> None:
     expected, metrics = updated(small_checkpoint, **options)
-    weights, other = updated(small_checkpoint, activation_checkpointing=True, **options)
+    weights, other = updated(small_checkpoint, activation_checkpointing="on", **options)
     assert_same(weights, expected, atol=0)
     assert replace(other, duration_s=0) == replace(metrics, duration_s=0)
     assert metrics.updates == 2
@@ -153,9 +153,9 @@ def train_on(ranks: Ranks, checkpoint: Path, options: dict[str, Any], sharding: 
 @pytest.mark.parametrize(
     ("options", "sharding"),
     [
-        ({"activation_checkpointing": True}, "auto"),
+        ({"activation_checkpointing": "on"}, "auto"),
         ({"lora_rank": 2}, "auto"),
-        ({"lora_rank": 2, "activation_checkpointing": True}, "shard"),
+        ({"lora_rank": 2, "activation_checkpointing": "on"}, "shard"),
     ],
     ids=str,
 )
@@ -203,3 +203,26 @@ def test_on_a_gpu_optimizer_state_in_host_memory_gives_the_same_numbers(
     expected, _ = updated(small_checkpoint, device="cuda", **options)
     weights, _ = updated(small_checkpoint, replace(OPTIM, cpu_offload=True), device="cuda", **options)
     assert_same(weights, expected, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options", [{}, {"lora_rank": 4}, {"lora_rank": 4, "base_dtype": "fp8", "lora_layers": "language"}], ids=str
+)
+@pytest.mark.parametrize("checkpointing", ["auto", "on"])
+def test_on_a_gpu_compiled_updates_replayed_as_graphs_start_at_the_log_probs_of_sampling_and_learn_the_same(
+    options: dict[str, Any], checkpointing: str, small_checkpoint: Path
+) -> None:
+    options = {"device": "cuda", "dtype": "bfloat16", "activation_checkpointing": checkpointing, **options}
+    optim = replace(OPTIM, minibatch_trajectories=100, microbatch_rows=2)
+    plain, compiled = (load(small_checkpoint, compile=compile, **options) for compile in (False, True))
+    norms = []
+    for policy in (plain, compiled):
+        trainer, groups = make_trainer(policy, optim), make_vla_groups(policy)
+        for iteration in range(2):  # the second one replays
+            metrics = trainer.update(groups, iteration=iteration)
+            norms.append(metrics.grad_norm)
+            if iteration == 0:
+                assert metrics.loss_metrics["sampling_gap"] < 1e-3
+    assert norms[2] == pytest.approx(norms[0], rel=0.1)
+    assert norms[3] == pytest.approx(norms[1], rel=0.1)

@@ -12,7 +12,7 @@ import torch
 
 from vla_train.config import PolicyConfig
 from vla_train.policy.checkpoint_name import checkpoint_folder
-from vla_train.policy.precision import chosen_device, chosen_dtype
+from vla_train.policy.precision import chosen_device, chosen_dtype, limit_memory
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.checkpoint import (
     STATISTICS_FILE,
@@ -98,6 +98,8 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
     )
     companions.setdefault(_PREPROCESSOR_FILE, json_bytes(settings_to_json(images)))
     codec = _codec(config, shape, dataset=dataset, action_low=action_low, action_high=action_high)
+    if config.gpu_memory_gb is not None and device.type == "cuda":
+        limit_memory(config.gpu_memory_gb, device)
     # Saved checkpoints say what was settled here. Weights come last: reading them can take minutes.
     shape = replace(shape, unnorm_key=dataset, gripper=codec.gripper, jpeg=images.jpeg)
     files = replace(files, config=shape, companions=companions)
@@ -112,8 +114,15 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
         if not config.lora_rank:
             model.requires_grad_(False)
         quantise_base(model.language_model.model, config.base_dtype)
-    model.activation_checkpointing = config.activation_checkpointing
-    return SimpleVLAOFTPolicy(model, prompts=prompts, images=images, codec=codec, graphs=config.compile)
+    model.recompute(float(config.activation_checkpointing == "on"))
+    return SimpleVLAOFTPolicy(
+        model,
+        prompts=prompts,
+        images=images,
+        codec=codec,
+        graphs=config.compile,
+        recompute_by_memory=config.activation_checkpointing == "auto",
+    )
 
 
 def _without_weights(

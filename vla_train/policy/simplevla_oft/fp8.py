@@ -70,7 +70,7 @@ def quantise_rows(
     reduced = x[:, :0] if h is None or shift is None else h.float() * shift
     largest = torch.cat([x, reduced], dim=1).abs().amax(-1, keepdim=True)
     largest = largest.clamp(min=torch.finfo(torch.float32).tiny * _LARGEST)
-    inverse = _LARGEST / largest
+    inverse = torch.full_like(largest, _LARGEST) / largest  # `number / tensor` would round twice
     first, second = _halves(reduced * inverse)
     padding = first.new_zeros(len(first), width - x.shape[1] - 3 * reduced.shape[1])
     return torch.cat([(x * inverse).to(_E4M3), first, second, first, padding], dim=1), largest / _LARGEST

@@ -73,7 +73,8 @@ class SimpleVLAOFT(nn.Module):
         self.vision_backbone = VisionBackbone(config)
         self.projector = Projector(sum(tower.width for tower in config.towers), config.language.hidden_size)
         self.language_model = LanguageModel(config.language)
-        self.activation_checkpointing = False
+        self._recomputed: set[int] = set()
+        """Identities of the blocks whose activations are recomputed in the backward pass."""
         self._compiled = False
         self.companion_files: dict[str, bytes] = {}
         """Tokenizer, image settings and the like: files of the checkpoint that saving writes back as they were."""
@@ -183,6 +184,11 @@ class SimpleVLAOFT(nn.Module):
             if isinstance(layer, nn.Linear)
         ]
 
+    def recompute(self, share: float) -> None:
+        """Recompute activations of this share (0 to 1) of the blocks in the backward pass, the same of every stack."""
+        stacks = [*(tower.used_blocks for tower in self._towers), list(self.language_model.model.layers)]
+        self._recomputed = {id(block) for stack in stacks for block in stack[: round(share * len(stack))]}
+
     def compile_blocks(self, *, backend: str = "inductor") -> None:
         """Compile every block in place. Blocks of a kind share their code, so it is compiled once, not once a layer, and for
         all sizes at once, but for a batch of one row.
@@ -289,7 +295,7 @@ class SimpleVLAOFT(nn.Module):
         if not keep:
             y = block(*arguments)
             return y.detach().requires_grad_(y.requires_grad)
-        if self.activation_checkpointing and torch.is_grad_enabled():
+        if id(block) in self._recomputed and torch.is_grad_enabled():
             return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
         return block(*arguments)
 

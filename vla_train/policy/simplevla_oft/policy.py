@@ -64,8 +64,10 @@ class SimpleVLAOFTPolicy:
         images: ImageSettings,
         codec: ActionCodec,
         graphs: bool,
+        recompute_by_memory: bool = False,
     ) -> None:
-        """`graphs`: compile the blocks and replay `act` as CUDA graphs (only CUDA has them), for fixed shapes."""
+        """`graphs`: compile the blocks and replay `act` and updates as CUDA graphs (only CUDA has them), for fixed shapes.
+        `recompute_by_memory`: a trainer may say of how many blocks activations are recomputed."""
         self.model = model
         self._prompts = prompts
         self._images = images
@@ -78,6 +80,8 @@ class SimpleVLAOFTPolicy:
             keep_sums_whole()
         self._sample = GraphedFunction(self._decide, model) if graphs and on_cuda else self._decide
         self._graphed_logits = GraphedGradients(self._logits, model) if graphs and on_cuda else None
+        self.recompute = self._recompute if recompute_by_memory else None
+        """See `TrainablePolicy`."""
         self._adapters = AdaptersInProducts(model)
         self.version = 0
         """Of the weights: how many updates have changed them."""
@@ -178,6 +182,11 @@ class SimpleVLAOFTPolicy:
             "entropies": -(logprobs.exp() * logprobs).sum(-1),
             "likeliest": chosen.detach() >= logprobs.detach().amax(-1),
         }
+
+    def _recompute(self, share: float) -> None:
+        self.model.recompute(share)
+        if self._graphed_logits is not None:
+            self._graphed_logits = GraphedGradients(self._logits, self.model)
 
     def trainable_module(self) -> SimpleVLAOFT:
         return self.model

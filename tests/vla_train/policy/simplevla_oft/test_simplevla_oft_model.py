@@ -94,14 +94,16 @@ def test_placeholders_enter_as_zeros_and_the_stop_token_as_itself(model):
 def test_activation_checkpointing_changes_neither_loss_nor_gradients(model):
     pixels, ids, mask = _inputs(model)
     gradients = []
-    for model.activation_checkpointing in (False, True):
+    for share in (0.0, 0.5, 1.0):
+        model.recompute(share)
         model.zero_grad()
         model(pixels, ids, mask).square().sum().backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    model.activation_checkpointing = False
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    model.recompute(0.0)
+    for others in gradients[1:]:
+        assert gradients[0].keys() == others.keys()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(others[name], gradient, msg=name)
 
 
 def test_every_trainable_weight_gets_a_gradient_and_only_unused_ones_are_frozen(model):
@@ -146,7 +148,7 @@ def test_compiled_blocks_with_adapters_and_checkpointing_give_the_same_gradients
     plain, compiled = SimpleVLAOFT.from_random(model.config, seed=0, dtype=torch.float32, device="cpu"), _traced(model, 2)
     add_lora(plain, 2, layers=plain.adaptable_layers("all"), seed=1)
     for adapted in (plain, compiled):
-        adapted.activation_checkpointing = adapted is compiled
+        adapted.recompute(float(adapted is compiled))
         adapted(*_inputs(model)).square().sum().backward()
     for (name, expected), (_, parameter) in zip(plain.named_parameters(), compiled.named_parameters(), strict=True):
         if expected.grad is not None:

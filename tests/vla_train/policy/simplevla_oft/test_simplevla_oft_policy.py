@@ -22,7 +22,7 @@ def _rows(observation: Observation, rows: list[int]) -> Observation:
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"activation_checkpointing": True}, {"jpeg": "on"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"activation_checkpointing": "on"}, {"jpeg": "on"}], ids=str)
 def test_training_recomputes_the_logprobs_that_sampling_gave(make_policy, make_observation, options):
     policy, observation = make_policy(**options), make_observation()
     output = policy.act(observation, uniforms=_uniforms(policy, 5), temperature=1.6)
@@ -34,7 +34,7 @@ def test_training_recomputes_the_logprobs_that_sampling_gave(make_policy, make_o
     assert ((entropies > 0) & (entropies <= np.log(256) + 1e-5)).all()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
 def test_in_bfloat16_logprobs_are_float32_and_still_agree(make_policy, make_observation, checkpointing):
     policy = make_policy(dtype="bfloat16", lora_rank=2, activation_checkpointing=checkpointing)
     observation = make_observation()
@@ -222,7 +222,7 @@ def test_a_sharded_policy_evaluates_trains_and_saves_as_a_plain_one(make_policy,
 
     plain, sharded, observation = make_policy(lora_rank=2), make_policy(lora_rank=2), make_observation(2)
     if compiled:
-        sharded.model.activation_checkpointing = True
+        sharded.model.recompute(1.0)
         sharded.model.compile_blocks(backend="aot_eager")
     tokens = torch.from_numpy(plain.act(observation, uniforms=None, temperature=1.0).decision["token_ids"])
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -273,7 +273,7 @@ def test_a_replayed_graph_sees_new_weights(make_policy, make_observation):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 4, "activation_checkpointing": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 4, "activation_checkpointing": "on"}], ids=str)
 def test_compiled_training_gives_the_gradients_of_plain_training(make_policy, make_observation, options):
     policies = [make_policy(device="cuda", compile=compiled, **options) for compiled in (False, True)]
     for num_rows in (3, 5):

@@ -1,0 +1,82 @@
+"""How large a micro-batch may be, and how many activations are recomputed in its backward pass: by the memory of the GPU.
+
+    measure   peak memory of a micro-batch of 2 rows, and of 4: what each row takes, and what comes on top
+    choose    from that of kept and of recomputed activations, and the memory that is free
+
+More rows gain little once there are a few, recomputing costs a third: so activations are kept where `_ENOUGH_ROWS` rows fit,
+and those of no more blocks recomputed than `_FEW_ROWS` rows need otherwise. Neither changes what is learnt.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+_MOST_ROWS = 16
+"""Of a large model; of a small one as many as take a quarter of the memory."""
+_MOST_ROWS_AT_ALL = 256
+_ENOUGH_ROWS = 4
+_FEW_ROWS = 8
+_SPARE = 0.06
+"""Share of the GPU's memory that is left free: prompts may be longer, evaluations larger, and simulators grow."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """Memory of a micro-batch, in bytes."""
+
+    per_row: int
+    besides: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryPlan:
+    """What a trainer does with the memory."""
+
+    microbatch_rows: int
+    recomputed: float
+    """Share of the blocks whose activations are recomputed."""
+
+    def __str__(self) -> str:
+        kept = f"activations of {self.recomputed:.0%} of the blocks recomputed" if self.recomputed else "all activations kept"
+        return f"micro-batches of {self.microbatch_rows} rows, {kept}"
+
+
+def choose(kept: Cost, recomputed: Cost, *, available: int, rows: int | None = None) -> MemoryPlan:
+    """The plan for `available` bytes; `rows` where they are given."""
+
+    def fit(cost: Cost) -> int:
+        return max(0, available - cost.besides) // max(1, cost.per_row)
+
+    if fit(kept) >= (rows or _ENOUGH_ROWS):
+        most = max(_MOST_ROWS, min(fit(kept) // 4, _MOST_ROWS_AT_ALL))
+        return MemoryPlan(microbatch_rows=rows or min(fit(kept), most), recomputed=0.0)
+    wanted = rows or max(1, min(fit(recomputed), _FEW_ROWS))
+    room = available - recomputed.besides - wanted * recomputed.per_row
+    gain = wanted * (kept.per_row - recomputed.per_row)
+    share = 1.0 - max(0.0, min(1.0, room / gain)) if gain > 0 else 1.0
+    return MemoryPlan(microbatch_rows=wanted, recomputed=share)
+
+
+def measure(run: Callable[[int], None], device: torch.device) -> Cost:
+    """What a micro-batch takes of a CUDA device; `run` computes one of so many rows, forward and backward."""
+    run(2)  # what is made once is there then
+    peaks = []
+    for rows in (2, 4):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run(rows)
+        peaks.append(torch.cuda.max_memory_allocated(device) - before)
+    per_row = max(1, (peaks[1] - peaks[0]) // 2)
+    return Cost(per_row=per_row, besides=max(0, peaks[0] - 2 * per_row))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory of a CUDA device that is free or that PyTorch has cached, within what this process may use, less some to spare."""
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    available = min(free + cached, allowed - torch.cuda.memory_allocated(device))
+    return max(0, available - int(_SPARE * allowed))
