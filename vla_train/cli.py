@@ -1,6 +1,6 @@
 """The command line: parses and checks everything before it imports torch or a simulator.
 
-    python -m vla_train [train|collect|sft|eval|report] [options]
+    python -m vla_train [train|collect|sft|eval|report|bench] [options]
 
 `train` is the default command. Options are generated from `vla_train.config`; a recipe gives their defaults.
 """
@@ -18,6 +18,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
+from vla_train.bench.config import BenchConfig
 from vla_train.config import DEMO_CHECKPOINT, EvaluateConfig, TrainConfig
 from vla_train.config_file import RunConfig, read_config, read_run_config
 from vla_train.config_json import RENAMED, for_another_env, without_demo
@@ -43,11 +44,12 @@ commands:
   sft       teach a policy by demonstrations: a start for train, which needs a policy that sometimes succeeds
   eval      play a checkpoint: success per task with confidence intervals, videos
   report    one HTML page about a run: curves, timeline, throughput, videos
+  bench     how fast this machine plays and learns with the options of train, what limits it, and what to change
 
-recipes (train --recipe NAME; without one: {DEFAULT_RECIPE}; any option may still be changed):
+recipes (train or bench --recipe NAME; without one: {DEFAULT_RECIPE}; any option may still be changed):
 {_recipe_lines()}
 
-files (train, sft and eval --config FILE): options in JSON or TOML, as the config.json of a run holds them
+files (train, bench, sft and eval --config FILE): options in JSON or TOML, as the config.json of a run holds them
 
 examples:
   python -m vla_train
@@ -59,6 +61,7 @@ examples:
   python -m vla_train eval --checkpoint runs/demo --eval.episodes-per-task 0
   python -m vla_train collect --suite libero_90 --task-ids 33 --episodes-per-task 80
   python -m vla_train report runs/demo
+  python -m vla_train bench --recipe one-gpu --policy.checkpoint CHECKPOINT
 
 Every option of a command: python -m vla_train COMMAND --help
 """
@@ -75,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_OVERVIEW, end="")
         return
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
-    commands = {"train": _train, "collect": _collect, "sft": _sft, "eval": _evaluate, "report": _report}
+    commands = {"train": _train, "collect": _collect, "sft": _sft, "eval": _evaluate, "report": _report, "bench": _bench}
     if command not in commands:
         _fail(f"unknown command {command!r}: choose one of {', '.join(commands)} (python -m vla_train --help)")
     _share_cores()
@@ -123,6 +126,20 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         SystemExit: An option is unknown, or its value cannot work; the reason was printed.
     """
     arguments = list(arguments)
+    defaults, source = _train_defaults(arguments)
+    return tyro.cli(
+        TrainConfig,
+        prog="python -m vla_train train",
+        description=f"Train with GRPO.\n\nThe defaults shown are those of the {source}; --recipe NAME takes another:\n"
+        + _recipe_lines()
+        + f"\n\n{_CONFIG_HELP}",
+        default=defaults,
+        args=arguments,
+    )
+
+
+def _train_defaults(arguments: list[str]) -> tuple[TrainConfig, str]:
+    """What options of a run come on top of, and its name: `--recipe` and `--config`, which are taken out of `arguments`."""
     _refuse_names(arguments)
     recipe, file = _take(arguments, "--recipe"), _take(arguments, "--config")
     if recipe is not None and recipe not in RECIPES:
@@ -136,13 +153,25 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         defaults = for_another_env(defaults)
     if _value_of(arguments, "--policy.size") is not None:
         defaults = without_demo(defaults)
+    return defaults, source
+
+
+def parse_bench(arguments: Sequence[str]) -> BenchConfig:
+    """What to measure: a run, named as `parse_train` has it, and for how long.
+
+    Raises:
+        ValueError, SystemExit: As for `parse_train`.
+    """
+    arguments = list(arguments)
+    defaults, source = _train_defaults(arguments)
     return tyro.cli(
-        TrainConfig,
-        prog="python -m vla_train train",
-        description=f"Train with GRPO.\n\nThe defaults shown are those of the {source}; --recipe NAME takes another:\n"
+        BenchConfig,
+        prog="python -m vla_train bench",
+        description="Measure how fast this machine plays and learns with the options of train, in about two minutes, and say "
+        f"what limits it. No folder is made.\n\nThe defaults shown are those of the {source}; --recipe NAME takes another:\n"
         + _recipe_lines()
         + f"\n\n{_CONFIG_HELP}",
-        default=defaults,
+        default=BenchConfig.of_run(defaults),
         args=arguments,
     )
 
@@ -282,6 +311,13 @@ def _train(arguments: list[str]) -> Callable[[], object]:
     from vla_train.loop import iterate, set_up
 
     return partial(iterate, set_up(config))
+
+
+def _bench(arguments: list[str]) -> Callable[[], object]:
+    config = parse_bench(arguments)
+    from vla_train.bench.bench import Bench
+
+    return Bench(config, recipes=tuple(RECIPES)).measure
 
 
 def _sft(arguments: list[str]) -> Callable[[], object]:

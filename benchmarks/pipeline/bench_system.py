@@ -16,8 +16,8 @@ Each measurement is one line of JSON, the last line all of them together.
 """
 
 import argparse
+import itertools
 import json
-import queue
 import time
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from loops import MakeSpec, PipelinedLoop, play_serially, started_workers
 
+from vla_train.bench.material import first_observations
+from vla_train.bench.measure import PolicyAlone, batch_sizes
 from vla_train.config import EnvConfig, PolicyConfig
-from vla_train.envs.shard import ShardResult
-from vla_train.envs.worker import EnvWorker, Event, Reset
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import Policy
 from vla_train.types import EnvDescription, EpisodeSpec, Observation, PolicyOutput
@@ -87,58 +87,6 @@ def spec_maker(description: EnvDescription) -> MakeSpec:
     return make_spec
 
 
-def instructions(worker: EnvWorker, make_spec: MakeSpec) -> list[str]:
-    """What the tasks say."""
-    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    worker.connect(events.put)
-    texts = []
-    for number in range(len(worker.description.task_ids)):
-        worker.send(Reset(slots=(0,), specs=(make_spec(number, 0, 0),), keys=()))
-        content = events.get().content
-        assert isinstance(content, ShardResult), content
-        texts.append(content.instructions[0])
-    return texts
-
-
-class PolicyAlone:
-    """Calls of a policy on noise images, without an env."""
-
-    def __init__(self, policy: Policy, description: EnvDescription, texts: list[str]) -> None:
-        self._policy = policy
-        self._shape = description.observations["image"].shape
-        self._texts = texts
-        self._random = np.random.default_rng(0)
-
-    def warm_up(self, rows: int) -> None:
-        """Meet every prompt length alone and among others: each may need a compilation of its own."""
-        for texts in ([text] for text in self._texts):
-            self._act(self._observation(rows, texts))
-        self._act(self._observation(rows, self._texts))
-
-    def chunks_per_s(self, rows: int, *, seconds: float) -> float:
-        """Decisions per second of one call after another."""
-        seen = self._observation(rows, self._texts)
-        calls, start = 0, time.perf_counter()
-        while calls < 2 or time.perf_counter() - start < seconds:
-            self._act(seen)
-            calls += 1
-        return calls * rows / (time.perf_counter() - start)
-
-    def _observation(self, rows: int, texts: list[str]) -> Observation:
-        images = self._random.integers(0, 256, (rows, *self._shape), np.uint8)
-        return Observation(arrays={"image": images}, instructions=tuple(texts[row % len(texts)] for row in range(rows)))
-
-    def _act(self, seen: Observation) -> None:
-        uniforms = self._random.random((len(seen), self._policy.num_uniforms), np.float32)
-        self._policy.act(seen, uniforms=uniforms, temperature=TEMPERATURE)
-
-
-def batch_sizes(env: EnvConfig, max_policy_batch: int) -> list[int]:
-    """Rows that a policy call may have: some workers together."""
-    together = [count * env.envs_per_worker for count in range(1, env.num_workers + 1)]
-    return [rows for rows in together if rows == env.envs_per_worker or rows <= max_policy_batch]
-
-
 def measure(env: EnvConfig, policy_config: PolicyConfig, *, max_policy_batch: int, seconds: float, out: Path) -> None:
     """All four measurements, printed as they come."""
     results: dict[str, Any] = {}
@@ -156,7 +104,9 @@ def measure(env: EnvConfig, policy_config: PolicyConfig, *, max_policy_batch: in
 
         policy = build_policy(policy_config, description, seed=0)
         report(policy=policy_config.size, device=str(policy.device), compiled=policy_config.compile)
-        alone, rates = PolicyAlone(policy, description, instructions(workers[0], make_spec)), {}
+        specs = (make_spec(number, 0, 0) for number in itertools.count())
+        seen = first_observations(workers, specs, policy.observation_keys)
+        alone, rates = PolicyAlone(policy, seen, temperature=TEMPERATURE), {}
         sizes = batch_sizes(env, max_policy_batch)
         for rows in sizes:
             alone.warm_up(rows)

@@ -20,6 +20,8 @@ from measuring import Report, describe_device, forward_flops, matrix_ceiling, wa
 from peft import LoraConfig, inject_adapter_in_model
 from plain_openvla import ACTION_TOKENS, build_plain
 
+from vla_train.bench.material import make_groups
+from vla_train.bench.measure import PolicyAlone
 from vla_train.config import AlgoConfig, OptimConfig, PolicyConfig
 from vla_train.policy.precision import chosen_dtype
 from vla_train.policy.simplevla_oft import named_config
@@ -28,11 +30,12 @@ from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
 from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
 from vla_train.trainer.group_trainer import GroupTrainer
-from vla_train.types import EnvDescription, EpisodeSpec, Group, Observation, Trajectory
+from vla_train.types import EnvDescription, Group, Observation
 
 _PLAIN = "plain, LoRA"
 _DECISIONS = 8
 _GROUP_SIZE = 2
+_PICTURES = 8
 _ACTIVATIONS_GB = 10.0
 """Room to leave for activations, recomputed, and temporary tensors."""
 
@@ -44,34 +47,14 @@ def make_policy(arguments: argparse.Namespace, **options: object) -> SimpleVLAOF
     return build_policy(config, EnvDescription(observations={}, action_low=low, action_high=high), seed=0)
 
 
-def make_groups(policy: SimpleVLAOFTPolicy, rows: int) -> list[Group]:
+def sampled_groups(policy: SimpleVLAOFTPolicy, rows: int) -> list[Group]:
     """Groups of random pictures and the policy's own samples; half of each group succeeds."""
     random = np.random.default_rng(0)
-    groups = []
-    for group_id in range(max(1, rows // (_DECISIONS * _GROUP_SIZE))):
-        trajectories = []
-        for sample_id in range(_GROUP_SIZE):
-            images = random.integers(0, 256, (_DECISIONS, 256, 256, 3), np.uint8)
-            output = policy.act(
-                Observation(arrays={"image": images}, instructions=(INSTRUCTION,) * _DECISIONS),
-                uniforms=random.random((_DECISIONS, ACTION_TOKENS), np.float32),
-                temperature=1.6,
-            )
-            trajectories.append(
-                Trajectory(
-                    spec=EpisodeSpec(group_id=group_id, sample_id=sample_id, task_id=0, init_state_id=0, seed=0),
-                    instruction=INSTRUCTION,
-                    observations={"image": images},
-                    decisions={"token_ids": output.decision["token_ids"], "logprobs": output.decision["logprobs"]},
-                    num_steps=np.full(_DECISIONS, 8, np.int32),
-                    rewards=np.zeros(_DECISIONS, np.float32),
-                    policy_versions=np.zeros(_DECISIONS, np.int32),
-                    success=sample_id % 2 == 0,
-                    truncated=sample_id % 2 == 1,
-                )
-            )
-        groups.append(Group(group_id=group_id, trajectories=tuple(trajectories)))
-    return groups
+    seen = Observation(
+        arrays={"image": random.integers(0, 256, (_PICTURES, 256, 256, 3), np.uint8)}, instructions=(INSTRUCTION,) * _PICTURES
+    )
+    decision = PolicyAlone(policy, seen, temperature=1.6).decide(max_rows=_PICTURES)
+    return make_groups(seen, decision, rows=rows, group_size=_GROUP_SIZE, episode_decisions=_DECISIONS, chunk_size=8)
 
 
 def measure_plain(report: Report, arguments: argparse.Namespace, *, microbatch: int, checkpointing: bool) -> float:
@@ -147,7 +130,7 @@ def measure_lora(report: Report, arguments: argparse.Namespace, ceiling: float) 
     def measure(microbatch: int, checkpointing: bool, compiled: bool, what: str, plain_rate: float | None) -> None:
         policy = make_policy(arguments, lora_rank=arguments.rank, activation_checkpointing=checkpointing, compile=compiled)
         if not groups:
-            groups.extend(make_groups(policy, arguments.rows))
+            groups.extend(sampled_groups(policy, arguments.rows))
         measure_ours(
             report,
             policy,
@@ -195,7 +178,7 @@ def measure_full(report: Report, arguments: argparse.Namespace, ceiling: float) 
     measure_ours(
         report,
         policy,
-        make_groups(policy, arguments.full_rows),
+        sampled_groups(policy, arguments.full_rows),
         ceiling=ceiling,
         microbatch=arguments.full_microbatch,
         cpu_offload=offload,

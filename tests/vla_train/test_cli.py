@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vla_train.bench.config import BenchConfig
 from vla_train.cli import main, parse_evaluate, parse_train
 from vla_train.config import EvaluateConfig, TrainConfig
 from vla_train.config_json import config_to_json
@@ -64,14 +65,14 @@ def options_of(config: type, prefix: str = "--") -> list[str]:
 def test_the_overview_names_every_command_and_recipe(help_of: Callable[..., str]) -> None:
     overview = help_of("--help")
     assert overview == help_of("help") == help_of("-h")
-    for word in ("train", "sft", "eval", "collect", "report", *RECIPES):
+    for word in ("train", "sft", "eval", "collect", "report", "bench", *RECIPES):
         assert f"\n  {word} " in overview
     assert "--config FILE" in overview
 
 
 @pytest.mark.parametrize(
     ("command", "config"),
-    [("train", TrainConfig), ("sft", SftConfig), ("eval", EvaluateConfig), ("collect", CollectConfig)],
+    [("train", TrainConfig), ("sft", SftConfig), ("eval", EvaluateConfig), ("collect", CollectConfig), ("bench", BenchConfig)],
 )
 def test_help_lists_every_option_with_its_text(command: str, config: type, help_of: Callable[..., str]) -> None:
     lines = [line.strip("│╭╮╰╯ \n") for line in help_of(command, "--help").splitlines()]
@@ -183,7 +184,7 @@ def test_a_run_that_held_nothing_out_is_evaluated_on_all_initial_states(small_ru
         (["--recipe"], "--recipe needs a name"),
         (["--recipe", "paper"], "policy.size openvla-7b goes on from a trained policy: name one with --policy.checkpoint"),
         (["--policy.size", "openvla-7b"], "policy.size openvla-7b goes on from a trained policy"),
-        (["nope"], "unknown command 'nope': choose one of train, collect, sft, eval, report"),
+        (["nope"], "unknown command 'nope': choose one of train, collect, sft, eval, report, bench"),
         (["eval"], "--checkpoint"),
         (["report", "/"], "has no config.json"),
         (["collect", "--suite", "libero_10", "--env.kwargs", "suite=libero_90"], "suite was given twice"),
