@@ -84,7 +84,7 @@ class Bench:
             self._env = self._workers[0].description
             self._specs = self._episodes()
             on_gpu = config.policy.device != "cpu" and torch.cuda.is_available()
-            self._before_gb = held_gb(torch.device("cuda", torch.cuda.current_device())) if on_gpu else 0.0
+            self._before_gb = held_gb(torch.device("cuda")) if on_gpu else 0.0
             with self._fitting("the policy"):
                 policies = build_policies(
                     config.policy, factory, self._env, seed=config.seed, separate=config.rollout.max_staleness > 0
@@ -204,7 +204,7 @@ class Bench:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            machine = machine_of(torch.device("cuda", torch.cuda.current_device()))
+            machine = machine_of(torch.device("cuda"))
             raise RunError(out_of_memory(self._config, machine, doing=doing, recipes=self._recipes)) from error
 
     def _episodes(self) -> Iterator[EpisodeSpec]:

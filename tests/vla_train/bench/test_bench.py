@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from small_runs import command_line
 
+from vla_train.bench import bench as bench_module
+from vla_train.bench.machine import Machine
 from vla_train.bench.measure import PolicyAlone, batch_sizes
 from vla_train.cli import main, parse_bench
 from vla_train.config import EnvConfig, TrainConfig
@@ -172,6 +175,24 @@ def test_workers_are_closed_where_something_fails(
     monkeypatch.setattr(*place, fail)
     with pytest.raises(ZeroDivisionError):
         bench(small_run())
+    assert_closed(workers)
+
+
+def test_too_little_gpu_memory_is_one_line(
+    small_run: MakeRun, workers: list[ThreadWorker], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def overflow(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gpu = Machine(cores=2, gpu="a small card", gpu_gb=8.0)
+    monkeypatch.setattr(bench_module, "machine_of", lambda device: gpu)
+    monkeypatch.setattr(GroupTrainer, "update", overflow)
+    with pytest.raises(SystemExit) as stop:
+        bench(small_run())
+    assert stop.value.code == 1
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("error: the update does not fit into the 8 GB of a small card: ")
     assert_closed(workers)
 
 
