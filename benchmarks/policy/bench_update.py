@@ -36,8 +36,17 @@ _PLAIN = "plain, LoRA"
 _DECISIONS = 8
 _GROUP_SIZE = 2
 _PICTURES = 8
+_WARM_UP = 4
+"""Micro-batches before the measurement."""
 _ACTIVATIONS_GB = 10.0
 """Room to leave for activations, recomputed, and temporary tensors."""
+_KINDS: dict[str, dict[str, str]] = {
+    "bf16": {},
+    "fp8": {"base_dtype": "fp8"},
+    "fp8, language": {"base_dtype": "fp8", "lora_layers": "language"},
+    "nf4, language": {"base_dtype": "nf4", "lora_layers": "language"},
+}
+"""Ours, and the options that make them; compiled on a GPU."""
 
 
 def make_policy(arguments: argparse.Namespace, **options: object) -> SimpleVLAOFTPolicy:
@@ -94,24 +103,25 @@ def measure_ours(
     *,
     ceiling: float,
     microbatch: int,
+    recomputed: bool,
     cpu_offload: bool,
     plain_rate: float | None,
     what: str,
 ) -> None:
-    """Chunks per second of an update on all groups, after one on enough of them for a micro-batch."""
+    """Chunks per second of an update on all groups, after one of so many micro-batches that a CUDA graph is made of them."""
     optim = OptimConfig(minibatch_trajectories=1024, microbatch_rows=microbatch, cpu_offload=cpu_offload)
     trainer = GroupTrainer(optim, AlgoConfig(), policy=policy, temperature=1.6, total_steps=1, seed=0)
-    first = trainer.update(groups[: -(-microbatch // (_DECISIONS * _GROUP_SIZE))], iteration=0)
+    first = trainer.update(groups[: -(-_WARM_UP * microbatch // (_DECISIONS * _GROUP_SIZE))], iteration=0)
     metrics = trainer.update(groups, iteration=1)
     config, model = policy.model.config, policy.model
     flops = forward_flops(config, config.num_patches + _prompt_length() + ACTION_TOKENS + 1, whole=False)
     all_weights = all(weight.requires_grad for weight in model.language_model.parameters())
     # Forward and gradients of activations; those of weights, where all train; the forward anew, where nothing was kept.
-    passes = 2 + all_weights + model.activation_checkpointing
+    passes = 2 + all_weights + recomputed
     report.add(
         what=what,
         microbatch=microbatch,
-        checkpointing=model.activation_checkpointing,
+        checkpointing=recomputed,
         chunks_per_s=metrics.chunks_per_s,
         **({"of_plain": metrics.chunks_per_s / plain_rate} if plain_rate else {}),
         of_ceiling=metrics.chunks_per_s * passes * flops / ceiling,
@@ -122,37 +132,40 @@ def measure_ours(
 
 
 def measure_lora(report: Report, arguments: argparse.Namespace, ceiling: float) -> None:
-    """Adapters on all layers, with and without recomputed activations: plain, ours, ours compiled."""
+    """Adapters, with and without recomputed activations: plain, and ours of each kind."""
     setups = [(rows, False) for rows in arguments.microbatches]
     setups += [(rows, True) for rows in arguments.checkpointed_microbatches]
-    groups: list[Group] = []
 
-    def measure(microbatch: int, checkpointing: bool, compiled: bool, what: str, plain_rate: float | None) -> None:
-        policy = make_policy(arguments, lora_rank=arguments.rank, activation_checkpointing=checkpointing, compile=compiled)
-        if not groups:
-            groups.extend(sampled_groups(policy, arguments.rows))
+    def measure(microbatch: int, checkpointing: bool, what: str, plain_rate: float | None) -> None:
+        policy = make_policy(
+            arguments,
+            lora_rank=arguments.rank,
+            activation_checkpointing="on" if checkpointing else "off",
+            compile=arguments.device == "cuda",
+            **_KINDS[what],
+        )
         measure_ours(
             report,
             policy,
-            groups,
+            sampled_groups(policy, arguments.rows),
             ceiling=ceiling,
             microbatch=microbatch,
+            recomputed=checkpointing,
             cpu_offload=False,
             plain_rate=plain_rate,
-            what=what,
+            what=f"ours, {what}",
         )
 
     for microbatch, checkpointing in setups:
         setup = {"microbatch": microbatch, "checkpointing": checkpointing}
         plain_rate = report.attempt(partial(measure_plain, report, arguments, **setup), what=_PLAIN, **setup)
-        for compiled in (False, True) if arguments.device == "cuda" else (False,):
-            what = "ours, LoRA, compiled" if compiled else "ours, LoRA"
-            report.attempt(partial(measure, microbatch, checkpointing, compiled, what, plain_rate), what=what, **setup)
+        for what in arguments.kinds:
+            report.attempt(partial(measure, microbatch, checkpointing, what, plain_rate), what=f"ours, {what}", **setup)
 
 
 def measure_full(report: Report, arguments: argparse.Namespace, ceiling: float) -> None:
     """All weights: what they need, and an update, with the optimizer's state on the host where the device is too small."""
-    policy = make_policy(arguments, activation_checkpointing=True)
+    policy = make_policy(arguments, activation_checkpointing="on")
     trained = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
     weight_bytes = policy.model.dtype.itemsize
     needed = {
@@ -181,6 +194,7 @@ def measure_full(report: Report, arguments: argparse.Namespace, ceiling: float) 
         sampled_groups(policy, arguments.full_rows),
         ceiling=ceiling,
         microbatch=arguments.full_microbatch,
+        recomputed=True,
         cpu_offload=offload,
         plain_rate=None,
         what="ours, all weights, state on the host" if offload else "ours, all weights",
@@ -203,8 +217,9 @@ def main() -> None:
     parser.add_argument("--size", choices=("tiny", "openvla-7b"), default="openvla-7b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--rows", type=int, default=128, help="decisions per update")
+    parser.add_argument("--kinds", choices=tuple(_KINDS), nargs="+", default=["bf16", "fp8", "fp8, language"])
     parser.add_argument("--rank", type=int, default=32, help="of the LoRA adapters")
-    parser.add_argument("--microbatches", type=int, nargs="*", default=[8], help="with all activations kept")
+    parser.add_argument("--microbatches", type=int, nargs="*", default=[16], help="with all activations kept")
     parser.add_argument("--checkpointed-microbatches", type=int, nargs="*", default=[32], help="with activations recomputed")
     parser.add_argument("--full", action="store_true", help="train all weights, too")
     parser.add_argument("--only-full", action="store_true", help="train all weights, and leave LoRA out")
