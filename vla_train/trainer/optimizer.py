@@ -107,6 +107,8 @@ class MasterAdamW:
             part, master = local_part(parameter), self._masters[name].detach()
             if part.data_ptr() != master.data_ptr():
                 part.copy_(master)
+            else:  # the fused AdamW does not count its changes, which others look at
+                torch.autograd.graph.increment_version(part)
 
     @property
     def num_bytes(self) -> int:

@@ -112,7 +112,8 @@ def distribute(module: nn.Module, ranks: Ranks, *, sharding: Literal["auto", "sh
     if ranks.size == 1:
         return
     for tensor in [*module.parameters(), *module.buffers()]:
-        dist.broadcast(tensor.detach(), src=0)
+        whole = tensor.detach()
+        dist.broadcast(whole.view(torch.uint8) if whole.itemsize == 1 else whole, src=0)  # no backend knows FP8
     if sharding == "auto":
         total = sum(parameter.numel() for parameter in module.parameters())
         trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vla_train.policy.simplevla_oft.frozen import QuantisedLinear, frozen_product
 
@@ -73,12 +74,17 @@ class AdaptersInProducts:
     @torch.no_grad()
     def refresh(self) -> None:
         """To be called before the model computes; does nothing where no adapter has changed in place."""
-        versions = [layer.lora_B._version for layer in self._layers]
+        versions = [_local(layer.lora_B)._version for layer in self._layers]
         if versions != self._versions:
             for layer in self._layers:
                 assert isinstance(layer.base_layer, QuantisedLinear)
                 layer.base_layer.take_adapter(full_tensor(layer.lora_B), layer.scaling)
             self._versions = versions
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: only that knows of changes in place."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
