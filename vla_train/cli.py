@@ -1,6 +1,6 @@
 """The command line: parses and checks everything before it imports torch or a simulator.
 
-    python -m vla_train [train|collect|sft|eval|report|bench] [options]
+    python -m vla_train [train|collect|sft|eval|export|report|bench] [options]
 
 `train` is the default command. Options are generated from `vla_train.config`; a recipe gives their defaults.
 """
@@ -24,6 +24,7 @@ from vla_train.config_file import RunConfig, read_config, read_run_config
 from vla_train.config_json import RENAMED, for_another_env, without_demo
 from vla_train.demonstrations.config import CollectConfig
 from vla_train.errors import RunError
+from vla_train.export_config import ExportConfig
 from vla_train.recipes import DEFAULT_RECIPE, RECIPES
 from vla_train.recipes.demo import demo
 from vla_train.sft.config import SftConfig
@@ -43,6 +44,7 @@ commands:
   collect   demonstrations by an expert, as a dataset in LeRobot's format
   sft       teach a policy by demonstrations: a start for train, which needs a policy that sometimes succeeds
   eval      play a checkpoint: success per task with confidence intervals, videos
+  export    a checkpoint whole, in the published layout: adapters merged into their base
   report    one HTML page about a run: curves, timeline, throughput, videos
   bench     how fast this machine plays and learns with the options of train, what limits it, and what to change
 
@@ -59,6 +61,7 @@ examples:
   python -m vla_train train --config runs/demo/config.json --output runs/again --seed 1
   python -m vla_train sft --data runs/demonstrations --env.kwargs suite=libero_90 task_ids=[33]
   python -m vla_train eval --checkpoint runs/demo --eval.episodes-per-task 0
+  python -m vla_train export --checkpoint runs/one-gpu --output merged
   python -m vla_train collect --suite libero_90 --task-ids 33 --episodes-per-task 80
   python -m vla_train report runs/demo
   python -m vla_train bench --recipe one-gpu --policy.checkpoint CHECKPOINT
@@ -78,7 +81,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_OVERVIEW, end="")
         return
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
-    commands = {"train": _train, "collect": _collect, "sft": _sft, "eval": _evaluate, "report": _report, "bench": _bench}
+    commands = {
+        "train": _train,
+        "collect": _collect,
+        "sft": _sft,
+        "eval": _evaluate,
+        "export": _export,
+        "report": _report,
+        "bench": _bench,
+    }
     if command not in commands:
         _fail(f"unknown command {command!r}: choose one of {', '.join(commands)} (python -m vla_train --help)")
     _share_cores()
@@ -356,6 +367,21 @@ def _collect(arguments: list[str]) -> Callable[[], object]:
     from vla_train.demonstrations.collect import Collection
 
     return Collection(config).collect
+
+
+def _export(arguments: list[str]) -> Callable[[], object]:
+    _refuse_names(arguments)
+    config = tyro.cli(
+        ExportConfig,
+        prog="python -m vla_train export",
+        description="Write a checkpoint whole, in the published layout, for tools that read no adapters: these are merged into "
+        "the weights of their base, on the CPU. Adapters on an FP8 or NF4 base were trained on its rounded weights, and are "
+        "merged into the exact ones: the two policies differ by that rounding.",
+        args=arguments,
+    )
+    from vla_train.export import Export
+
+    return Export(config).write
 
 
 def _report(arguments: list[str]) -> Callable[[], object]:

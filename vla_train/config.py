@@ -85,7 +85,7 @@ class PolicyConfig:
     kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
     """Arguments for a factory of your own, as KEY=VALUE; simplevla_oft takes none."""
     checkpoint: str | None = None
-    """A run's folder, one of its checkpoints, a folder or hub id in the published layout, or demo; None: random weights."""
+    """A run's folder, one of its checkpoints, a folder or hub id of weights or LoRA adapters, or demo; None: random weights."""
     size: Literal["tiny", "small", "openvla-7b"] = "tiny"
     """Size of the model where no checkpoint is given: about 5 million, 16 million, or 7.5 billion weights."""
     random_weights: bool = False
@@ -109,11 +109,11 @@ class PolicyConfig:
     compile: bool = False
     """Compile the model with torch.compile (worth it on GPUs)."""
     lora_rank: int = 0
-    """Rank of LoRA adapters, which alone are then trained; 0 trains all weights."""
+    """Rank of LoRA adapters, which alone are then trained; 0 trains all weights. A checkpoint's adapters of that rank go on."""
     lora_layers: Literal["all", "language"] = "all"
     """Where adapters go: on all linear layers that run, or on the language model's alone (a faster update)."""
     base_dtype: Literal["auto", "fp8", "nf4"] = "auto"
-    """The language model under the adapters: auto: as dtype; fp8: half the memory, faster (Ada, Hopper); nf4: a quarter."""
+    """Language model under adapters, which eval merges only with auto. auto: as dtype; fp8: half (Ada, Hopper); nf4: 1/4."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in the backward pass: less memory, a third more time; auto: of as few blocks as a GPU asks for."""
     gpu_memory_gb: float | None = None
@@ -333,7 +333,7 @@ class EvaluateConfig:
     """One evaluation of one checkpoint."""
 
     checkpoint: str
-    """A run's folder (its newest checkpoint), one of its checkpoints, or a checkpoint in the published layout."""
+    """A run's folder (its newest checkpoint), one of its checkpoints, or a folder or hub id of weights or LoRA adapters."""
     output: Path | None = None
     """Folder of the results, by default in the run or beside the checkpoint; episodes that it holds are not played again."""
     seed: int = 0

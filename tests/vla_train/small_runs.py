@@ -21,7 +21,7 @@ CHUNK_SIZE, ACTION_DIM = 2, 2
 
 
 def save_small_checkpoint(
-    folder: Path, *, action_dim: int = ACTION_DIM, bound: float = 1.0, seed: int = 0, num_layers: int = 1
+    folder: Path, *, action_dim: int = ACTION_DIM, bound: float = 1.0, seed: int = 0, num_layers: int = 1, width: int = 32
 ) -> Path:
     """A checkpoint in the published layout with random weights, for actions in [-bound, bound].
 
@@ -40,7 +40,7 @@ def save_small_checkpoint(
         tiny,
         towers=tuple(replace(tower, width=16, depth=2, num_heads=1, mlp_width=16) for tower in tiny.towers),
         image_size=28,
-        language=replace(tiny.language, hidden_size=32, intermediate_size=32, num_layers=num_layers, num_heads=1),
+        language=replace(tiny.language, hidden_size=width, intermediate_size=width, num_layers=num_layers, num_heads=1),
         gripper=None,
         norm_stats={"actions": ActionStatistics.from_bounds(-high, high).to_json()},
     )

@@ -65,7 +65,7 @@ def options_of(config: type, prefix: str = "--") -> list[str]:
 def test_the_overview_names_every_command_and_recipe(help_of: Callable[..., str]) -> None:
     overview = help_of("--help")
     assert overview == help_of("help") == help_of("-h")
-    for word in ("train", "sft", "eval", "collect", "report", "bench", *RECIPES):
+    for word in ("train", "sft", "eval", "collect", "export", "report", "bench", *RECIPES):
         assert f"\n  {word} " in overview
     assert "--config FILE" in overview
 
@@ -184,7 +184,7 @@ def test_a_run_that_held_nothing_out_is_evaluated_on_all_initial_states(small_ru
         (["--recipe"], "--recipe needs a name"),
         (["--recipe", "paper"], "policy.size openvla-7b goes on from a trained policy: name one with --policy.checkpoint"),
         (["--policy.size", "openvla-7b"], "policy.size openvla-7b goes on from a trained policy"),
-        (["nope"], "unknown command 'nope': choose one of train, collect, sft, eval, report, bench"),
+        (["nope"], "unknown command 'nope': choose one of train, collect, sft, eval, export, report, bench"),
         (["eval"], "--checkpoint"),
         (["report", "/"], "has no config.json"),
         (["collect", "--suite", "libero_10", "--env.kwargs", "suite=libero_90"], "suite was given twice"),

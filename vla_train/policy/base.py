@@ -97,7 +97,10 @@ class TrainablePolicy(RolloutPolicy, Protocol):
         ...
 
     def save_pretrained(self, folder: str) -> None:
-        """Write a checkpoint that the same factory reads as `policy.checkpoint`. With sharded weights all ranks call this."""
+        """Write a checkpoint that the same factory reads as `policy.checkpoint`. With sharded weights all ranks call this.
+
+        A policy that writes less than all its weights says how many bytes in a property `export_bytes`.
+        """
         ...
 
 

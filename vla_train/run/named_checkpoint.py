@@ -1,4 +1,4 @@
-"""The policy that a name stands for: a run's folder, one of its checkpoints, or a checkpoint in the published layout.
+"""The policy that a name stands for: a run's folder, one of its checkpoints, or any checkpoint of a policy.
 
 RUN                                      the policy of its newest complete checkpoint
 RUN/checkpoints/step_000010[/policy]     the policy of that checkpoint, whose files must be as they were written
@@ -15,7 +15,7 @@ _POLICY = "policy"
 
 
 def resolve_checkpoint(name: str) -> str:
-    """The folder of a policy in the published layout, or a hub id, from what a user names.
+    """The folder of a policy, of weights or adapters, or a hub id, from what a user names.
 
     Paths stay relative where they were given so. A run that goes on has another newest checkpoint later: keep what this
     returns, not the run's name.

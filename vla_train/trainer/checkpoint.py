@@ -5,7 +5,8 @@
         trainer-00001.safetensors ...   float32 weights and AdamW's moments: whole tensors, for any number of ranks
         random.safetensors       states of the random number generators, by rank
         rollout.npz              groups finished or begun, but not trained on
-        policy/                  the policy in the published layout, adapters merged
+        policy/                  the policy as it saves itself: SimpleVLA-OFT in the published layout, or, where adapters
+                                 were trained on a checkpoint, these alone, in peft's layout; they name that checkpoint
 
 Invariant: a folder named `step_*` is complete. It is written under another name, flushed to the disk and renamed; whatever
 happens meanwhile, the older ones stay as they are. Nothing in a checkpoint is a pickle, and nothing in it is run.
@@ -60,7 +61,7 @@ class Checkpoint:
 
     @property
     def policy(self) -> Path:
-        """Folder of the policy in the published layout."""
+        """Folder of the policy, as it saves itself."""
         return self.path / _POLICY
 
 

@@ -201,7 +201,10 @@ class Trainer:
 
     @property
     def policy_bytes(self) -> int:
-        """Size of the exported policy."""
+        """Size of the exported policy: what the policy says (`export_bytes`), or all its weights."""
+        said: int | None = getattr(self._policy, "export_bytes", None)
+        if said is not None:
+            return said
         return sum(parameter.numel() * parameter.element_size() for parameter in self._module.parameters())
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
@@ -224,7 +227,7 @@ class Trainer:
         self.version = self._policy.version = version
 
     def export(self, folder: Path | str) -> None:
-        """Write the policy in the published layout, adapters merged. All ranks must call this; the first one writes."""
+        """Write the policy as it saves itself. All ranks must call this; the first one writes."""
         self._policy.save_pretrained(str(folder))
 
 

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from small_runs import save_small_checkpoint
+from small_runs import save_small_checkpoint, small_config
 
 from vla_train.cli import main
 from vla_train.config import EnvConfig, EvalConfig, EvaluateConfig, PolicyConfig, RolloutConfig, TrainConfig
+from vla_train.evaluation import of_checkpoint
 from vla_train.evaluation.evaluate import read_episodes
 from vla_train.evaluation.of_checkpoint import CheckpointEvaluation
-from vla_train.loop import train
+from vla_train.loop import iterate, set_up, train
 from vla_train.pipeline.episodes import evaluation_episodes
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.types import Observation
@@ -24,8 +26,6 @@ from vla_train.types import Observation
 @pytest.fixture(scope="module")
 def run(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """A complete run, evaluated at its end."""
-    from small_runs import small_config
-
     output = tmp_path_factory.mktemp("evaluated") / "run"
     config = small_config(small_checkpoint, output, iterations=2, eval={"every": 2, "episodes_per_task": 5})
     train(config)
@@ -72,6 +72,29 @@ def test_a_run_a_checkpoint_of_it_and_its_policy_give_the_runs_own_evaluation(
     again = read_episodes(tmp_path / "results" / "episodes.jsonl")
     assert {(e.seed, e.success, e.length) for e in own} == {(e.seed, e.success, e.length) for e in again}
     assert "go to the right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("base_dtype", ["auto", "fp8"])
+def test_an_evaluation_of_adapters_plays_the_policy_that_was_trained(
+    base_dtype: str, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(
+        small_checkpoint, tmp_path / "run", iterations=1, policy={"lora_rank": 2, "base_dtype": base_dtype}, eval={"every": 0}
+    )
+    trained = set_up(config)
+    iterate(trained)
+    policies: list[Any] = []
+    rollout = of_checkpoint.Rollout
+    monkeypatch.setattr(
+        of_checkpoint, "Rollout", lambda *args, policy, **kw: policies.append(policy) or rollout(*args, policy=policy, **kw)
+    )
+    main(["eval", "--checkpoint", str(config.output), "--eval.episodes-per-task", "1", "--display", "none"])
+    policies.append(trained.trainer._policy)
+    observation = Observation(arrays={"image": np.zeros((2, 32, 32, 3), np.uint8)}, instructions=("go", "stay"))
+    played, expected = (policy.act(observation, uniforms=None, temperature=1.0).decision["logprobs"] for policy in policies)
+    if base_dtype == "fp8":
+        assert np.array_equal(played, expected)
+    np.testing.assert_allclose(played, expected, atol=1e-5)
 
 
 def test_results_of_a_run_go_into_the_run_by_checkpoint(run: TrainConfig) -> None:

@@ -2,9 +2,12 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 import vla_train.run.run
 from vla_train.config import PolicyConfig, TrainConfig
@@ -14,14 +17,38 @@ from vla_train.trainer import checkpoint as checkpoint_module
 
 
 def test_the_estimate_is_little_less_than_a_checkpoint_of_the_loaded_policy_takes(
-    small_run: Callable[..., TrainConfig], small_checkpoint: Path
+    small_run: Callable[..., TrainConfig],
 ) -> None:
     run = set_up(small_run())
     run.close()
     exact = run.trainer.optimizer.num_bytes + run.trainer.policy_bytes
     assert 0.9 * exact < least_checkpoint_bytes(run.config.policy) <= exact
-    adapters = PolicyConfig(checkpoint=str(small_checkpoint), lora_rank=4, dtype="bfloat16")
-    assert 0.9 * exact / 8 < least_checkpoint_bytes(adapters) <= exact / 8
+
+
+def _estimated_and_exact(config: TrainConfig) -> tuple[int, int]:
+    run = set_up(config)
+    run.close()
+    files = sum(map(len, run.trainer._module.companion_files.values()))
+    return least_checkpoint_bytes(config.policy), run.trainer.optimizer.num_bytes + run.trainer.policy_bytes - files
+
+
+def test_adapters_are_estimated_as_such_and_merged_ones_as_whole_weights(
+    small_run: Callable[..., TrainConfig], small_checkpoint: Path, tmp_path: Path
+) -> None:
+    adapters: dict[str, Any] = {"lora_rank": 16, "lora_layers": "language", "dtype": "bfloat16"}
+    config = small_run(policy=adapters)
+    estimated, exact = _estimated_and_exact(config)
+    assert estimated == exact
+    policy = set_up(config)
+    policy.trainer.export(tmp_path / "adapters")
+    policy.close()
+    kept = replace(config, output=tmp_path / "kept", policy=replace(config.policy, checkpoint=str(tmp_path / "adapters")))
+    assert _estimated_and_exact(kept) == (estimated, exact)
+    merged = replace(kept, output=tmp_path / "merged", policy=replace(kept.policy, lora_rank=8))
+    estimated, exact = _estimated_and_exact(merged)
+    whole = 2 * sum(tensor.numel() for tensor in load_file(small_checkpoint / "model.safetensors").values())
+    assert 0.9 * exact < estimated <= exact
+    assert whole < exact
 
 
 def test_what_is_not_known_takes_nothing(tmp_path: Path) -> None:

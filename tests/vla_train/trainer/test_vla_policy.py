@@ -9,7 +9,7 @@ import pytest
 import torch
 from rank_processes import run_ranks
 from small_policy import TEMPERATURE, make_groups
-from small_runs import ACTION_DIM, CHUNK_SIZE
+from small_runs import ACTION_DIM, CHUNK_SIZE, save_small_checkpoint
 from torch import Tensor
 
 from vla_train.config import AlgoConfig, OptimConfig, PolicyConfig
@@ -107,6 +107,7 @@ def test_with_adapters_nothing_else_moves_and_the_export_is_the_policy_that_was_
     assert any("lora_B" in name for name in moved)
 
     trainer.export(tmp_path / "exported")
+    assert sorted(path.name for path in (tmp_path / "exported").glob("*.safetensors")) == ["adapter_model.safetensors"]
     exported = load(tmp_path / "exported")
     assert not any(".lora_" in name for name in weights_of(exported))
     trajectory = groups[0].trajectories[0]
@@ -131,11 +132,34 @@ def test_adapters_and_their_optimizer_resume_where_they_were(dtype: str, small_c
     path = save_checkpoint(tmp_path, iteration=1, trainer=trainer, rollout_state={}, extra={})
     expected = replace(trainer.update(groups, iteration=1), duration_s=0)
 
-    again = load(small_checkpoint, lora_rank=2, dtype=dtype)
-    resumed = make_trainer(again)
-    load_checkpoint(path, trainer=resumed)
-    assert replace(resumed.update(groups, iteration=1), duration_s=0) == expected
-    assert_same(weights_of(again), weights_of(policy), atol=0)
+    for start in (small_checkpoint, path / "policy"):
+        again = load(start, lora_rank=2, dtype=dtype)
+        resumed = make_trainer(again)
+        load_checkpoint(path, trainer=resumed)
+        assert replace(resumed.update(groups, iteration=1), duration_s=0) == expected
+        assert_same(weights_of(again), weights_of(policy), atol=0)
+
+
+@pytest.mark.parametrize("base_dtype", ["fp8", "nf4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_policy_on_a_quantised_base_computes_with_the_adapters_as_they_are_after_an_update(
+    dtype: str, base_dtype: str, tmp_path: Path
+) -> None:
+    checkpoint = save_small_checkpoint(tmp_path / "checkpoint", width=64)
+    options: dict[str, Any] = {"lora_rank": 2, "base_dtype": base_dtype, "dtype": dtype}
+    policy, other = load(checkpoint, **options), load(checkpoint, **options)
+    groups = make_vla_groups(policy)
+    trainer = make_trainer(policy, replace(OPTIM, learning_rate=1e-2))
+    trainer.update(groups, iteration=0)
+    trainer.push_weights(other)
+    trainer.export(tmp_path / "saved")
+    observation = Observation(arrays={"image": np.zeros((2, *IMAGE_SHAPE), np.uint8)}, instructions=("go", "stay"))
+    played = [
+        p.act(observation, uniforms=None, temperature=1.0).decision["logprobs"]
+        for p in (policy, other, load(tmp_path / "saved", **options), load(tmp_path / "saved", **options | {"lora_rank": 0}))
+    ]
+    for logprobs in played[1:]:
+        np.testing.assert_array_equal(logprobs, played[0])
 
 
 def train_on(ranks: Ranks, checkpoint: Path, options: dict[str, Any], sharding: str) -> tuple[UpdateMetrics, dict[str, Any]]:
@@ -156,6 +180,7 @@ def train_on(ranks: Ranks, checkpoint: Path, options: dict[str, Any], sharding: 
         ({"activation_checkpointing": "on"}, "auto"),
         ({"lora_rank": 2}, "auto"),
         ({"lora_rank": 2, "activation_checkpointing": "on"}, "shard"),
+        ({"lora_rank": 2, "base_dtype": "fp8"}, "shard"),
     ],
     ids=str,
 )
@@ -168,10 +193,30 @@ def test_two_ranks_give_the_update_of_one_process(options: dict[str, Any], shard
             np.testing.assert_allclose(weights[name], value, rtol=0, atol=ROUNDING, err_msg=name)
 
 
-def save_on_a_full_disk(ranks: Ranks, checkpoint: Path, run: Path) -> list[str]:
+def save_adapters_in_parts(ranks: Ranks, checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """Save a policy of trained adapters that is spread over the ranks; returns its adapters as they are."""
+    policy = load(checkpoint, lora_rank=2)
+    trainer = make_trainer(policy, replace(OPTIM, sharding="shard"), ranks)
+    with torch.no_grad():
+        for name, parameter in policy.trainable_module().named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.01 * len(name))
+    trainer.export(folder)
+    return {name: value.numpy() for name, value in trainer._gathered_weights().items()}
+
+
+def test_adapters_that_are_spread_over_ranks_are_saved_by_the_first_one(small_checkpoint: Path, tmp_path: Path) -> None:
+    for gathered in run_ranks(save_adapters_in_parts, 2, small_checkpoint, tmp_path / "saved"):
+        loaded = {name: value for name, value in weights_of(load(tmp_path / "saved", lora_rank=2)).items() if ".lora_" in name}
+        assert loaded.keys() == gathered.keys()
+        for name, value in loaded.items():
+            np.testing.assert_array_equal(gathered[name], value, err_msg=name)
+
+
+def save_on_a_full_disk(ranks: Ranks, checkpoint: Path, run: Path, options: dict[str, Any]) -> list[str]:
     """Save, then save again where the first rank can write only the beginning of the policy; returns what was said and left."""
     policy_checkpoint._SHARD_BYTES = 100_000  # several files, so that ranks exchange weights after the one that fails
-    trainer = make_trainer(load(checkpoint), replace(OPTIM, sharding="shard"), ranks)
+    trainer = make_trainer(load(checkpoint, **options), replace(OPTIM, sharding="shard"), ranks)
     arguments: dict[str, Any] = {"trainer": trainer, "rollout_state": {}, "extra": {}}
     save_checkpoint(run, iteration=1, **arguments)
     written = policy_checkpoint.save_file
@@ -189,8 +234,11 @@ def save_on_a_full_disk(ranks: Ranks, checkpoint: Path, run: Path) -> list[str]:
     return [said, *(path.name for path in list_checkpoints(run))]
 
 
-def test_a_disk_that_fills_up_while_ranks_gather_the_policy_stops_none_of_them(small_checkpoint: Path, tmp_path: Path) -> None:
-    for said, *left in run_ranks(save_on_a_full_disk, 2, small_checkpoint, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=str)
+def test_a_disk_that_fills_up_while_ranks_gather_the_policy_stops_none_of_them(
+    options: dict[str, Any], small_checkpoint: Path, tmp_path: Path
+) -> None:
+    for said, *left in run_ranks(save_on_a_full_disk, 2, small_checkpoint, tmp_path, options):
         assert "could not be written: [Errno 28] No space left on device" in said
         assert left == ["step_000001", "step_000003"]
 

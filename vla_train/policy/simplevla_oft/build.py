@@ -11,22 +11,22 @@ import numpy as np
 import torch
 
 from vla_train.config import PolicyConfig
-from vla_train.policy.checkpoint_name import checkpoint_folder
 from vla_train.policy.precision import chosen_device, chosen_dtype, limit_memory
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
+from vla_train.policy.simplevla_oft.adapter_files import AdapterFiles
 from vla_train.policy.simplevla_oft.checkpoint import (
     STATISTICS_FILE,
     CheckpointFiles,
     check_checkpoint_files,
-    json_bytes,
-    json_object,
+    is_here,
     open_checkpoint,
 )
 from vla_train.policy.simplevla_oft.config import Gripper, SimpleVLAOFTConfig, named_config
 from vla_train.policy.simplevla_oft.datasets import gripper_of, passes_jpeg, select_statistics
 from vla_train.policy.simplevla_oft.frozen import quantise_base, require_base_dtype
 from vla_train.policy.simplevla_oft.images import settings_from_json, settings_to_json
-from vla_train.policy.simplevla_oft.lora import add_lora
+from vla_train.policy.simplevla_oft.json_files import json_bytes, json_object
+from vla_train.policy.simplevla_oft.lora import add_lora, lora_layers
 from vla_train.policy.simplevla_oft.model import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.prompts import TOKENIZER_FILE, PromptEncoder
@@ -58,10 +58,10 @@ def check_options(config: PolicyConfig) -> None:
         raise ValueError(
             f"policy.random_weights contradicts policy.checkpoint {config.checkpoint}: a checkpoint brings its own weights"
         )
-    elif checkpoint_folder(config.checkpoint) is not None:
-        open_checkpoint(config.checkpoint)
     else:
         check_checkpoint_files(config.checkpoint)
+        if is_here(config.checkpoint):
+            open_checkpoint(config.checkpoint)
 
 
 def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> SimpleVLAOFTPolicy:
@@ -107,12 +107,10 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
         model = SimpleVLAOFT.from_random(shape, seed=seed, dtype=dtype, device=device)
         model.companion_files = companions
     else:
-        model = SimpleVLAOFT.from_files(files, dtype=dtype, device=device)
-    if config.lora_rank:
-        add_lora(model, config.lora_rank, layers=model.adaptable_layers(config.lora_layers), seed=seed)
+        merges = files.adapters is not None and _merges(config, files.adapters)
+        model = SimpleVLAOFT.from_files(files, dtype=dtype, device=device, merge_adapters=merges)
+    _complete_adapters(model, config, seed=seed)
     if config.base_dtype != "auto":
-        if not config.lora_rank:
-            model.requires_grad_(False)
         quantise_base(model.language_model.model, config.base_dtype)
     model.recompute(float(config.activation_checkpointing == "on"))
     return SimpleVLAOFTPolicy(
@@ -123,6 +121,26 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
         graphs=config.compile,
         recompute_by_memory=config.activation_checkpointing == "auto",
     )
+
+
+def _merges(config: PolicyConfig, adapters: AdapterFiles) -> bool:
+    """Whether the adapters of a checkpoint become part of its weights, and do not go on as adapters."""
+    merges = config.lora_rank != adapters.rank if config.lora_rank else config.base_dtype == "auto"
+    becomes = "are merged into its weights" if merges else "go on as adapters"
+    _log.info("%s: adapters of rank %d on %s %s", config.checkpoint, adapters.rank, adapters.base, becomes)
+    return merges
+
+
+def _complete_adapters(model: SimpleVLAOFT, config: PolicyConfig, *, seed: int) -> None:
+    """Put adapters where they are asked for and none came along; those that came along for other layers stay as they are."""
+    asked, present = model.adaptable_layers(config.lora_layers), lora_layers(model)
+    if config.lora_rank:
+        add_lora(model, config.lora_rank, layers=[name for name in asked if name not in present], seed=seed)
+    elif config.base_dtype != "auto":
+        model.requires_grad_(False)
+    for name, layer in present.items():
+        for factor in (layer.lora_A, layer.lora_B):
+            factor.requires_grad_(name in asked)
 
 
 def _without_weights(

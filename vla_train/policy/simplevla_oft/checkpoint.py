@@ -1,12 +1,14 @@
 """Checkpoints in the published layout: safetensors under the published names, `config.json`, and files that travel along.
 
+A folder of adapters (`adapter_files.py`) is a checkpoint too: its weights are those of the base that it names, and the files
+that travel along are its own where it has them.
+
 Nothing from a checkpoint is executed: weights are read from safetensors only, everything else is JSON, or bytes that travel
 along. Tensors go one by one onto the device; at no time is there a second copy of the model.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,42 +18,38 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vla_train.config import DEMO_CHECKPOINT
 from vla_train.policy.checkpoint_name import checkpoint_folder, require_checkpoint
+from vla_train.policy.simplevla_oft.adapter_files import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    Adapter,
+    AdapterFiles,
+    open_adapters,
+    peft_config,
+    peft_tensors,
+    published_adapters,
+)
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.config_json import config_from_json, config_to_json
 from vla_train.policy.simplevla_oft.continuous import refuse_continuous_config, refuse_continuous_files
 from vla_train.policy.simplevla_oft.frozen import QuantisedLinear
 from vla_train.policy.simplevla_oft.hub import fetch, hub_file_names
+from vla_train.policy.simplevla_oft.json_files import json_bytes, read_json
 from vla_train.policy.simplevla_oft.lora import LoraLinear, full_tensor, lora_layers
+from vla_train.policy.simplevla_oft.published_names import published_pieces
 from vla_train.safetensors_file import save_file
 
 STATISTICS_FILE = "dataset_statistics.json"
 _GENERATION_FILE = "generation_config.json"
 _UNNORM_KEY = "unnorm_key"
 _INDEX_FILE = "model.safetensors.index.json"
-_WRITTEN_BY_US = {"config.json", STATISTICS_FILE, _INDEX_FILE}
+_WRITTEN_BY_US = {"config.json", STATISTICS_FILE, _INDEX_FILE, ADAPTER_CONFIG_FILE}
 _COMPANION_PATTERNS = ("*.json", "*.py", "tokenizer.model")
 """Kept as bytes. The Python files are the published classes, which the published loaders look for beside the weights."""
 _SHARD_BYTES = 5_000_000_000
 _IGNORED_KEYS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Constants that old checkpoints store and we compute."""
-_FUSED = {
-    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Where a published tensor lives in a plain model: a whole parameter, or equal parts of its rows."""
-
-    parameter: str
-    part: int = 0
-    num_parts: int = 1
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """This piece of the parameter's tensor, as a view."""
-        return tensor.chunk(self.num_parts, dim=0)[self.part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +85,6 @@ def _merged(read: Callable[[], Tensor], layer: LoraLinear) -> Tensor:
     return read().float() + layer.update()
 
 
-def published_pieces(names: Iterable[str]) -> dict[str, Piece]:
-    """Published key of every weight of a plain model, and where it lives."""
-    pieces = {}
-    for name in names:
-        for fused, parts in _FUSED.items():
-            if f".{fused}." in name:
-                for index, part in enumerate(parts):
-                    pieces[name.replace(fused, part)] = Piece(name, index, len(parts))
-                break
-        else:
-            pieces[name] = Piece(name)
-    return pieces
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointFiles:
     """A checkpoint, its weights not read yet."""
@@ -110,34 +94,105 @@ class CheckpointFiles:
     """Safetensors files."""
     companions: dict[str, bytes]
     """Tokenizer, image settings and the like, by file name."""
+    name: str | None = None
+    """What the weights' files can be found by from anywhere on this machine; None where there are none."""
+    adapters: AdapterFiles | None = None
+    """What is to be added to the weights."""
 
 
 def open_checkpoint(path_or_hub_id: str | Path) -> CheckpointFiles:
     """Read everything but the weights.
 
     Args:
-        path_or_hub_id: `demo`, a folder, or `owner/name` on the Hugging Face hub.
+        path_or_hub_id: `demo`, a folder, or `owner/name` on the Hugging Face hub; any of them may hold adapters.
 
     Raises:
         ValueError: There is no such checkpoint, a file is missing, damaged or a pickle, or it holds another model (continuous
-            OpenVLA-OFT, say). The message names the file.
+            OpenVLA-OFT, say), or adapters of a base that is not here. The message names the file.
     """
     name = str(path_or_hub_id)
     check_checkpoint_files(name)
-    folder = checkpoint_folder(name) or fetch(name, ["*.safetensors", *_COMPANION_PATTERNS])
+    folder = _folder_here(name)
+    adapters = open_adapters(folder)
+    if adapters is not None:
+        _check_base(adapters)  # those of a hub id were not seen before
+        return _with_adapters(open_checkpoint(adapters.base), adapters, name=name)
+    return CheckpointFiles(
+        config=_with_statistics(_read_config(folder, name=name), folder),
+        weights=tuple(_weight_files(folder)),
+        companions=_companions(folder),
+        name=name if name == DEMO_CHECKPOINT or checkpoint_folder(name) is None else str(folder.resolve()),
+    )
+
+
+def _file_names(name: str) -> list[str]:
+    folder = checkpoint_folder(name)
+    return hub_file_names(name) if folder is None else [path.name for path in folder.iterdir()]
+
+
+def _folder_here(name: str) -> Path:
+    return checkpoint_folder(name) or fetch(name, ["*.safetensors", *_COMPANION_PATTERNS])
+
+
+def _read_config(folder: Path, *, name: str) -> SimpleVLAOFTConfig:
     published = read_json(folder / "config.json")
     refuse_continuous_config(published, where=name)
-    config = _with_statistics(config_from_json(published), folder)
-    return CheckpointFiles(
-        config=config,
-        weights=tuple(_weight_files(folder)),
-        companions={
-            path.name: path.read_bytes()
-            for pattern in _COMPANION_PATTERNS
-            for path in sorted(folder.glob(pattern))
-            if path.name not in _WRITTEN_BY_US
-        },
+    return config_from_json(published)
+
+
+def _companions(folder: Path) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes()
+        for pattern in _COMPANION_PATTERNS
+        for path in sorted(folder.glob(pattern))
+        if path.name not in _WRITTEN_BY_US
+    }
+
+
+def _with_adapters(base: CheckpointFiles, adapters: AdapterFiles, *, name: str) -> CheckpointFiles:
+    """The base's files, those that the adapters' folder has too taken from there."""
+    folder = adapters.folder
+    if (folder / "config.json").exists():
+        config = _read_config(folder, name=name)
+        if not config.norm_stats:
+            config = replace(config, norm_stats=base.config.norm_stats, unnorm_key=config.unnorm_key or base.config.unnorm_key)
+    elif (folder / STATISTICS_FILE).exists():
+        config = replace(base.config, unnorm_key=None)
+    else:
+        config = base.config
+    return replace(
+        base,
+        config=_with_statistics(config, folder),
+        companions=base.companions | _companions(folder),
+        adapters=adapters,
     )
+
+
+def _check_base(adapters: AdapterFiles) -> None:
+    """Refuse adapters whose base is no plain checkpoint; nothing is fetched.
+
+    Raises:
+        ValueError: The message names both.
+    """
+    try:
+        require_checkpoint(adapters.base)
+    except ValueError:
+        raise ValueError(
+            f"{adapters.folder} holds adapters of {adapters.base}, which is no checkpoint here: put that back, or correct "
+            f"base_model_name_or_path of {ADAPTER_CONFIG_FILE} in a copy of the folder"
+        ) from None
+    if ADAPTER_CONFIG_FILE in _file_names(adapters.base):
+        raise ValueError(
+            f"{adapters.folder} holds adapters of {adapters.base}, which holds adapters itself: export that, and name the "
+            f"export as base_model_name_or_path of {ADAPTER_CONFIG_FILE}"
+        )
+
+
+def is_here(name: str) -> bool:
+    """Whether all of a checkpoint that exists, its adapters' base included, is on this machine by its name."""
+    folder = checkpoint_folder(name)
+    adapters = None if folder is None else open_adapters(folder)
+    return folder is not None and (adapters is None or checkpoint_folder(adapters.base) is not None)
 
 
 def save(
@@ -160,6 +215,53 @@ def save(
         raise
 
 
+def save_adapters(
+    model: nn.Module, folder: Path, *, base: str, config: SimpleVLAOFTConfig, companions: Mapping[str, bytes]
+) -> None:
+    """Write the adapters of a model alone, so that they load again here on their base, and with peft.
+
+    With sharded weights every rank must call this; the first one writes.
+
+    Args:
+        model: Has adapters.
+        folder: Where to.
+        base: Name of the checkpoint whose weights are under them; see `CheckpointFiles.name`.
+        config: Of the policy.
+        companions: Files that travel along.
+
+    Raises:
+        OSError, SafetensorError: The first rank could not write; the other ranks are not told.
+    """
+    adapters = published_adapters(model)  # all that ranks do together is done here
+    if not _writes():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(peft_tensors(adapters), folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
+    _remove_weights(folder, but=())
+    (folder / ADAPTER_CONFIG_FILE).write_bytes(json_bytes(peft_config(adapters, base=base)))
+    _write_companions(folder, config, companions)
+
+
+def _writes() -> bool:
+    """Whether this is the rank that writes."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not distributed or torch.distributed.get_rank() == 0
+
+
+def _remove_weights(folder: Path, *, but: Collection[str]) -> None:
+    """Remove the whole weights of an older checkpoint in the folder, which would be loaded."""
+    for path in [folder / _INDEX_FILE, *folder.glob("model*.safetensors")]:
+        if path.name not in but:
+            path.unlink(missing_ok=True)
+
+
+def _write_companions(folder: Path, config: SimpleVLAOFTConfig, companions: Mapping[str, bytes]) -> None:
+    (folder / "config.json").write_bytes(json_bytes(config_to_json(config)))
+    (folder / STATISTICS_FILE).write_bytes(json_bytes(dict(config.norm_stats)))
+    for name, content in companions.items():
+        (folder / name).write_bytes(content)
+
+
 def _write(
     folder: Path,
     weights: Mapping[str, PlainWeight],
@@ -169,7 +271,7 @@ def _write(
     config: SimpleVLAOFTConfig,
     companions: Mapping[str, bytes],
 ) -> None:
-    writes = not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_rank() == 0
+    writes = _writes()
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(weights, dtype)
@@ -187,16 +289,13 @@ def _write(
             save_file(shard, folder / name, metadata={"format": "pt"})
     if not writes:
         return
-    for path in [folder / _INDEX_FILE, *folder.glob("model*.safetensors")]:  # of an older checkpoint, which would be loaded
-        if path.name not in weight_map.values():
-            path.unlink(missing_ok=True)
+    _remove_weights(folder, but=set(weight_map.values()))
+    for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
+        (folder / name).unlink(missing_ok=True)
     if len(shards) > 1:
         total_size = sum(weight.shape.numel() for weight in weights.values()) * dtype.itemsize
         (folder / _INDEX_FILE).write_bytes(json_bytes({"metadata": {"total_size": total_size}, "weight_map": weight_map}))
-    (folder / "config.json").write_bytes(json_bytes(config_to_json(config)))
-    (folder / STATISTICS_FILE).write_bytes(json_bytes(dict(config.norm_stats)))
-    for name, content in companions.items():
-        (folder / name).write_bytes(content)
+    _write_companions(folder, config, companions)
 
 
 def _shards(weights: Mapping[str, PlainWeight], dtype: torch.dtype) -> list[list[str]]:
@@ -245,37 +344,16 @@ def check_checkpoint_files(path_or_hub_id: str) -> None:
     """Refuse what is no checkpoint, or one of continuous OpenVLA-OFT, by its files' names: nothing is fetched or read.
 
     Raises:
-        ValueError: There is no such folder, the hub has no such checkpoint, or it is one of continuous OpenVLA-OFT.
+        ValueError: There is no such folder, the hub has no such checkpoint, or it is one of continuous OpenVLA-OFT; or this
+            is so of the base of a folder of adapters.
     """
     require_checkpoint(path_or_hub_id)
     folder = checkpoint_folder(path_or_hub_id)
-    names = hub_file_names(path_or_hub_id) if folder is None else [path.name for path in folder.iterdir()]
-    refuse_continuous_files(names, where=path_or_hub_id)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: not a checkpoint in the published layout") from None
-    return json_object(content, name=str(path))
-
-
-def json_object(content: bytes, *, name: str) -> dict[str, Any]:
-    """A JSON object from the content of a file called `name`."""
-    try:
-        data = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{name} is not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{name} holds a {type(data).__name__}, expected a JSON object")
-    return data
-
-
-def json_bytes(data: dict[str, Any]) -> bytes:
-    """The content of a JSON file of a checkpoint."""
-    return (json.dumps(data, indent=1) + "\n").encode()
+    refuse_continuous_files(_file_names(path_or_hub_id), where=path_or_hub_id)
+    adapters = None if folder is None else open_adapters(folder)
+    if adapters is not None:
+        _check_base(adapters)
+        check_checkpoint_files(adapters.base)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -312,8 +390,14 @@ def _tensors(files: Sequence[Path], device: torch.device) -> Iterator[tuple[Path
 
 
 @torch.no_grad()
-def fill(model: nn.Module, files: Sequence[Path], *, device: torch.device) -> None:
+def fill(model: nn.Module, files: Sequence[Path], *, device: torch.device, adapters: Mapping[str, Adapter]) -> None:
     """Copy weights into a model, one tensor at a time, straight onto its device and into its dtype.
+
+    Args:
+        model: A plain one.
+        files: Safetensors files.
+        device: The model's.
+        adapters: What is added, in float32, to some of the weights, by published layer.
 
     Raises:
         ValueError: Weights are missing, extra, mis-shaped or not finite. The message names the file or key.
@@ -332,7 +416,8 @@ def fill(model: nn.Module, files: Sequence[Path], *, device: torch.device) -> No
         target = pieces[key].of(parameters[pieces[key].parameter])
         if shape != tuple(target.shape):
             raise ValueError(f"{path}: {key} has shape {shape}, config.json asks for {tuple(target.shape)}")
-        target.copy_(read())
+        adapter = adapters.get(key.removesuffix(".weight"))
+        target.copy_(read() if adapter is None else read().float() + adapter.update(device))
         if not target.isfinite().all():
             raise ValueError(f"{path}: {key} holds values that are not finite")
     missing = sorted(pieces.keys() - seen.keys())

@@ -20,12 +20,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from vla_train.policy.simplevla_oft.adapter_files import fuse, require_fit
 from vla_train.policy.simplevla_oft.checkpoint import CheckpointFiles, fill, open_checkpoint, save
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.frozen import QuantisedLinear
 from vla_train.policy.simplevla_oft.llama import LanguageModel, rotary_tables
+from vla_train.policy.simplevla_oft.lora import put_adapter
 from vla_train.policy.simplevla_oft.vision import LayerScale, VisionTower
 
+_HEAD = "language_model.lm_head"
+"""Is read row by row, past any adapter."""
 _COMPILED_VARIANTS = 64
 """Of one function: the two towers share one, and each has variants with and without gradients, mask, and several rows."""
 
@@ -78,6 +82,8 @@ class SimpleVLAOFT(nn.Module):
         self._compiled = False
         self.companion_files: dict[str, bytes] = {}
         """Tokenizer, image settings and the like: files of the checkpoint that saving writes back as they were."""
+        self.base_checkpoint: str | None = None
+        """The checkpoint whose weights these are, adapters aside, by a name that finds it again; None where there is none."""
         for tower in self._towers:
             for module in tower.unused_modules:
                 module.requires_grad_(False)
@@ -86,7 +92,7 @@ class SimpleVLAOFT(nn.Module):
     def from_pretrained(
         cls, path_or_hub_id: str | Path, *, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
     ) -> Self:
-        """Load a checkpoint in the published layout.
+        """Load a checkpoint in the published layout, or adapters, which are merged into the weights of their base.
 
         Args:
             path_or_hub_id: Folder, or `owner/name` on the Hugging Face hub.
@@ -99,11 +105,29 @@ class SimpleVLAOFT(nn.Module):
         return cls.from_files(open_checkpoint(path_or_hub_id), dtype=dtype, device=device)
 
     @classmethod
-    def from_files(cls, files: CheckpointFiles, *, dtype: torch.dtype, device: str | torch.device) -> Self:
-        """Read the weights of a checkpoint whose other files were read before; see `from_pretrained`."""
+    def from_files(
+        cls, files: CheckpointFiles, *, dtype: torch.dtype, device: str | torch.device, merge_adapters: bool = True
+    ) -> Self:
+        """Read the weights of a checkpoint whose other files were read before; see `from_pretrained`.
+
+        Its adapters are merged into the weights, or stay adapters, trained and in `dtype`.
+        """
         model = cls._empty(files.config, dtype=dtype, device=device)
-        fill(model, files.weights, device=torch.device(device))
+        adapters = {}
+        if files.adapters is not None:
+            adapters = files.adapters.read()
+            require_fit(adapters, model, where=files.adapters.file)
+            if _HEAD in adapters and not merge_adapters:
+                raise ValueError(f"{files.adapters.file} holds an adapter of {_HEAD}, which can only be merged: export it")
+        merged = adapters if merge_adapters else {}
+        fill(model, files.weights, device=torch.device(device), adapters=merged)
         model.companion_files = files.companions
+        model.base_checkpoint = None if merged else files.name
+        if adapters and not merged:
+            model.requires_grad_(False)
+            for name, adapter in fuse(adapters, model).items():
+                factors = (factor.to(device, dtype) for factor in (adapter.lora_a, adapter.lora_b))
+                put_adapter(model, name, *factors, scaling=adapter.scaling)
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -177,7 +201,7 @@ class SimpleVLAOFT(nn.Module):
         if which == "all":
             used |= {id(block) for block in self.blocks} | {id(self.projector)}
         return [
-            f"{name}.{inner}"
+            f"{name}.{inner}".removesuffix(".base_layer")
             for name, module in self.named_modules()
             if id(module) in used
             for inner, layer in module.named_modules()

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from vla_train.policy.cuda_graphs import GraphedFunction, GraphedGradients
 from vla_train.policy.precision import keep_sums_whole
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
+from vla_train.policy.simplevla_oft.adapter_files import num_published_values
+from vla_train.policy.simplevla_oft.checkpoint import plain_weights, save_adapters
 from vla_train.policy.simplevla_oft.images import CROP_AREA, ImageSettings, preprocess
-from vla_train.policy.simplevla_oft.lora import AdaptersInProducts
+from vla_train.policy.simplevla_oft.lora import AdaptersInProducts, lora_layers
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
 from vla_train.types import IMAGE, INSTRUCTION, Observation, PolicyOutput
 
@@ -212,8 +215,26 @@ class SimpleVLAOFTPolicy:
         self.version = version
 
     def save_pretrained(self, folder: str) -> None:
-        """Write a checkpoint in the published layout, adapters merged."""
-        self.model.save_pretrained(folder)
+        """Write the adapters alone where there are some on a checkpoint that can be named, else the published layout."""
+        model = self.model
+        if (base := self._base) is None:
+            model.save_pretrained(folder)
+        else:
+            save_adapters(model, Path(folder), base=base, config=model.config, companions=model.companion_files)
+
+    @property
+    def export_bytes(self) -> int:
+        """Size of what `save_pretrained` writes."""
+        if self._base is None:
+            num_values = sum(weight.shape.numel() for weight in plain_weights(self.model).values())
+        else:
+            num_values = num_published_values(self.model)
+        return num_values * self.model.dtype.itemsize + sum(map(len, self.model.companion_files.values()))
+
+    @property
+    def _base(self) -> str | None:
+        """The checkpoint under the adapters; None where there are none, or none that can be named."""
+        return self.model.base_checkpoint if lora_layers(self.model) else None
 
     @property
     def device(self) -> torch.device:
