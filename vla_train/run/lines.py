@@ -22,7 +22,7 @@ def describe_policy(policy: TrainablePolicy, env: EnvDescription) -> str:
     reads = ", ".join(f"{key} {'x'.join(map(str, env.observations[key].shape))}" for key in keys)
     module: nn.Module = policy.trainable_module()
     parameters = list(module.parameters())
-    weights = sum(parameter.numel() for parameter in parameters)
+    weights = getattr(module, "num_weights", None) or sum(parameter.numel() for parameter in parameters)
     return f"policy of {format_count(weights)} weights on {parameters[0].device}, reads {reads}"
 
 

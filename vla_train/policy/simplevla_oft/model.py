@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from vla_train.policy.simplevla_oft.adapter_files import fuse, require_fit
-from vla_train.policy.simplevla_oft.checkpoint import CheckpointFiles, fill, open_checkpoint, save
+from vla_train.policy.simplevla_oft.checkpoint import CheckpointFiles, fill, open_checkpoint, plain_weights, save
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.frozen import QuantisedLinear
 from vla_train.policy.simplevla_oft.llama import LanguageModel, rotary_tables
@@ -173,6 +173,11 @@ class SimpleVLAOFT(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.language_model.lm_head.weight.device
+
+    @property
+    def num_weights(self) -> int:
+        """In whatever precision they are kept; without adapters."""
+        return sum(weight.shape.numel() for weight in plain_weights(self).values())
 
     @property
     def has_fp8(self) -> bool:

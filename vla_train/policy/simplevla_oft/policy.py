@@ -23,7 +23,7 @@ from vla_train.policy.precision import keep_sums_whole
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.adapter_files import num_published_values
-from vla_train.policy.simplevla_oft.checkpoint import plain_weights, save_adapters
+from vla_train.policy.simplevla_oft.checkpoint import save_adapters
 from vla_train.policy.simplevla_oft.images import CROP_AREA, ImageSettings, preprocess
 from vla_train.policy.simplevla_oft.lora import AdaptersInProducts, lora_layers
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
@@ -226,7 +226,7 @@ class SimpleVLAOFTPolicy:
     def export_bytes(self) -> int:
         """Size of what `save_pretrained` writes."""
         if self._base is None:
-            num_values = sum(weight.shape.numel() for weight in plain_weights(self.model).values())
+            num_values = self.model.num_weights
         else:
             num_values = num_published_values(self.model)
         return num_values * self.model.dtype.itemsize + sum(map(len, self.model.companion_files.values()))
