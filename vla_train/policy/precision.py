@@ -66,9 +66,10 @@ def limit_memory(gigabytes: float, device: torch.device) -> None:
     Raises:
         ValueError: So much is in use already.
     """
-    free, total = torch.cuda.mem_get_info(device)
-    outside = total - free - torch.cuda.memory_reserved(device) + _CUDA_BYTES
+    index = torch.cuda.current_device() if device.index is None else device.index
+    free, total = torch.cuda.mem_get_info(index)
+    outside = total - free - torch.cuda.memory_reserved(index) + _CUDA_BYTES
     allowed = gigabytes * 1e9 - outside
     if allowed <= 0:
         raise ValueError(f"policy.gpu_memory_gb {gigabytes:g}: simulators and CUDA take {outside / 1e9:.1f} GB already")
-    torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), index)

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from vla_train.display import Display
 from vla_train.envs.worker import WorkerError
 from vla_train.errors import DataError, DivergedError, RunError
@@ -36,7 +38,7 @@ def saved_when_it_ends(run: SavedRun, interruption: Interruption) -> Iterator[No
         WorkerError, DataError: A worker failed more often than it may, or data cannot be read; a checkpoint was saved.
         DivergedError: Loss or log-probs are not finite; older checkpoints are as they were.
         CheckpointError: A checkpoint could not be written; older ones are as they were.
-        RunError: Something else could not be written; the same.
+        RunError: Something else could not be written, or a GPU's memory is too small; the same.
         SystemExit: It was interrupted.
     """
     alone = run.ranks.size == 1  # ranks save together, and others may be in the middle of an update
@@ -51,6 +53,11 @@ def saved_when_it_ends(run: SavedRun, interruption: Interruption) -> Iterator[No
         raise type(error)(f"{error}; {_save(run) if alone else _newest(run.config.output)}") from error.__cause__
     except DivergedError as error:
         raise DivergedError(f"{error}; {_newest(run.config.output)}; lower optim.learning_rate first") from error
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"the GPU's memory is too small ({str(error).partition('. ')[0]}); {_newest(run.config.output)}; lower "
+            "rollout.max_policy_batch or env.envs_per_worker first, or take a recipe for a smaller card"
+        ) from error
     except OSError as error:
         raise RunError(f"{run.config.output} cannot be written to ({error}); {_newest(run.config.output)}") from error
 

@@ -2,6 +2,7 @@
 
     measure   peak memory of a micro-batch of 2 rows, and of 4: what each row takes, and what comes on top
     choose    from that of kept and of recomputed activations, and the memory that is free
+    try       what was chosen; with less where it does not fit after all, since memory is in pieces
 
 More rows gain little once there are a few, recomputing costs a third: so activations are kept where `_ENOUGH_ROWS` rows fit,
 and those of no more blocks recomputed than `_FEW_ROWS` rows need otherwise. Neither changes what is learnt.
@@ -17,6 +18,7 @@ _MOST_ROWS = 16
 _MOST_ROWS_AT_ALL = 256
 _ENOUGH_ROWS = 4
 _FEW_ROWS = 8
+_NEVER = 1 << 50
 _SPARE = 0.06
 """Share of the GPU's memory that is left free: prompts may be longer, evaluations larger, and simulators grow."""
 
@@ -56,6 +58,42 @@ def choose(kept: Cost, recomputed: Cost, *, available: int, rows: int | None = N
     gain = wanted * (kept.per_row - recomputed.per_row)
     share = 1.0 - max(0.0, min(1.0, room / gain)) if gain > 0 else 1.0
     return MemoryPlan(microbatch_rows=wanted, recomputed=share)
+
+
+def plan_microbatches(
+    run: Callable[[int], None], recompute: Callable[[float], None], device: torch.device, *, rows: int | None = None
+) -> MemoryPlan:
+    """Measure, choose and try.
+
+    Args:
+        run: Computes a micro-batch of so many rows, forward and backward.
+        recompute: Sets the share of the blocks whose activations are recomputed; it is left as planned.
+        device: A CUDA device.
+        rows: Of a micro-batch, where they are given.
+
+    Raises:
+        torch.OutOfMemoryError: Not even the smallest micro-batch fits.
+    """
+    recompute(1.0)
+    recomputed = measure(run, device)
+    recompute(0.0)
+    try:
+        kept = measure(run, device)
+    except torch.OutOfMemoryError:
+        kept = Cost(per_row=_NEVER, besides=0)
+    available = available_bytes(device)
+    while True:
+        plan = choose(kept, recomputed, available=available, rows=rows)
+        recompute(plan.recomputed)
+        try:
+            run(plan.microbatch_rows)
+        except torch.OutOfMemoryError:
+            if plan == choose(kept, recomputed, available=0, rows=rows):
+                raise
+            available = available * 9 // 10
+        else:
+            return plan
+        torch.cuda.empty_cache()
 
 
 def measure(run: Callable[[int], None], device: torch.device) -> Cost:

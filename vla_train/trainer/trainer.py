@@ -25,7 +25,7 @@ from vla_train.config import AdamWConfig, AlgoConfig
 from vla_train.errors import DivergedError
 from vla_train.policy.base import RolloutPolicy, TrainablePolicy
 from vla_train.registry import LOSSES, load
-from vla_train.trainer.memory_plan import MemoryPlan, available_bytes, choose, measure
+from vla_train.trainer.memory_plan import MemoryPlan, plan_microbatches
 from vla_train.trainer.optimizer import MasterAdamW
 from vla_train.trainer.parallel import ONE_RANK, Ranks, distribute, full_tensor, is_sharded, local_part
 from vla_train.trainer.schedule import learning_rate
@@ -155,16 +155,12 @@ class Trainer:
             self._output(batch.select(np.arange(num_rows) % len(batch))).loss.backward()
             self.optimizer.discard_gradients()
 
-        costs = []
+        def set_share(share: float) -> None:
+            if recompute is not None:
+                recompute(share)
+
         with torch.enable_grad():
-            for share in (0.0, 1.0):
-                if recompute is not None:
-                    recompute(share)
-                costs.append(measure(run, self._device))
-        kept, recomputed = costs
-        plan = choose(kept, recomputed, available=available_bytes(self._device), rows=rows or None)
-        if recompute is not None:
-            recompute(plan.recomputed)
+            plan = plan_microbatches(run, set_share, self._device, rows=rows or None)
         _log.info("updates: %s, by the memory of the GPU", plan)
         return plan
 

@@ -1,10 +1,12 @@
 """Micro-batches and recomputed activations by the memory there is."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_train.trainer.memory_plan import Cost, MemoryPlan, choose
+from vla_train.trainer import memory_plan
+from vla_train.trainer.memory_plan import Cost, MemoryPlan, choose, plan_microbatches
 
 KEPT, RECOMPUTED = Cost(per_row=2000, besides=500), Cost(per_row=200, besides=700)
 
@@ -52,3 +54,43 @@ def test_a_plan_says_what_it_is() -> None:
     assert str(MemoryPlan(microbatch_rows=8, recomputed=0.25)) == (
         "micro-batches of 8 rows, activations of 25% of the blocks recomputed"
     )
+
+
+class _Card:
+    """A GPU of so much memory, and a policy whose micro-batches take some of it."""
+
+    def __init__(self, memory: int, monkeypatch: pytest.MonkeyPatch, *, in_pieces: float = 0.0) -> None:
+        self.usable = memory * (1 - in_pieces)
+        self.share = 0.0
+        monkeypatch.setattr(memory_plan, "available_bytes", lambda device: memory)
+        monkeypatch.setattr(memory_plan, "measure", self._measure)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+    def recompute(self, share: float) -> None:
+        self.share = share
+
+    def run(self, rows: int) -> None:
+        per_row = RECOMPUTED.per_row + (1 - self.share) * (KEPT.per_row - RECOMPUTED.per_row)
+        besides = KEPT.besides if self.share == 0 else RECOMPUTED.besides
+        if besides + rows * per_row > self.usable:
+            raise torch.OutOfMemoryError
+
+    def _measure(self, run, device: torch.device) -> Cost:
+        for rows in (2, 4):
+            run(rows)
+        return KEPT if self.share == 0 else RECOMPUTED
+
+
+@pytest.mark.parametrize("memory", [3_000, 8_000, 9_000, 20_000, 100_000])
+@pytest.mark.parametrize("in_pieces", [0.0, 0.2, 0.4])
+def test_what_is_planned_has_been_tried(memory: int, in_pieces: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = _Card(memory, monkeypatch, in_pieces=in_pieces)
+    plan = plan_microbatches(card.run, card.recompute, torch.device("cpu"))
+    assert card.share == plan.recomputed
+    card.run(plan.microbatch_rows)
+
+
+def test_a_card_on_which_not_one_row_fits_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = _Card(600, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        plan_microbatches(card.run, card.recompute, torch.device("cpu"))

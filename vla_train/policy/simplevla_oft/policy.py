@@ -225,10 +225,7 @@ class SimpleVLAOFTPolicy:
     @property
     def export_bytes(self) -> int:
         """Size of what `save_pretrained` writes."""
-        if self._base is None:
-            num_values = self.model.num_weights
-        else:
-            num_values = num_published_values(self.model)
+        num_values = self.model.num_weights if self._base is None else num_published_values(self.model)
         return num_values * self.model.dtype.itemsize + sum(map(len, self.model.companion_files.values()))
 
     @property
