@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from small_runs import command_line, run_command
 
 from vla_train.cli import main
@@ -93,6 +94,16 @@ def test_a_disk_that_fills_while_results_are_written(what: str, small_run: MakeR
     config = small_run(eval={"every": 1, "episodes_per_task": 1})
     line = one_line(ended("train", *command_line(config)))
     assert f"{config.output} cannot be written to ([Errno 28] No space left on device: 'somewhere'); the same command" in line
+
+
+def test_a_gpu_whose_memory_is_too_small_for_an_update(small_run: MakeRun, ended, monkeypatch) -> None:
+    def too_much(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 102.00 MiB. GPU 0 has a total capacity of ...")
+
+    monkeypatch.setattr(GroupTrainer, "update", too_much)
+    line = one_line(ended("train", *command_line(small_run())))
+    assert "the GPU's memory is too small (CUDA out of memory); the same command starts again" in line
+    assert "rollout.max_policy_batch" in line
 
 
 def test_an_evaluation_whose_disk_fills_ends_in_one_line(
