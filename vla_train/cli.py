@@ -23,7 +23,7 @@ from vla_train.config import DEMO_CHECKPOINT, EvaluateConfig, TrainConfig
 from vla_train.config_file import RunConfig, read_config, read_run_config
 from vla_train.config_json import RENAMED, for_another_env, without_demo
 from vla_train.demonstrations.config import CollectConfig
-from vla_train.errors import RunError
+from vla_train.errors import RunError, gpu_too_small
 from vla_train.export_config import ExportConfig
 from vla_train.recipes import DEFAULT_RECIPE, RECIPES
 from vla_train.recipes.demo import demo
@@ -104,10 +104,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
     except (RunError, OSError) as error:
         _stop(error)
+    except RuntimeError as error:
+        _stop_out_of_memory(error)
     try:
         work()
     except (RunError, OSError) as error:
         _stop(error)
+    except RuntimeError as error:
+        _stop_out_of_memory(error)
 
 
 def _share_cores() -> None:
@@ -397,6 +401,13 @@ def _report(arguments: list[str]) -> Callable[[], object]:
 
     page = write_report(run)  # here, where damaged files are errors in what was given
     return lambda: print(f"report: {page}")
+
+
+def _stop_out_of_memory(error: RuntimeError) -> NoReturn:
+    """End with one line where a GPU's memory was too small; any other error is raised again."""
+    if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+        raise error
+    _stop(RunError(gpu_too_small(error)))
 
 
 def _stop(error: Exception) -> NoReturn:

@@ -115,7 +115,7 @@ class PolicyConfig:
     base_dtype: Literal["auto", "fp8", "nf4"] = "auto"
     """Language model under adapters, which eval merges only with auto. auto: as dtype; fp8: half (Ada, Hopper); nf4: 1/4."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
-    """Recompute activations in the backward pass: less memory, a third more time; auto: of as few blocks as a GPU asks for."""
+    """Recompute activations in the backward pass: less memory, a third more time; auto: as few blocks as a GPU asks for."""
     gpu_memory_gb: float | None = None
     """Use a GPU as if it had so much memory (1e9 bytes), simulators included; None: all that it has."""
 
@@ -153,7 +153,7 @@ class RolloutConfig:
     max_attempts: float = 4.0
     """End an iteration after this many times rollout.groups-per-iteration groups, with what signal there is."""
     deterministic: bool = False
-    """Play only groups that an iteration needs: slower, independent of timing; a resumed run then equals an unbroken one."""
+    """Play only groups that an iteration needs: a resumed run equals an unbroken one (GPU: with optim.microbatch-rows)."""
     max_staleness: int = 0
     """Age of the weights that may sample, in updates: 1 lets the next rollout overlap the update, 0 never does."""
 
@@ -319,10 +319,7 @@ class TrainConfig:
             f"rollout.group_size must be at least 2, got {self.rollout.group_size}: algo.advantage {self.algo.advantage} "
             "compares the episodes of a group (reinforce does not)",
         )
-        require(
-            self.policy.base_dtype == "auto" or self.policy.lora_rank > 0,
-            f"policy.base_dtype {self.policy.base_dtype} freezes the language model: train adapters, with policy.lora_rank",
-        )
+        check_trained(self.policy)
         for tracker in self.trackers:
             require(tracker in TRACKERS, f"trackers must be among {', '.join(TRACKERS)}, got {tracker!r}")
         check_split(self.train_fraction, self.eval, evaluates=self.eval.every > 0)
@@ -355,6 +352,14 @@ class EvaluateConfig:
         check_at_least(self, "", 0, "seed", "split_seed")
         require(self.policy.checkpoint is None, "name the checkpoint with --checkpoint, not with policy.checkpoint")
         check_split(self.train_fraction, self.eval, evaluates=True)
+
+
+def check_trained(policy: PolicyConfig) -> None:
+    """Refuse a policy of which nothing would be trained."""
+    require(
+        policy.base_dtype == "auto" or policy.lora_rank > 0,
+        f"policy.base_dtype {policy.base_dtype} freezes the language model: train adapters, with policy.lora_rank",
+    )
 
 
 def check_split(train_fraction: float, evaluation: EvalConfig, *, evaluates: bool) -> None:

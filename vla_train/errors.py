@@ -11,3 +11,12 @@ class DataError(RunError):
 
 class DivergedError(RunError):
     """A loss, a gradient or a log-prob is not finite."""
+
+
+def gpu_too_small(error: RuntimeError) -> str:
+    """What to say of PyTorch's `OutOfMemoryError`."""
+    return (
+        f"the GPU's memory is too small ({str(error).partition('. ')[0]}): take --policy.base-dtype fp8 or nf4 with "
+        "--policy.lora-rank 32, fewer --env.envs-per-worker, a smaller --rollout.max-policy-batch or --optim.microbatch-rows, "
+        "or a recipe for a smaller card"
+    )

@@ -51,7 +51,7 @@ def iterate(run: Run) -> None:
             if run.complete:
                 break
             result = run.collect()
-            run.begin_next()
+            run.begin_next(result.groups)
             metrics = run.update(result.groups)
             run.record(result, metrics)
     run.show_end()

@@ -102,8 +102,16 @@ def test_a_gpu_whose_memory_is_too_small_for_an_update(small_run: MakeRun, ended
 
     monkeypatch.setattr(GroupTrainer, "update", too_much)
     line = one_line(ended("train", *command_line(small_run())))
-    assert "the GPU's memory is too small (CUDA out of memory); the same command starts again" in line
-    assert "rollout.max_policy_batch" in line
+    assert "the GPU's memory is too small (CUDA out of memory): take --policy.base-dtype fp8" in line
+    assert "the same command starts again" in line
+
+
+def test_a_gpu_whose_memory_is_too_small_for_the_policy(small_run: MakeRun, ended, monkeypatch) -> None:
+    def too_much(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 15.00 GiB.")
+
+    monkeypatch.setattr("vla_train.run.run.build_policies", too_much)
+    assert "the GPU's memory is too small (CUDA out of memory): take" in one_line(ended("train", *command_line(small_run())))
 
 
 def test_an_evaluation_whose_disk_fills_ends_in_one_line(

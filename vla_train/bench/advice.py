@@ -193,8 +193,9 @@ def _more_cores(machine: Machine) -> str:
 def _memory_changes(
     config: TrainConfig, machine: Machine, memory: GpuMemory | None, *, num_weights: int, recipes: Collection[str]
 ) -> list[str]:
-    """Where little memory is free."""
-    if memory is None or memory.peak_gb < _TIGHT * machine.gpu_gb:
+    """Where little memory is free, though nobody planned it so."""
+    planned = config.optim.microbatch_rows == 0
+    if memory is None or planned or memory.peak_gb < _TIGHT * machine.gpu_gb:
         return []
     recipe = fitting_recipe(machine.gpu_gb, recipes) if num_weights >= _LARGE else None
     ways = [f"take what --recipe {recipe} sets for such a card"] if recipe is not None else []

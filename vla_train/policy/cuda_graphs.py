@@ -10,6 +10,7 @@ and the smaller ones are captured again when they are next called: together they
 """
 
 import gc
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ _Shapes = tuple[tuple[torch.Size, torch.dtype] | None, ...]
 
 _CALLS_BEFORE_CAPTURE = 2
 """With the same shapes, made without a graph: the first may compile, and shapes that hardly ever occur are not worth one."""
+_CAPTURING = threading.RLock()
+"""One at a time: beginning a capture waits for the device, which spoils one that is under way in another thread."""
 _MAX_GRAPHS = 64
 """A graph of a large model holds tens of MB of launch parameters; past this many, the one unused for longest goes."""
 
@@ -120,6 +123,7 @@ class _GraphWithGradients:
     forward: _Graph
     backward: _Graph
     """From the gradient to the output to those to the parameters."""
+    parameters: tuple[nn.Parameter, ...]
 
 
 class GraphedGradients:
@@ -140,7 +144,7 @@ class GraphedGradients:
         self, function: Callable[..., Tensor], module: nn.Module, *, new_capture: Callable[[], Capture] | None = None
     ) -> None:
         self._function = function
-        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._module = module
         self._make_capture = cuda_graph_capture if new_capture is None else new_capture
         self._graphs = _Graphs(module, self._capture_into_new_pool)
         self._num_calls = 0
@@ -149,16 +153,18 @@ class GraphedGradients:
         capture = self._make_capture()
 
         def capture_both(inputs: Inputs) -> _GraphWithGradients:
-            torch.autograd.grad(self._function(*inputs).sum(), self._parameters, allow_unused=True)  # compiles what is left to
+            # Not before: weights that are sharded meanwhile would be kept whole.
+            parameters = tuple(parameter for parameter in self._module.parameters() if parameter.requires_grad)
+            torch.autograd.grad(self._function(*inputs).sum(), parameters, allow_unused=True)  # compiles what is left to
             forward = _Graph(inputs, *capture(lambda *given: (self._function(*given),), inputs))
             (output,) = forward.outputs
 
             def backward(gradient: Tensor) -> tuple[Tensor, ...]:
-                gradients = torch.autograd.grad(output, self._parameters, gradient, allow_unused=True)
+                gradients = torch.autograd.grad(output, parameters, gradient, allow_unused=True)
                 return tuple(gradients)  # type: ignore[arg-type]
 
             gradient = (torch.zeros_like(output),)
-            both = _GraphWithGradients(forward, _Graph(gradient, *capture(backward, gradient)))
+            both = _GraphWithGradients(forward, _Graph(gradient, *capture(backward, gradient)), parameters)
             # What the output keeps alive is not needed any more: the graphs know its addresses.
             return replace(both, forward=replace(forward, outputs=(output.detach(),)))
 
@@ -170,7 +176,7 @@ class GraphedGradients:
         if graph is None:
             return self._function(*inputs)
         graph.forward.take(inputs)
-        return _Replay.apply(graph, self._still_current(self._num_calls), *self._parameters)
+        return _Replay.apply(graph, self._still_current(self._num_calls), *graph.parameters)
 
     def _still_current(self, number: int) -> Callable[[], bool]:
         return lambda: self._num_calls == number
@@ -220,6 +226,7 @@ def cuda_graph_capture() -> Capture:
         # The present device is the thread's own, and all but the main thread begin with the first of the machine.
         # "thread_local": simulators and the trainer may use the device meanwhile, from threads of their own.
         with (
+            _CAPTURING,
             _no_garbage_collection(),
             torch.cuda.device(device),
             torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),

@@ -48,7 +48,7 @@ def keep_sums_whole() -> None:
 
 @contextmanager
 def split_sums() -> Iterator[None]:
-    """Let cuBLAS split sums meanwhile."""
+    """Let cuBLAS split sums meanwhile; in other threads too, whose log-probs may differ in their last bits then."""
     matmul = torch.backends.cuda.matmul
     if getattr(matmul, "allow_bf16_reduced_precision_reduction_split_k", True):
         yield

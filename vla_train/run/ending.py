@@ -9,7 +9,7 @@ import torch
 
 from vla_train.display import Display
 from vla_train.envs.worker import WorkerError
-from vla_train.errors import DataError, DivergedError, RunError
+from vla_train.errors import DataError, DivergedError, RunError, gpu_too_small
 from vla_train.interruption import Interruption
 from vla_train.trainer.checkpoint_folder import list_checkpoints
 from vla_train.trainer.manifest import CheckpointError
@@ -54,10 +54,7 @@ def saved_when_it_ends(run: SavedRun, interruption: Interruption) -> Iterator[No
     except DivergedError as error:
         raise DivergedError(f"{error}; {_newest(run.config.output)}; lower optim.learning_rate first") from error
     except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"the GPU's memory is too small ({str(error).partition('. ')[0]}); {_newest(run.config.output)}; lower "
-            "rollout.max_policy_batch or env.envs_per_worker first, or take a recipe for a smaller card"
-        ) from error
+        raise RunError(f"{gpu_too_small(error)}; {_newest(run.config.output)}") from error
     except OSError as error:
         raise RunError(f"{run.config.output} cannot be written to ({error}); {_newest(run.config.output)}") from error
 

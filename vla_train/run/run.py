@@ -181,11 +181,15 @@ class Run:
         self._next = self._before_next = None
         return result
 
-    def begin_next(self) -> None:
-        """Let the workers work while the model trains: resets, or with `max_staleness` the whole next rollout."""
+    def begin_next(self, groups: tuple[Group, ...]) -> None:
+        """Let the workers work while the model trains on `groups`: resets, or with `max_staleness` the whole next rollout."""
         if self.done + 1 >= self.config.iterations:
             return
         if self._rollout_config.max_staleness > 0:
+            if groups:
+                self._announce_compiling("updates")
+                with self.display.waiting("preparing updates"):
+                    self.trainer.prepare_for(groups)
             self._push_weights()
             self.rollout.release()  # the update that follows ends, or nothing is saved any more
             self._before_next = self._rollout_state()

@@ -4,7 +4,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vla_train.config import TRACKERS, AdamWConfig, EnvConfig, EvalConfig, PolicyConfig, RolloutConfig, TrackerName, check_split
+from vla_train.config import (
+    TRACKERS,
+    AdamWConfig,
+    EnvConfig,
+    EvalConfig,
+    PolicyConfig,
+    RolloutConfig,
+    TrackerName,
+    check_split,
+    check_trained,
+)
 from vla_train.config_checks import check_at_least, check_fields, check_positive, require
 
 
@@ -92,6 +102,7 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_trained(self.policy)
         names = ("steps", "batch_rows", "stride", "validation_rows", "log_every", "checkpoint_every", "keep_checkpoints")
         check_at_least(self, "", 1, *names)
         check_at_least(self, "", 0, "seed", "split_seed")

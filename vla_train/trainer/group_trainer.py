@@ -103,6 +103,12 @@ class GroupTrainer(Trainer):
         self._estimator: Estimator = load(algo.advantage, ESTIMATORS, option="algo.advantage")
         self._seed = seed
 
+    def prepare_for(self, groups: Sequence[Group]) -> None:
+        """See `Trainer.prepare`; by the rows of the first of one group or more."""
+        trajectories = groups[0].trajectories
+        nothing = torch.zeros(len(trajectories))
+        self.prepare(make_rows(trajectories, nothing, nothing, chunk_size=self._policy.chunk_size))
+
     def update(
         self,
         groups: Sequence[Group],

@@ -9,7 +9,7 @@ and those of no more blocks recomputed than `_FEW_ROWS` rows need otherwise. Nei
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,6 +19,7 @@ _MOST_ROWS_AT_ALL = 256
 _ENOUGH_ROWS = 4
 _FEW_ROWS = 8
 _NEVER = 1 << 50
+_LEAST = 1 << 24
 _SPARE = 0.06
 """Share of the GPU's memory that is left free: prompts may be longer, evaluations larger, and simulators grow."""
 
@@ -61,36 +62,48 @@ def choose(kept: Cost, recomputed: Cost, *, available: int, rows: int | None = N
 
 
 def plan_microbatches(
-    run: Callable[[int], None], recompute: Callable[[float], None], device: torch.device, *, rows: int | None = None
+    run: Callable[[int], None],
+    recompute: Callable[[float], None] | None,
+    device: torch.device,
+    *,
+    owed: int = 0,
+    rows: int | None = None,
 ) -> MemoryPlan:
     """Measure, choose and try.
 
     Args:
         run: Computes a micro-batch of so many rows, forward and backward.
-        recompute: Sets the share of the blocks whose activations are recomputed; it is left as planned.
+        recompute: Sets the share of the blocks whose activations are recomputed, and is left as planned; None where that is
+            not to be chosen.
         device: A CUDA device.
+        owed: Bytes that will be taken later, and for good.
         rows: Of a micro-batch, where they are given.
 
     Raises:
         torch.OutOfMemoryError: Not even the smallest micro-batch fits.
     """
-    recompute(1.0)
-    recomputed = measure(run, device)
-    recompute(0.0)
-    try:
-        kept = measure(run, device)
-    except torch.OutOfMemoryError:
-        kept = Cost(per_row=_NEVER, besides=0)
-    available = available_bytes(device)
+    set_share = recompute or (lambda share: None)
+    costs = []
+    for share in (1.0, 0.0) if recompute else (0.0,):
+        set_share(share)
+        try:
+            costs.append(measure(run, device))
+        except torch.OutOfMemoryError:
+            costs.append(Cost(per_row=_NEVER, besides=0))
+            torch.cuda.empty_cache()
+    recomputed, kept = costs[0], costs[-1]
+    available = available_bytes(device) - owed
     while True:
         plan = choose(kept, recomputed, available=available, rows=rows)
-        recompute(plan.recomputed)
+        if recompute is None:
+            plan = replace(plan, recomputed=0.0)
+        set_share(plan.recomputed)
         try:
             run(plan.microbatch_rows)
         except torch.OutOfMemoryError:
-            if plan == choose(kept, recomputed, available=0, rows=rows):
+            if available <= 0:
                 raise
-            available = available * 9 // 10
+            available = available * 9 // 10 if available > _LEAST else 0
         else:
             return plan
         torch.cuda.empty_cache()
@@ -114,7 +127,12 @@ def available_bytes(device: torch.device) -> int:
     """Memory of a CUDA device that is free or that PyTorch has cached, within what this process may use, less some to spare."""
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    in_graphs = sum(  # what CUDA graphs keep for themselves
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0) and segment["device"] == device.index
+    )
     allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    available = min(free + cached, allowed - torch.cuda.memory_allocated(device))
+    available = min(free + held, allowed - torch.cuda.memory_allocated(device)) - in_graphs
     return max(0, available - int(_SPARE * allowed))

@@ -111,6 +111,13 @@ class MasterAdamW:
                 torch.autograd.graph.increment_version(part)
 
     @property
+    def bytes_to_come(self) -> int:
+        """On the parameters' device, of this rank: what is not made yet, moments and what graphs keep of gradients."""
+        parameters = list(self._parameters.values())
+        moments = 0 if self._config.cpu_offload or self._adamw.state else 8 * sum(local_part(p).numel() for p in parameters)
+        return moments + sum(local_part(parameter).nbytes for parameter in parameters)
+
+    @property
     def num_bytes(self) -> int:
         """Size of the whole state, over all ranks."""
         return sum(3 * 4 * parameter.numel() for parameter in self._parameters.values())

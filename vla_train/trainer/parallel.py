@@ -115,7 +115,8 @@ def distribute(module: nn.Module, ranks: Ranks, *, sharding: Literal["auto", "sh
         whole = tensor.detach()
         dist.broadcast(whole.view(torch.uint8) if whole.itemsize == 1 else whole, src=0)  # no backend knows FP8
     if sharding == "auto":
-        total = sum(parameter.numel() for parameter in module.parameters())
+        # Quantised weights are no parameters; a module that has some says how many it has in all.
+        total = getattr(module, "num_weights", None) or sum(parameter.numel() for parameter in module.parameters())
         trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         sharding = "shard" if trained > _SHARD_ABOVE * total else "replicate"
     if sharding == "shard":

@@ -127,6 +127,11 @@ class Trainer:
             self._timeline.add("trainer", "train", began, time.perf_counter(), rows=len(batch))
         return Step(output=whole, grad_norm=grad_norm, learning_rate=rate)
 
+    def prepare(self, batch: TrainBatch) -> None:
+        """Find out how updates fit the GPU before anything else runs on it; the first step does it otherwise."""
+        if self._plan is None:
+            self._plan = self._make_plan(batch)
+
     @torch.no_grad()
     def measure(self, batch: TrainBatch) -> LossOutput:
         """The loss of rows over all ranks, and its statistics; nothing is trained. Rows as for `step`.
@@ -137,8 +142,8 @@ class Trainer:
         return _reduce([self._output(microbatch).detach() for microbatch in self._microbatches(batch)], self.ranks)
 
     def _microbatches(self, batch: TrainBatch) -> Iterator[TrainBatch]:
-        if self._plan is None:
-            self._plan = self._make_plan(batch)
+        self.prepare(batch)
+        assert self._plan is not None
         rows = self._plan.microbatch_rows
         for first in range(0, len(batch), rows):
             yield batch.select(slice(first, first + rows))
@@ -155,12 +160,8 @@ class Trainer:
             self._output(batch.select(np.arange(num_rows) % len(batch))).loss.backward()
             self.optimizer.discard_gradients()
 
-        def set_share(share: float) -> None:
-            if recompute is not None:
-                recompute(share)
-
         with torch.enable_grad():
-            plan = plan_microbatches(run, set_share, self._device, rows=rows or None)
+            plan = plan_microbatches(run, recompute, self._device, owed=self.optimizer.bytes_to_come, rows=rows or None)
         _log.info("updates: %s, by the memory of the GPU", plan)
         return plan
 

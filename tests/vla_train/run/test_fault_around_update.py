@@ -62,7 +62,7 @@ def test_groups_are_kept_until_they_were_trained_on(small_run: MakeRun) -> None:
     def lost(iteration: int) -> None:
         raise WorkerError("the last straw")
 
-    begin_next, run.begin_next = run.begin_next, lambda: lost(0) if run.done else begin_next()  # type: ignore[method-assign]
+    begin_next, run.begin_next = run.begin_next, lambda groups: lost(0) if run.done else begin_next(groups)  # type: ignore[method-assign]
     with pytest.raises(WorkerError, match="straw"):
         iterate(run)
     assert newest_checkpoint(config).name == "step_000001"

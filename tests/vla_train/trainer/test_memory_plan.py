@@ -81,13 +81,28 @@ class _Card:
         return KEPT if self.share == 0 else RECOMPUTED
 
 
-@pytest.mark.parametrize("memory", [3_000, 8_000, 9_000, 20_000, 100_000])
+@pytest.mark.parametrize("memory", [1_600, 3_000, 8_000, 9_000, 20_000, 100_000])
 @pytest.mark.parametrize("in_pieces", [0.0, 0.2, 0.4])
-def test_what_is_planned_has_been_tried(memory: int, in_pieces: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [None, 1])
+def test_what_is_planned_has_been_tried(
+    memory: int, in_pieces: float, rows: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     card = _Card(memory, monkeypatch, in_pieces=in_pieces)
-    plan = plan_microbatches(card.run, card.recompute, torch.device("cpu"))
+    plan = plan_microbatches(card.run, card.recompute, torch.device("cpu"), rows=rows)
     assert card.share == plan.recomputed
+    assert rows is None or plan.microbatch_rows == rows
     card.run(plan.microbatch_rows)
+
+
+def test_where_recomputing_is_not_to_be_chosen_only_rows_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = _Card(9_000, monkeypatch)
+    assert plan_microbatches(card.run, None, torch.device("cpu")) == MemoryPlan(microbatch_rows=4, recomputed=0.0)
+
+
+def test_what_will_be_taken_later_is_left_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = _Card(40_000, monkeypatch)
+    plan = plan_microbatches(card.run, card.recompute, torch.device("cpu"), owed=30_000)
+    assert plan == MemoryPlan(microbatch_rows=4, recomputed=0.0)
 
 
 def test_a_card_on_which_not_one_row_fits_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:

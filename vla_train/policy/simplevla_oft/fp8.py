@@ -14,7 +14,7 @@ the four products between them are appended to the dimension that is added up:
 
     [x | h1 | h2 | h1] @ [W | B1 | B1 | B2]^T     h = h1 + h2, B = B1 + B2, and h2 B2 is below rounding
 
-They share the rows' scales; a power of two moves range from B to h where B would not fit.
+They share the rows' scales; a power of two moves range from B to h where B would not fit, and from h to B where B is small.
 """
 
 import torch
@@ -24,6 +24,8 @@ _E4M3 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_E4M3).max
 _MULTIPLE = 16
 """The matrix units take widths in multiples of this."""
+_LEAST_SHIFT = -6
+"""Exponent of the power of two between h and B: B of 1e-7 keeps five bits then, and h has range enough beside outliers of x."""
 _CAPABILITY = (8, 9)
 """The first CUDA devices that multiply FP8."""
 
@@ -132,6 +134,6 @@ def take_adapter(lora_b: Tensor, scaling: float, values: Tensor, scales: Tensor,
     """Bring an adapter's B (out, r) into the layer's tensors, in place."""
     target = values[:, in_features : in_features + 3 * lora_b.shape[1]]
     in_units = scaling * lora_b.float() / scales
-    shift.copy_((in_units.abs().amax() / _LARGEST).log2().ceil().clamp(min=0).exp2())
+    shift.copy_((in_units.abs().amax() / _LARGEST).log2().ceil().clamp(min=_LEAST_SHIFT).exp2())
     first, second = _halves(in_units / shift)
     target.copy_(torch.cat([first, first, second], dim=1))

@@ -71,22 +71,19 @@ def test_the_scaled_product_is_the_slow_ones_rounded_to_bfloat16(device, shape):
     assert ((result.float() - expected).abs() <= expected.abs() * 2**-8 + norms * (1e-6 if device == "cpu" else 1e-3)).all()
 
 
-@pytest.mark.parametrize("magnitude", [1e-5, 1e-3, 1e-1, 1e3])
+@pytest.mark.parametrize("magnitude", [1e-6, 1e-5, 1e-3, 1e-1, 1e3])
 def test_an_adapters_product_inside_the_base_has_the_precision_of_bfloat16(magnitude):
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(96, 64, generator=generator)
+    weight = 0.02 * torch.randn(96, 64, generator=generator)
     h, b = torch.randn(50, 8, generator=generator), magnitude * torch.randn(96, 8, generator=generator)
     values, scales, shift = fp8.quantise(weight, rank=8)
     fp8.take_adapter(b, 0.5, values, scales, shift, in_features=64)
     x = torch.zeros(50, 64)
     x[:, 0] = 100  # as far above the rest as a large model's outliers are
-    quantised = quantise_rows(x, h=h, shift=shift, width=values.shape[1])
-    with_adapter = quantised[0].float() @ values.float().T * quantised[1] * scales.T
-    base = quantise_rows(x)[0].float() @ values[:, :64].float().T * quantise_rows(x)[1] * scales.T
-    if magnitude < 1e3:  # else the largest of a row is h's, and x is rounded more coarsely
-        error = (with_adapter - base - 0.5 * h @ b.T).norm() / base.norm()
-        assert error <= 2**-8 * max((0.5 * h @ b.T).norm() / base.norm(), 1e-4)
-    assert with_adapter.isfinite().all()
+    quantised, row_scales = (tensor.double() for tensor in quantise_rows(x, h=h, shift=shift, width=values.shape[1]))
+    part = quantised[:, 64:] @ values[:, 64:].double().T * row_scales * scales.T.double()
+    exact = 0.5 * h.double() @ b.T.double()
+    assert (part - exact).norm() < 0.01 * exact.norm()
 
 
 def test_an_adapter_beyond_the_range_of_its_rows_is_shifted_and_not_lost():
