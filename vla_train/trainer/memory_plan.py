@@ -19,7 +19,9 @@ _MOST_ROWS_AT_ALL = 256
 _ENOUGH_ROWS = 4
 _FEW_ROWS = 8
 _NEVER = 1 << 50
+"""Bytes of a row that no GPU has."""
 _LEAST = 1 << 24
+"""Bytes below which less is none."""
 _SPARE = 0.06
 """Share of the GPU's memory that is left free: prompts may be longer, evaluations larger, and simulators grow."""
 

@@ -162,7 +162,8 @@ class Trainer:
 
         with torch.enable_grad():
             plan = plan_microbatches(run, recompute, self._device, owed=self.optimizer.bytes_to_come, rows=rows or None)
-        _log.info("updates: %s, by the memory of the GPU", plan)
+        chosen = plan if recompute is not None else f"micro-batches of {plan.microbatch_rows} rows"
+        _log.info("updates: %s, by the memory of the GPU", chosen)
         return plan
 
     def _output(self, batch: TrainBatch) -> LossOutput:
