@@ -14,7 +14,7 @@ from small_runs import run_command
 from vla_train.cli import main
 from vla_train.config import TrainConfig
 from vla_train.loop import train
-from vla_train.policy.simplevla_oft import SimpleVLAOFT, checkpoint
+from vla_train.policy.simplevla_oft import SimpleVLAOFT, checkpoint_saving
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_on_a_full_disk_nothing_is_left(
     def full(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint_saving, "save_file", full)
     with pytest.raises(SystemExit) as stop:
         main(["export", "--checkpoint", str(small_checkpoint), "--output", str(tmp_path / "new")])
     assert stop.value.code == 1

@@ -13,7 +13,7 @@ from small_runs import ACTION_DIM, CHUNK_SIZE, save_small_checkpoint
 from torch import Tensor
 
 from vla_train.config import AlgoConfig, OptimConfig, PolicyConfig
-from vla_train.policy.simplevla_oft import checkpoint as policy_checkpoint
+from vla_train.policy.simplevla_oft import checkpoint_saving as policy_checkpoint
 from vla_train.policy.simplevla_oft.build import build_policy
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.trainer.checkpoint import load_checkpoint, save_checkpoint

@@ -1,4 +1,4 @@
-"""Checkpoints in the published layout: safetensors under the published names, `config.json`, and files that travel along.
+"""Reading checkpoints in the published layout: safetensors under published names, `config.json`, and files that travel along.
 
 A folder of adapters (`adapter_files.py`) is a checkpoint too: its weights are those of the base that it names, and the files
 that travel along are its own where it has them.
@@ -8,81 +8,39 @@ along. Tensors go one by one onto the device; at no time is there a second copy 
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from vla_train.config import DEMO_CHECKPOINT
 from vla_train.policy.checkpoint_name import checkpoint_folder, require_checkpoint
 from vla_train.policy.simplevla_oft.adapter_files import (
     ADAPTER_CONFIG_FILE,
-    ADAPTER_WEIGHTS_FILE,
     Adapter,
     AdapterFiles,
     open_adapters,
-    peft_config,
-    peft_tensors,
-    published_adapters,
 )
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
-from vla_train.policy.simplevla_oft.config_json import config_from_json, config_to_json
+from vla_train.policy.simplevla_oft.config_json import config_from_json
 from vla_train.policy.simplevla_oft.continuous import refuse_continuous_config, refuse_continuous_files
-from vla_train.policy.simplevla_oft.frozen import QuantisedLinear
 from vla_train.policy.simplevla_oft.hub import fetch, hub_file_names
-from vla_train.policy.simplevla_oft.json_files import json_bytes, read_json
-from vla_train.policy.simplevla_oft.lora import LoraLinear, full_tensor, lora_layers
+from vla_train.policy.simplevla_oft.json_files import read_json
 from vla_train.policy.simplevla_oft.published_names import published_pieces
-from vla_train.safetensors_file import save_file
 
 STATISTICS_FILE = "dataset_statistics.json"
 _GENERATION_FILE = "generation_config.json"
 _UNNORM_KEY = "unnorm_key"
-_INDEX_FILE = "model.safetensors.index.json"
-_WRITTEN_BY_US = {"config.json", STATISTICS_FILE, _INDEX_FILE, ADAPTER_CONFIG_FILE}
+INDEX_FILE = "model.safetensors.index.json"
+_WRITTEN_BY_US = {"config.json", STATISTICS_FILE, INDEX_FILE, ADAPTER_CONFIG_FILE}
 _COMPANION_PATTERNS = ("*.json", "*.py", "tokenizer.model")
 """Kept as bytes. The Python files are the published classes, which the published loaders look for beside the weights."""
-_SHARD_BYTES = 5_000_000_000
 _IGNORED_KEYS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Constants that old checkpoints store and we compute."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlainWeight:
-    """A weight of the model as it would be without adapters and quantisation."""
-
-    shape: torch.Size
-    read: Callable[[], Tensor]
-    """Makes it, adapters merged; where it is sharded, all ranks must call this."""
-
-
-def plain_weights(model: nn.Module) -> dict[str, PlainWeight]:
-    """All of them, by the name that the parameter has in a plain model, in the module's order."""
-    adapted = lora_layers(model)
-    weights: dict[str, PlainWeight] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLinear):
-            continue
-        plain = name.removesuffix(".base_layer")
-        own: dict[str, tuple[torch.Size, Callable[[], Tensor]]] = {
-            key: (parameter.shape, partial(full_tensor, parameter)) for key, parameter in module.named_parameters(recurse=False)
-        }
-        if isinstance(module, QuantisedLinear):
-            own["weight"] = module.shape, module.weight
-        if plain in adapted:
-            shape, read = own["weight"]
-            own["weight"] = shape, partial(_merged, read, adapted[plain])
-        weights |= {f"{plain}.{key}" if plain else key: PlainWeight(*value) for key, value in own.items()}
-    return weights
-
-
-def _merged(read: Callable[[], Tensor], layer: LoraLinear) -> Tensor:
-    return read().float() + layer.update()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,132 +153,6 @@ def is_here(name: str) -> bool:
     return folder is not None and (adapters is None or checkpoint_folder(adapters.base) is not None)
 
 
-def save(
-    model: nn.Module, folder: Path, *, dtype: torch.dtype, config: SimpleVLAOFTConfig, companions: Mapping[str, bytes]
-) -> None:
-    """Write a model, adapters merged, so that it loads again here and with the published code.
-
-    With sharded weights every rank must call this; the first one writes.
-
-    Raises:
-        OSError, SafetensorError: The first rank could not write (the disk is full, say); the other ranks are not told.
-    """
-    weights = plain_weights(model)
-    tensors = _published_tensors(weights, dtype)
-    try:
-        _write(folder, weights, tensors, dtype=dtype, config=config, companions=companions)
-    except (OSError, SafetensorError):
-        for _ in tensors:  # the other ranks wait for this one's part of each
-            pass
-        raise
-
-
-def save_adapters(
-    model: nn.Module, folder: Path, *, base: str, config: SimpleVLAOFTConfig, companions: Mapping[str, bytes]
-) -> None:
-    """Write the adapters of a model alone, so that they load again here on their base, and with peft.
-
-    With sharded weights every rank must call this; the first one writes.
-
-    Args:
-        model: Has adapters.
-        folder: Where to.
-        base: Name of the checkpoint whose weights are under them; see `CheckpointFiles.name`.
-        config: Of the policy.
-        companions: Files that travel along.
-
-    Raises:
-        OSError, SafetensorError: The first rank could not write; the other ranks are not told.
-    """
-    adapters = published_adapters(model)  # all that ranks do together is done here
-    if not _writes():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(peft_tensors(adapters), folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
-    _remove_weights(folder, but=())
-    (folder / ADAPTER_CONFIG_FILE).write_bytes(json_bytes(peft_config(adapters, base=base)))
-    _write_companions(folder, config, companions)
-
-
-def _writes() -> bool:
-    """Whether this is the rank that writes."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not distributed or torch.distributed.get_rank() == 0
-
-
-def _remove_weights(folder: Path, *, but: Collection[str]) -> None:
-    """Remove the whole weights of an older checkpoint in the folder, which would be loaded."""
-    for path in [folder / _INDEX_FILE, *folder.glob("model*.safetensors")]:
-        if path.name not in but:
-            path.unlink(missing_ok=True)
-
-
-def _write_companions(folder: Path, config: SimpleVLAOFTConfig, companions: Mapping[str, bytes]) -> None:
-    (folder / "config.json").write_bytes(json_bytes(config_to_json(config)))
-    (folder / STATISTICS_FILE).write_bytes(json_bytes(dict(config.norm_stats)))
-    for name, content in companions.items():
-        (folder / name).write_bytes(content)
-
-
-def _write(
-    folder: Path,
-    weights: Mapping[str, PlainWeight],
-    tensors: Iterator[tuple[str, Tensor]],
-    *,
-    dtype: torch.dtype,
-    config: SimpleVLAOFTConfig,
-    companions: Mapping[str, bytes],
-) -> None:
-    writes = _writes()
-    if writes:
-        folder.mkdir(parents=True, exist_ok=True)
-    shards = _shards(weights, dtype)
-    weight_map: dict[str, str] = {}
-    for number, keys in enumerate(shards, start=1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        weight_map |= dict.fromkeys(keys, name)
-        shard = {}
-        for key in keys:
-            published, tensor = next(tensors)
-            assert published == key
-            if writes:
-                shard[key] = tensor.to("cpu", copy=True).contiguous()
-        if writes:
-            save_file(shard, folder / name, metadata={"format": "pt"})
-    if not writes:
-        return
-    _remove_weights(folder, but=set(weight_map.values()))
-    for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
-        (folder / name).unlink(missing_ok=True)
-    if len(shards) > 1:
-        total_size = sum(weight.shape.numel() for weight in weights.values()) * dtype.itemsize
-        (folder / _INDEX_FILE).write_bytes(json_bytes({"metadata": {"total_size": total_size}, "weight_map": weight_map}))
-    _write_companions(folder, config, companions)
-
-
-def _shards(weights: Mapping[str, PlainWeight], dtype: torch.dtype) -> list[list[str]]:
-    """Published keys in the order of the module, cut where a file would exceed its size."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for key, piece in published_pieces(weights).items():
-        size = weights[piece.parameter].shape.numel() * dtype.itemsize // piece.num_parts
-        if filled and filled + size > _SHARD_BYTES:
-            shards.append([])
-            filled = 0
-        shards[-1].append(key)
-        filled += size
-    return shards
-
-
-def _published_tensors(weights: Mapping[str, PlainWeight], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Published keys and tensors in the order of the module; each weight is made (and gathered from its shards) once."""
-    made: tuple[str, Tensor] | None = None
-    for key, piece in published_pieces(weights).items():
-        if made is None or made[0] != piece.parameter:
-            made = piece.parameter, weights[piece.parameter].read().to(dtype)
-        yield key, piece.of(made[1])
-
-
 def _with_statistics(config: SimpleVLAOFTConfig, folder: Path) -> SimpleVLAOFTConfig:
     """With the action statistics of the folder, and the name of those that the checkpoint is to be played with.
 
@@ -357,20 +189,20 @@ def check_checkpoint_files(path_or_hub_id: str) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _INDEX_FILE).exists():
-        weight_map = read_json(folder / _INDEX_FILE).get("weight_map")
+    if (folder / INDEX_FILE).exists():
+        weight_map = read_json(folder / INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, dict):
-            raise ValueError(f"{folder / _INDEX_FILE} has no weight_map")
+            raise ValueError(f"{folder / INDEX_FILE} has no weight_map")
         names = sorted(set(weight_map.values()))
         foreign = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
         if foreign:
-            raise ValueError(f"{folder / _INDEX_FILE} names {foreign[0]!r}, which is no safetensors file of this folder")
+            raise ValueError(f"{folder / INDEX_FILE} names {foreign[0]!r}, which is no safetensors file of this folder")
         files = [folder / name for name in names]
     else:
         files = sorted(folder.glob("*.safetensors"))
     missing = [path for path in files if not path.exists()]
     if missing:
-        raise ValueError(f"{missing[0]} is missing, though {_INDEX_FILE} names it")
+        raise ValueError(f"{missing[0]} is missing, though {INDEX_FILE} names it")
     if not files:
         pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
         reason = f"only pickles, which can run code and are not read: {', '.join(pickles)}" if pickles else "no *.safetensors"

@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from vla_train.policy.simplevla_oft.adapter_files import fuse, require_fit
-from vla_train.policy.simplevla_oft.checkpoint import CheckpointFiles, fill, open_checkpoint, plain_weights, save
+from vla_train.policy.simplevla_oft.checkpoint import CheckpointFiles, fill, open_checkpoint
+from vla_train.policy.simplevla_oft.checkpoint_saving import plain_weights, save
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.frozen import QuantisedLinear
 from vla_train.policy.simplevla_oft.llama import LanguageModel, rotary_tables
@@ -131,7 +132,7 @@ class SimpleVLAOFT(nn.Module):
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a checkpoint in the published layout, adapters merged; see `checkpoint.save`."""
+        """Write a checkpoint in the published layout, adapters merged; see `checkpoint_saving.save`."""
         save(self, Path(folder), dtype=self.dtype, config=self.config, companions=self.companion_files)
 
     @classmethod

@@ -23,7 +23,7 @@ from vla_train.policy.precision import keep_sums_whole
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.adapter_files import num_published_values
-from vla_train.policy.simplevla_oft.checkpoint import save_adapters
+from vla_train.policy.simplevla_oft.checkpoint_saving import save_adapters
 from vla_train.policy.simplevla_oft.images import CROP_AREA, ImageSettings, preprocess
 from vla_train.policy.simplevla_oft.lora import AdaptersInProducts, lora_layers
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vla_train.config import PolicyConfig
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.build import build_policy, check_options
-from vla_train.policy.simplevla_oft.checkpoint import plain_weights
+from vla_train.policy.simplevla_oft.checkpoint_saving import plain_weights
 from vla_train.policy.simplevla_oft.lora import lora_layers
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.published_names import published_pieces

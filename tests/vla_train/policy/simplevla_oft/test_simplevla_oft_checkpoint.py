@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vla_train.policy.simplevla_oft import SimpleVLAOFT, checkpoint
+from vla_train.policy.simplevla_oft import SimpleVLAOFT, checkpoint_saving
 from vla_train.policy.simplevla_oft.lora import add_lora
 
 _WEIGHT = "language_model.model.layers.1.self_attn.k_proj.weight"
@@ -50,7 +50,7 @@ def test_fused_projections_hold_the_published_tensors_in_order(golden_folder, go
 
 
 def test_a_large_checkpoint_is_cut_into_shards_with_an_index_and_loads_again(golden_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_SHARD_BYTES", 1_000_000)
+    monkeypatch.setattr(checkpoint_saving, "_SHARD_BYTES", 1_000_000)
     golden_model.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
@@ -66,7 +66,7 @@ def test_a_large_checkpoint_is_cut_into_shards_with_an_index_and_loads_again(gol
 def test_a_checkpoint_saved_over_one_cut_otherwise_is_the_one_that_loads(sizes, golden_folder, tmp_path, monkeypatch):
     model = SimpleVLAOFT.from_pretrained(golden_folder, dtype=torch.float32)
     for size in sizes:
-        monkeypatch.setattr(checkpoint, "_SHARD_BYTES", size)
+        monkeypatch.setattr(checkpoint_saving, "_SHARD_BYTES", size)
         with torch.no_grad():
             model.language_model.lm_head.weight.add_(1)
         model.save_pretrained(tmp_path)
