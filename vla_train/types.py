@@ -132,9 +132,10 @@ class Observation:
     def __getitem__(self, key: str) -> np.ndarray:
         return self.arrays[key]
 
-    def select(self, rows: slice) -> Self:
-        """Some rows, in their order."""
-        return type(self)(arrays=select(self.arrays, rows), instructions=self.instructions[rows])
+    def select(self, rows: np.ndarray | slice) -> Self:
+        """Some rows, in the order given."""
+        instructions = tuple(self.instructions[row] for row in np.arange(len(self))[rows])
+        return type(self)(arrays=select(self.arrays, rows), instructions=instructions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,12 +1,15 @@
-"""Replays a function as a CUDA graph, one graph per set of input shapes: no launch overhead, which is most of the time of
+"""Replays a function as a CUDA graph, made for one set of input shapes: no launch overhead, which is most of the time of
 small batches.
 
 Invariant: a graph reads and writes fixed addresses. Inputs are copied in; outputs must be used before the next call; weights
 may change between calls, in place. Weights that have moved make every graph void, and all are captured again.
 
-The graphs share one pool of memory: they never run at once, so one's activations may lie where those of another, at least as
-large, did before. So that this comes true in whatever order shapes occur, a shape larger than all before starts a new pool,
-and the smaller ones are captured again when they are next called: together they hold little more than the largest needs.
+`GraphedFunction` has a graph for each set of shapes that recurs. They share one pool of memory: they never run at once, so
+one's activations may lie where those of another, at least as large, did before. So that this comes true in whatever order
+shapes occur, a shape larger than all before starts a new pool, and the smaller ones are captured again when they are next
+called: together they hold little more than the largest needs.
+
+`GraphedGradients` keeps one graph only, since its activations take most of a GPU: nothing is computed beside it.
 """
 
 import gc
@@ -15,7 +18,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +28,6 @@ Function = Callable[..., tuple[Tensor, ...]]
 Capture = Callable[[Function, Inputs], tuple[Callable[[], None], tuple[Tensor, ...]]]
 """Of a function and its inputs: what runs it again on those same tensors, and the outputs that this fills."""
 
-_Captured = TypeVar("_Captured")
 _Shapes = tuple[tuple[torch.Size, torch.dtype] | None, ...]
 
 _CALLS_BEFORE_CAPTURE = 2
@@ -49,47 +51,6 @@ class _Graph:
                 kept.copy_(given)
 
 
-class _Graphs(Generic[_Captured]):
-    """The graphs of one function, by the shapes of its inputs."""
-
-    def __init__(self, module: nn.Module, new_capture: Callable[[], Callable[[Inputs], _Captured]]) -> None:
-        self._new_capture = new_capture
-        self._capture: Callable[[Inputs], _Captured]
-        self._calls: Counter[_Shapes] = Counter()
-        self._graphs: OrderedDict[_Shapes, _Captured] = OrderedDict()
-        self._weights = WeightAddresses(module)
-        self._addresses = self._weights.now()
-        self._largest = 0
-        """Elements of the largest inputs captured; 0 before there is a pool."""
-
-    def find(self, inputs: Inputs) -> _Captured | None:
-        """The graph for these inputs' shapes; None where the function is to be called without one."""
-        addresses = self._weights.now()
-        if addresses != self._addresses:
-            self._graphs.clear()
-            self._calls.clear()
-            self._largest = 0
-            self._addresses = addresses
-        key = tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)
-        graph = self._graphs.get(key)
-        if graph is None and self._calls[key] < _CALLS_BEFORE_CAPTURE:
-            self._calls[key] += 1
-            return None
-        if graph is None:
-            size = sum(tensor.numel() for tensor in inputs if tensor is not None)
-            if size > self._largest:
-                self._graphs.clear()
-                self._largest = 0
-                self._capture = self._new_capture()  # a pool that no graph uses any more cannot be used again
-            graph = self._graphs[key] = self._capture(tuple(None if tensor is None else tensor.clone() for tensor in inputs))
-            self._largest = max(self._largest, size)
-            if len(self._graphs) > _MAX_GRAPHS:
-                oldest, _ = self._graphs.popitem(last=False)
-                del self._calls[oldest]  # where more shapes than that take turns, hardly any is worth a graph
-        self._graphs.move_to_end(key)
-        return graph
-
-
 class GraphedFunction:
     """A function of tensors (or None) on one CUDA device, captured when a set of shapes occurs for the third time.
 
@@ -101,21 +62,58 @@ class GraphedFunction:
 
     def __init__(self, function: Function, module: nn.Module, *, new_capture: Callable[[], Capture] | None = None) -> None:
         self._function = function
-        make_capture = cuda_graph_capture if new_capture is None else new_capture
-
-        def capture_into_new_pool() -> Callable[[Inputs], _Graph]:
-            capture = make_capture()
-            return lambda inputs: _Graph(inputs, *capture(function, inputs))
-
-        self._graphs = _Graphs(module, capture_into_new_pool)
+        self._new_capture = cuda_graph_capture if new_capture is None else new_capture
+        self._capture: Capture
+        self._calls: Counter[_Shapes] = Counter()
+        self._graphs: OrderedDict[_Shapes, _Graph] = OrderedDict()
+        self._weights = WeightAddresses(module)
+        self._addresses = self._weights.now()
+        self._largest = 0
+        """Elements of the largest inputs captured; 0 before there is a pool."""
 
     def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        graph = self._graphs.find(inputs)
+        graph = self._find(inputs)
         if graph is None:
             return self._function(*inputs)
         graph.take(inputs)
         graph.replay()
         return graph.outputs
+
+    def _find(self, inputs: Inputs) -> _Graph | None:
+        """The graph for these inputs' shapes; None where the function is to be called without one."""
+        addresses = self._weights.now()
+        if addresses != self._addresses:
+            self._graphs.clear()
+            self._calls.clear()
+            self._largest = 0
+            self._addresses = addresses
+        shapes = _shapes(inputs)
+        graph = self._graphs.get(shapes)
+        if graph is None and self._calls[shapes] < _CALLS_BEFORE_CAPTURE:
+            self._calls[shapes] += 1
+            return None
+        if graph is None:
+            size = sum(tensor.numel() for tensor in inputs if tensor is not None)
+            if size > self._largest:
+                self._graphs.clear()
+                self._largest = 0
+                self._capture = self._new_capture()  # a pool that no graph uses any more cannot be used again
+            own = _copies(inputs)
+            graph = self._graphs[shapes] = _Graph(own, *self._capture(self._function, own))
+            self._largest = max(self._largest, size)
+            if len(self._graphs) > _MAX_GRAPHS:
+                oldest, _ = self._graphs.popitem(last=False)
+                del self._calls[oldest]  # where more shapes than that take turns, hardly any is worth a graph
+        self._graphs.move_to_end(shapes)
+        return graph
+
+
+def _shapes(inputs: Inputs) -> _Shapes:
+    return tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)
+
+
+def _copies(inputs: Inputs) -> Inputs:
+    return tuple(None if tensor is None else tensor.clone() for tensor in inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +127,9 @@ class _GraphWithGradients:
 class GraphedGradients:
     """A differentiable function of tensors (or None) to one tensor, captured with its backward pass: a training step of small
     micro-batches is bound by launches too.
+
+    There is one graph, of the shapes that came last for the third time in a row. Other shapes discard it, so whoever calls
+    this should give shapes that recur: fewer rows padded to `num_rows`.
 
     Between a call and its `backward` there must be no other call: activations lie where the next call puts its own. And of
     earlier calls nothing may be left that refers to the weights' gradients (a loss that nobody has let go of): they belong to
@@ -145,38 +146,50 @@ class GraphedGradients:
     ) -> None:
         self._function = function
         self._module = module
-        self._make_capture = cuda_graph_capture if new_capture is None else new_capture
-        self._graphs = _Graphs(module, self._capture_into_new_pool)
+        self._new_capture = cuda_graph_capture if new_capture is None else new_capture
+        self._weights = WeightAddresses(module)
+        self._made_for: tuple[_Shapes, tuple[int, ...]] | None = None
+        """Shapes and addresses of weights that the graph is for, or will be."""
+        self._graph: _GraphWithGradients | None = None
+        self._calls_before = 0
+        """With these shapes and weights, without a graph."""
         self._num_calls = 0
 
-    def _capture_into_new_pool(self) -> Callable[[Inputs], _GraphWithGradients]:
-        capture = self._make_capture()
-
-        def capture_both(inputs: Inputs) -> _GraphWithGradients:
-            # Not before: weights that are sharded meanwhile would be kept whole.
-            parameters = tuple(parameter for parameter in self._module.parameters() if parameter.requires_grad)
-            torch.autograd.grad(self._function(*inputs).sum(), parameters, allow_unused=True)  # compiles what is left to
-            forward = _Graph(inputs, *capture(lambda *given: (self._function(*given),), inputs))
-            (output,) = forward.outputs
-
-            def backward(gradient: Tensor) -> tuple[Tensor, ...]:
-                gradients = torch.autograd.grad(output, parameters, gradient, allow_unused=True)
-                return tuple(gradients)  # type: ignore[arg-type]
-
-            gradient = (torch.zeros_like(output),)
-            both = _GraphWithGradients(forward, _Graph(gradient, *capture(backward, gradient)), parameters)
-            # What the output keeps alive is not needed any more: the graphs know its addresses.
-            return replace(both, forward=replace(forward, outputs=(output.detach(),)))
-
-        return capture_both
+    @property
+    def num_rows(self) -> int:
+        """First dimension of the graph's first input; 0 where there is no graph."""
+        first = None if self._graph is None else self._graph.forward.inputs[0]
+        return 0 if first is None else len(first)
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
         self._num_calls += 1
-        graph = self._graphs.find(inputs)
-        if graph is None:
+        wanted = _shapes(inputs), self._weights.now()
+        if wanted != self._made_for:
+            self._made_for, self._calls_before, self._graph = wanted, 0, None  # what it held is free for what follows
+        if self._graph is None and self._calls_before < _CALLS_BEFORE_CAPTURE:
+            self._calls_before += 1
             return self._function(*inputs)
-        graph.forward.take(inputs)
-        return _Replay.apply(graph, self._still_current(self._num_calls), *graph.parameters)
+        if self._graph is None:
+            self._graph = self._captured(_copies(inputs))
+        self._graph.forward.take(inputs)
+        return _Replay.apply(self._graph, self._still_current(self._num_calls), *self._graph.parameters)
+
+    def _captured(self, inputs: Inputs) -> _GraphWithGradients:
+        capture = self._new_capture()
+        # Not before: weights that are sharded meanwhile would be kept whole.
+        parameters = tuple(parameter for parameter in self._module.parameters() if parameter.requires_grad)
+        torch.autograd.grad(self._function(*inputs).sum(), parameters, allow_unused=True)  # compiles what is left to
+        forward = _Graph(inputs, *capture(lambda *given: (self._function(*given),), inputs))
+        (output,) = forward.outputs
+
+        def backward(gradient: Tensor) -> tuple[Tensor, ...]:
+            gradients = torch.autograd.grad(output, parameters, gradient, allow_unused=True)
+            return tuple(gradients)  # type: ignore[arg-type]
+
+        gradient = (torch.zeros_like(output),)
+        both = _GraphWithGradients(forward, _Graph(gradient, *capture(backward, gradient)), parameters)
+        # What the output keeps alive is not needed any more: the graphs know its addresses.
+        return replace(both, forward=replace(forward, outputs=(output.detach(),)))
 
     def _still_current(self, number: int) -> Callable[[], bool]:
         return lambda: self._num_calls == number

@@ -2,7 +2,8 @@
 
     measure   peak memory of a micro-batch of 2 rows, and of 4: what each row takes, and what comes on top
     choose    from that of kept and of recomputed activations, and the memory that is free
-    try       what was chosen; with less where it does not fit after all, since memory is in pieces
+    try       what was chosen, as a CUDA graph where the policy makes one; with less where it does not fit after all,
+              since memory is in pieces
 
 More rows gain little once there are a few, recomputing costs a third: so activations are kept where `_ENOUGH_ROWS` rows fit,
 and those of no more blocks recomputed than `_FEW_ROWS` rows need otherwise. Neither changes what is learnt.
@@ -22,8 +23,10 @@ _NEVER = 1 << 50
 """Bytes of a row that no GPU has."""
 _LEAST = 1 << 24
 """Bytes below which less is none."""
-_SPARE = 0.06
-"""Share of the GPU's memory that is left free: prompts may be longer, evaluations larger, and simulators grow."""
+_TRIES = 3
+"""A policy that makes CUDA graphs has made one then, and keeps the memory."""
+_SPARE = 0.05
+"""Share of the GPU's memory that is left free: evaluations may be larger, and simulators grow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +104,7 @@ def plan_microbatches(
             plan = replace(plan, recomputed=0.0)
         set_share(plan.recomputed)
         try:
-            run(plan.microbatch_rows)
+            _try(run, plan.microbatch_rows, device, kept_free=owed)
         except torch.OutOfMemoryError:
             if available <= 0:
                 raise
@@ -109,6 +112,14 @@ def plan_microbatches(
         else:
             return plan
         torch.cuda.empty_cache()
+
+
+def _try(run: Callable[[int], None], rows: int, device: torch.device, *, kept_free: int) -> None:
+    """Run as an update does, with so many bytes less."""
+    held = torch.empty(kept_free, dtype=torch.uint8, device=device)
+    for _ in range(_TRIES):
+        run(rows)
+    del held
 
 
 def measure(run: Callable[[int], None], device: torch.device) -> Cost:

@@ -157,6 +157,17 @@ def _gradients(call, module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {"y": y.detach().clone(), **{name: parameter.grad.clone() for name, parameter in module.named_parameters()}}
 
 
+def test_one_graph_of_gradients_is_kept_and_makes_room_for_other_shapes_before_they_are_computed():
+    module, recorder = _module(), _Recorder()
+    graphed = _differentiable(module, new_capture=recorder)
+    seen = []
+    for rows in (2, 2, 2, 2, 3, 2, 2, 2, 3, 3, 3):
+        graphed(torch.ones(rows, 4), None)
+        seen.append((graphed.num_rows, recorder.pools))
+    two, none = (2, 1), (0, 1)
+    assert seen == [(0, 0), (0, 0), two, two, none, none, none, (2, 2), (0, 2), (0, 2), (3, 3)]
+
+
 def test_gradients_are_refused_once_another_call_has_taken_their_place():
     module, recorder = _module(), _Recorder()
     graphed, x = _differentiable(module, new_capture=recorder), torch.ones(2, 4)
@@ -165,6 +176,26 @@ def test_gradients_are_refused_once_another_call_has_taken_their_place():
     outputs[0].sum().backward()  # uncaptured calls keep what is their own
     with pytest.raises(RuntimeError, match="before you evaluate anything else"):
         outputs[2].sum().backward()
+
+
+@pytest.mark.gpu
+def test_a_capture_that_runs_out_of_memory_says_so_and_a_smaller_one_succeeds_after_it():
+    module, everything = _module().cuda(), torch.cuda.mem_get_info()[1]
+
+    def function(x: Tensor) -> Tensor:
+        if torch.cuda.is_current_stream_capturing() and len(x) > 4:
+            torch.empty(2 * everything, dtype=torch.uint8, device="cuda")
+        return module(x)
+
+    graphed = GraphedGradients(function, module)
+    for _ in range(2):
+        graphed(torch.ones(5, 4, device="cuda")).sum().backward()
+    with pytest.raises(torch.OutOfMemoryError):
+        graphed(torch.ones(5, 4, device="cuda"))
+    torch.randn(1, device="cuda")  # a capture that is not ended well spoils random numbers
+    for _ in range(4):
+        graphed(torch.ones(3, 4, device="cuda")).sum().backward()
+    assert graphed.num_rows == 3
 
 
 @pytest.mark.gpu

@@ -24,6 +24,8 @@ _E4M3 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_E4M3).max
 _MULTIPLE = 16
 """The matrix units take widths in multiples of this."""
+_LINE = 128
+"""Bytes of a line of the GPU's memory: products are a sixth slower where rows do not begin with one."""
 _LEAST_SHIFT = -6
 """Exponent of the power of two between h and B: B of 1e-7 keeps five bits then, and h has range enough beside outliers of x."""
 _CAPABILITY = (8, 9)
@@ -121,7 +123,7 @@ def quantise(weight: Tensor, *, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     if any(width % _MULTIPLE for width in weight.shape):
         raise ValueError(f"widths must be multiples of {_MULTIPLE}, got {weight.shape[1]} to {weight.shape[0]}")
     values, scales = quantise_rows(weight)
-    room = values.new_zeros(len(weight), -(-3 * rank // _MULTIPLE) * _MULTIPLE)
+    room = values.new_zeros(len(weight), -(-3 * rank // _LINE) * _LINE)
     return torch.cat([values, room], dim=1), scales, torch.ones((), device=weight.device)
 
 

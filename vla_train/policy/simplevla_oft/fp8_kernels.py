@@ -22,9 +22,10 @@ def _quantise(
     rank,
     block: tl.constexpr,
     rank_block: tl.constexpr,
+    padding_block: tl.constexpr,
     has_factors: tl.constexpr,
 ):
-    """One row; blocks are powers of two that hold its columns, and those of h."""
+    """One row; blocks are powers of two that hold its columns, those of h, and the zeros at its end."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     inside = column < columns
@@ -49,6 +50,9 @@ def _quantise(
         tl.store(target + columns + place, first, mask=adapted)
         tl.store(target + columns + rank + place, second, mask=adapted)
         tl.store(target + columns + 2 * rank + place, first, mask=adapted)
+    if padding_block:
+        last = columns + 3 * rank + tl.arange(0, padding_block)
+        tl.store(target + last, tl.zeros((padding_block,), tl.float32).to(tl.float8e4nv), mask=last < width)
 
 
 def quantise_rows(
@@ -57,8 +61,8 @@ def quantise_rows(
     """x (R, C) to e4m3 values (R, width) and scales (R, 1); see `fp8.quantise_rows`."""
     num_rows, columns = x.shape
     rank = 0 if h is None else h.shape[1]
-    make = torch.empty if width == columns + 3 * rank else torch.zeros
-    values = make(num_rows, width, dtype=torch.float8_e4m3fn, device=x.device)
+    padding = width - columns - 3 * rank
+    values = torch.empty(num_rows, width, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty(num_rows, 1, dtype=torch.float32, device=x.device)
     with torch.cuda.device(x.device):
         _quantise[(num_rows,)](
@@ -73,6 +77,7 @@ def quantise_rows(
             rank,
             block=triton.next_power_of_2(columns),
             rank_block=triton.next_power_of_2(rank) if rank else 0,
+            padding_block=triton.next_power_of_2(padding) if padding else 0,
             has_factors=factors is not None,
             num_warps=16 if columns > 8192 else 8,
             enable_fp_fusion=False,  # a product and a difference in one rounding would not be the reference's

@@ -24,7 +24,6 @@ from vla_train.policy.simplevla_oft.adapter_files import fuse, require_fit
 from vla_train.policy.simplevla_oft.checkpoint import CheckpointFiles, fill, open_checkpoint
 from vla_train.policy.simplevla_oft.checkpoint_saving import plain_weights, save
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
-from vla_train.policy.simplevla_oft.frozen import QuantisedLinear
 from vla_train.policy.simplevla_oft.llama import LanguageModel, rotary_tables
 from vla_train.policy.simplevla_oft.lora import put_adapter
 from vla_train.policy.simplevla_oft.vision import LayerScale, VisionTower
@@ -181,12 +180,6 @@ class SimpleVLAOFT(nn.Module):
         return sum(weight.shape.numel() for weight in plain_weights(self).values())
 
     @property
-    def has_fp8(self) -> bool:
-        """Whether the language model's blocks multiply in FP8."""
-        layers = (module for module in self.language_model.modules() if isinstance(module, QuantisedLinear))
-        return any(layer.base_dtype == "fp8" for layer in layers)
-
-    @property
     def sharded(self) -> bool:
         """Whether the weights are spread over several ranks."""
         return any(isinstance(parameter, DTensor) for parameter in self.parameters())
@@ -257,9 +250,9 @@ class SimpleVLAOFT(nn.Module):
             _allow_variants()
         if for_gradients:
             return self._logits(pixel_values, input_ids, attention_mask)
-        # What is compiled with gradients adds up in another order than what is compiled without. A last bit that differs can
-        # become another FP8 number, which layers amplify: so sampling runs what training runs, and keeps nothing of it.
-        with torch.set_grad_enabled(self._compiled and self.has_fp8):
+        # What is compiled with gradients adds up in another order than what is compiled without, and layers amplify a last bit
+        # that differs, most of all where it becomes another FP8 number: so sampling runs what training runs, and keeps nothing.
+        with torch.set_grad_enabled(self._compiled):
             return self._logits(pixel_values, input_ids, attention_mask, keep=False).detach()
 
     def _logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None, *, keep: bool = True) -> Tensor:

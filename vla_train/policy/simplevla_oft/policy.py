@@ -8,7 +8,7 @@ B rows, L prompt ids, T = K * A action tokens.
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from vla_train.types import IMAGE, INSTRUCTION, Observation, PolicyOutput
 _log = logging.getLogger(__name__)
 _PREPROCESSOR_FILE = "preprocessor_config.json"
 _LENGTH_BUCKET = 8
-"""Where shapes are compiled, rows of different length are padded until this divides the number of their positions: few
-shapes, and the alignment that masked attention wants."""
+"""Where shapes are compiled, rows of different length are padded until this divides the number of their positions: the
+alignment that masked attention wants."""
 
 
 def action_logprobs(logits: Tensor, temperature: Tensor | float) -> Tensor:
@@ -52,6 +52,13 @@ def batch_bucket(num_rows: int) -> int:
     """The batch size to pad to where shapes are compiled: at most an eighth more rows, few different sizes."""
     step = 1 << max(0, (num_rows - 1).bit_length() - 4)
     return -(-num_rows // step) * step
+
+
+def _padded(num_rows: int, wanted: int) -> slice | np.ndarray:
+    """What selects all of `num_rows` rows, and the first one again until there are as many as wanted."""
+    if num_rows >= wanted:
+        return slice(None)
+    return np.concatenate([np.arange(num_rows), np.zeros(wanted - num_rows, int)])
 
 
 class SimpleVLAOFTPolicy:
@@ -140,17 +147,13 @@ class SimpleVLAOFTPolicy:
         if uniforms is not None and uniforms.shape != (num_rows, num_tokens):
             raise ValueError(f"uniforms must be ({num_rows}, {num_tokens}), got {uniforms.shape}")
         self._adapters.refresh()
-        padding = batch_bucket(num_rows) - num_rows if self._buckets else 0
-        rows = np.concatenate([np.arange(num_rows), np.zeros(padding, int)]) if padding else None
-        frames = observation[IMAGE] if rows is None else observation[IMAGE][rows]
-        instructions = observation.instructions + observation.instructions[:1] * padding
-        numbers = None
-        if uniforms is not None:
-            numbers = self._to_device(np.asarray(uniforms if rows is None else uniforms[rows], np.float32))
+        rows = _padded(num_rows, batch_bucket(num_rows) if self._buckets else num_rows)
+        padded = observation.select(rows)
+        numbers = None if uniforms is None else self._to_device(np.asarray(uniforms[rows], np.float32))
         with self._beside_simulators():
             indices, logprobs = self._sample(
-                self._to_device(frames),
-                *self._prompt_tensors(instructions),
+                self._to_device(padded[IMAGE]),
+                *self._prompt_tensors(padded.instructions),
                 numbers,
                 torch.tensor(temperature, device=self.device),
             )
@@ -171,12 +174,11 @@ class SimpleVLAOFTPolicy:
         if tuple(token_ids.shape) != expected:
             raise ValueError(f"token_ids must be {expected}, got {tuple(token_ids.shape)}")
         self._adapters.refresh()
-        frames = self._to_device(observation[IMAGE])
-        prompts = self._prompt_tensors(observation.instructions)
-        if self._graphed_logits is not None and torch.is_grad_enabled() and not self.model.sharded:
-            logits = self._graphed_logits(frames, *prompts)
-        else:
-            logits = self._logits(frames, *prompts)
+        num_rows, graphed = len(observation), self._graphed_logits
+        compute: Callable[..., Tensor] = self._logits
+        if graphed is not None and torch.is_grad_enabled() and not self.model.sharded:
+            compute, observation = graphed, observation.select(_padded(num_rows, graphed.num_rows))
+        logits = compute(self._to_device(observation[IMAGE]), *self._prompt_tensors(observation.instructions))[:num_rows]
         logprobs = action_logprobs(logits, temperature)
         indices = token_ids.to(self.device, torch.long) - config.first_action_id
         chosen = logprobs.gather(-1, indices[..., None]).squeeze(-1)
@@ -267,6 +269,7 @@ class SimpleVLAOFTPolicy:
         config = self.model.config
         ids, mask = self._prompts.batch(
             instructions,
+            one_width=self._buckets,
             multiple_of=_LENGTH_BUCKET if self._buckets else 1,
             beside=config.num_patches + config.num_action_tokens + 1,
         )

@@ -59,15 +59,19 @@ class PromptEncoder:
             self._ids[instruction] = known
         return known
 
-    def batch(self, instructions: tuple[str, ...], *, multiple_of: int = 1, beside: int = 0) -> tuple[Tensor, Tensor | None]:
+    def batch(
+        self, instructions: tuple[str, ...], *, one_width: bool = False, multiple_of: int = 1, beside: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
         """Ids (B, L) and mask (B, L) of B prompts, padded at the right end to the longest.
 
         Prompts of one length need neither padding nor a mask, which is then None. Others are padded further, until L +
-        `beside` is a multiple of `multiple_of`, so that few shapes occur.
+        `beside` is a multiple of `multiple_of`. With `one_width`, all prompts that were ever asked for count as if they were
+        in the batch: soon all batches have one width.
         """
         rows = [self.ids(instruction) for instruction in instructions]
-        longest = max(map(len, rows))
-        if min(map(len, rows)) == longest:
+        lengths = {len(row) for row in (self._ids.values() if one_width else rows)}
+        longest = max(lengths)
+        if len(lengths) == 1:
             return torch.tensor(rows), None
         width = -(-(longest + beside) // multiple_of) * multiple_of - beside
         pad = self._config.pad_token_id

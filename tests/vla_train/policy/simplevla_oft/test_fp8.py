@@ -47,7 +47,7 @@ def test_the_kernel_gives_the_very_values_of_the_reference(columns, rank):
     x = (torch.randn(70, columns, generator=generator) * torch.logspace(-6, 6, 70)[:, None]).bfloat16()
     h = torch.randn(70, rank, generator=generator).bfloat16() if rank else None
     factors = None if rank else torch.rand(columns, generator=generator) + 0.1
-    width, shift = columns + -(-3 * rank // 16) * 16, torch.tensor(4.0)
+    width, shift = columns + -(-3 * rank // 128) * 128, torch.tensor(4.0)
     expected = quantise_rows(x, factors=factors, h=h, shift=shift, width=width)
     given = (None if tensor is None else tensor.cuda() for tensor in (factors, h, shift))
     values = quantise_rows(x.cuda(), **dict(zip(("factors", "h", "shift"), given, strict=True)), width=width)

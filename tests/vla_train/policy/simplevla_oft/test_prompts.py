@@ -65,6 +65,17 @@ def test_prompts_of_different_length_are_padded_to_few_widths(beside):
     assert mask.shape == ids.shape
 
 
+def test_with_one_width_prompts_are_padded_to_the_longest_that_was_ever_asked_for():
+    encoder, short, long = PromptEncoder(_TOKENIZER, _CONFIG), "open the drawer", "put the bowl on the plate"
+    assert encoder.batch((short, short), one_width=True)[1] is None
+    widths = {encoder.batch(batch, one_width=True, multiple_of=8)[0].shape[1] for batch in ((short, long), (short,), (long,))}
+    assert len(widths) == 1
+    _, mask = encoder.batch((short,), one_width=True, multiple_of=8)
+    assert mask is not None
+    assert mask.sum() == len(encoder.ids(short))
+    assert encoder.batch((short,))[1] is None
+
+
 def test_bos_and_the_end_token_are_added_only_where_they_are_missing():
     words = ["<unk>", "<s>", "</s>", "<out>", *prompt_text("x").split()]
     ids = {word: number for number, word in enumerate(words)}

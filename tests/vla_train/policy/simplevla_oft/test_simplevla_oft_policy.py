@@ -189,6 +189,28 @@ def test_padding_to_fixed_shapes_changes_no_decision(make_policy, make_observati
     np.testing.assert_allclose(output.decision["logprobs"], expected.decision["logprobs"], atol=1e-5)
 
 
+def test_fewer_rows_than_the_graph_of_updates_has_are_padded_to_as_many_and_learn_the_same(make_policy, make_observation):
+    plain, padded, observation = make_policy(), make_policy(), make_observation(3)
+
+    class Graph:
+        num_rows = 5
+
+        def __call__(self, frames, *prompts):
+            assert len(frames) == 5
+            return padded._logits(frames, *prompts)
+
+    padded._graphed_logits = Graph()
+    tokens, results = torch.randint(0, 256, (3, 56)) + plain.model.config.first_action_id, []
+    for policy in (plain, padded):
+        logprobs = policy.evaluate(observation, {"token_ids": tokens}, temperature=1.6)["logprobs"]
+        assert logprobs.shape == (3, 56)
+        logprobs.sum().backward()
+        gradients = [p.grad.flatten() for p in policy.trainable_module().parameters() if p.grad is not None]
+        results.append((logprobs.detach(), torch.cat(gradients)))
+    torch.testing.assert_close(results[1][0], results[0][0])
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-3, atol=1e-5)
+
+
 def test_rows_of_one_prompt_length_are_not_padded_even_where_shapes_are_fixed(make_policy, make_observation, monkeypatch):
     monkeypatch.setattr(SimpleVLAOFT, "compile_blocks", lambda self: None)
     policy, observation = make_policy(compile=True), _rows(make_observation(4), [0, 3])
@@ -296,7 +318,6 @@ def test_sampling_in_bfloat16_graphs_stays_near_training_in_smaller_batches(make
     for first in range(0, 19, 4):
         rows = list(range(19))[first : first + 4]
         tokens = torch.from_numpy(output.decision["token_ids"][rows])
-        evaluated = policy.evaluate(_rows(observation, rows), {"token_ids": tokens}, temperature=1.6)
-        logprobs = evaluated["logprobs"]
-        gaps.append(np.abs(logprobs.detach().cpu().numpy() - output.decision["logprobs"][rows]))
+        logprobs = policy.evaluate(_rows(observation, rows), {"token_ids": tokens}, temperature=1.6)["logprobs"].detach()
+        gaps.append(np.abs(logprobs.cpu().numpy() - output.decision["logprobs"][rows]))
     assert np.concatenate(gaps).mean() < 0.01
