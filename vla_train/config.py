@@ -242,6 +242,8 @@ class OptimConfig(AdamWConfig):
     """Episodes per AdamW step."""
     epochs: int = 1
     """Passes over the episodes of each iteration."""
+    accumulate_during_rollout: bool = False
+    """Compute gradients of groups that are complete while the others are played; wants one AdamW step for all the episodes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -320,6 +322,8 @@ class TrainConfig:
             "compares the episodes of a group (reinforce does not)",
         )
         check_trained(self.policy)
+        if self.optim.accumulate_during_rollout:
+            check_accumulation(self.rollout, self.algo, self.optim)
         for tracker in self.trackers:
             require(tracker in TRACKERS, f"trackers must be among {', '.join(TRACKERS)}, got {tracker!r}")
         check_split(self.train_fraction, self.eval, evaluates=self.eval.every > 0)
@@ -359,6 +363,27 @@ def check_trained(policy: PolicyConfig) -> None:
     require(
         policy.base_dtype == "auto" or policy.lora_rank > 0,
         f"policy.base_dtype {policy.base_dtype} freezes the language model: train adapters, with policy.lora_rank",
+    )
+
+
+def check_accumulation(rollout: RolloutConfig, algo: AlgoConfig, optim: OptimConfig) -> None:
+    """Refuse to train during the rollout what has to wait for its end."""
+    name = "optim.accumulate_during_rollout"
+    episodes = rollout.groups_per_iteration * rollout.group_size
+    require(
+        optim.epochs == 1 and optim.minibatch_trajectories >= episodes,
+        f"{name} needs one AdamW step per iteration: optim.epochs 1 and optim.minibatch_trajectories at least {episodes} (all "
+        f"episodes), got {optim.epochs} and {optim.minibatch_trajectories}",
+    )
+    require(
+        rollout.max_staleness == 0,
+        f"{name} needs rollout.max_staleness 0, got {rollout.max_staleness}: the whole rollout overlaps the update there",
+    )
+    estimator = ESTIMATORS.get(algo.advantage)
+    per_group = ", ".join(known for known, entry in ESTIMATORS.items() if entry.per_group)
+    require(
+        estimator is None or estimator.per_group,
+        f"{name} needs an algo.advantage that looks at one group at a time ({per_group}), got {algo.advantage}",
     )
 
 

@@ -19,6 +19,8 @@ class Entry:
     """MODULE:FUNCTION that refuses options of a policy at once, before anything is started; None: there is none."""
     needs_group: bool = False
     """An estimator that compares the episodes of a group with each other: groups of one would teach nothing."""
+    per_group: bool = False
+    """An estimator that looks at one group at a time. A function of the user's says so by an attribute of this name."""
 
 
 POLICIES: Mapping[str, Entry] = {
@@ -29,8 +31,8 @@ POLICIES: Mapping[str, Entry] = {
 """`policy.factory`; see `policy.base.PolicyFactory`."""
 
 ESTIMATORS: Mapping[str, Entry] = {
-    "grpo": Entry(function="vla_train.algo.advantages:grpo", needs_group=True),
-    "rloo": Entry(function="vla_train.algo.advantages:rloo", needs_group=True),
+    "grpo": Entry(function="vla_train.algo.advantages:grpo", needs_group=True, per_group=True),
+    "rloo": Entry(function="vla_train.algo.advantages:rloo", needs_group=True, per_group=True),
     "reinforce++": Entry(function="vla_train.algo.advantages:reinforce_plus_plus", needs_group=True),
     "reinforce": Entry(function="vla_train.algo.advantages:reinforce"),
 }

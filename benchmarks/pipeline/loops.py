@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_train.config import EnvConfig, RolloutConfig
+from vla_train.config import AlgoConfig, EnvConfig, OptimConfig, RolloutConfig
 from vla_train.envs.factory import make_env_shard
 from vla_train.envs.shard import EnvShard, ShardResult
 from vla_train.envs.worker import Command, EnvWorker, Event, Reset, Step, WorkerFault
 from vla_train.envs.workers import close_workers, make_workers
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
-from vla_train.policy.base import Policy
+from vla_train.policy.base import Policy, TrainablePolicy
+from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.types import EpisodeSpec, Observation
 
 GROUP_SIZE = 8
@@ -204,3 +205,53 @@ class PipelinedLoop:
             seconds=elapsed,
             efficiency=sum(stats.overlap_efficiency * stats.duration_s for stats in played) / elapsed,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What iterations of rollout and update took."""
+
+    iteration_s: float
+    """Seconds, their mean."""
+    rows: int
+    """Trained on."""
+    rows_during_rollout: int
+
+
+def play_and_train(
+    config: EnvConfig, policy: TrainablePolicy, make_spec: MakeSpec, *, groups: int, accumulate: bool, seconds: float
+) -> Trained:
+    """Iterations as a run does them, for at least so long. The first one, in which everything begins, is not counted.
+
+    Args:
+        config: Of the workers.
+        policy: Decides, and is trained.
+        make_spec: Episodes to play.
+        groups: Of an iteration.
+        accumulate: Train while others play (`optim.accumulate_during_rollout`), or only afterwards.
+        seconds: Length of the measurement; whole iterations.
+    """
+    settings = RolloutConfig(groups_per_iteration=groups, group_size=GROUP_SIZE)
+    optim = OptimConfig(minibatch_trajectories=groups * GROUP_SIZE, accumulate_during_rollout=accumulate)
+    trainer = GroupTrainer(optim, AlgoConfig(), policy=policy, temperature=1.0, total_steps=1, seed=0)
+    prompts = (
+        tuple(make_spec(group * GROUP_SIZE + sample, group, sample) for sample in range(GROUP_SIZE))
+        for group in itertools.count()
+    )
+    updates: list[UpdateMetrics] = []
+    with started_workers(config, chunk_size=policy.chunk_size) as workers:
+        rollout = Rollout(settings, policy=policy, workers=workers, timeline=Timeline(), seed=0)
+        for iteration in itertools.count():
+            if iteration == 1:
+                updates, start = [], time.perf_counter()
+            elif iteration > 1 and time.perf_counter() - start >= seconds:
+                break
+            result = rollout.collect(prompts, lambda group: True, meanwhile=trainer.accumulate if accumulate else None)
+            rollout.prefetch(prompts)
+            updates.append(trainer.update(result.groups, iteration=iteration))
+        elapsed = time.perf_counter() - start
+    return Trained(
+        iteration_s=elapsed / len(updates),
+        rows=sum(update.rows for update in updates),
+        rows_during_rollout=sum(update.rows_during_rollout for update in updates),
+    )

@@ -5,10 +5,12 @@ this machine. N slots, K actions, S decisions of an episode.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from vla_train.config import EnvConfig
@@ -107,6 +109,24 @@ class SleepingPolicy:
             },
             policy_version=0,
         )
+
+
+class SleepingLearner(SleepingPolicy):
+    """The same, and trained by sleeping: of one weight, which makes every number as likely as any other."""
+
+    def __init__(self, *, row_s: float, training_row_s: float) -> None:
+        super().__init__(row_s=row_s)
+        self._training_row_s = training_row_s
+        self._module = torch.nn.Linear(1, 1, bias=False)
+
+    def trainable_module(self) -> torch.nn.Module:
+        return self._module
+
+    def evaluate(
+        self, observation: Observation, decision: Mapping[str, torch.Tensor], *, temperature: float
+    ) -> dict[str, torch.Tensor]:
+        time.sleep(self._training_row_s * len(observation))
+        return {"logprobs": self._module.weight.sum() * torch.zeros_like(decision["logprobs"])}
 
 
 def sleeping_config(*, num_workers: int, envs_per_worker: int, worker: Any = "thread", **kwargs: float) -> EnvConfig:

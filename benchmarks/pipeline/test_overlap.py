@@ -7,8 +7,8 @@ take max(W P, E + P), no less. Efficiency is bound / actual: how busy the busier
 import os
 
 import pytest
-from loops import PipelinedLoop, play_in_lockstep, play_serially, started_workers
-from synthetic import SleepingPolicy, make_spec, sleeping_config
+from loops import PipelinedLoop, Trained, play_and_train, play_in_lockstep, play_serially, started_workers
+from synthetic import SleepingLearner, SleepingPolicy, make_spec, sleeping_config
 
 ENVS_PER_WORKER = 8
 STEP_S = 0.05
@@ -58,3 +58,26 @@ def test_random_costs_and_lengths_against_lockstep_without_refill(policy_share: 
         assert pipelined.efficiency >= 0.93
     else:
         assert ratio >= 1.3
+
+
+@pytest.mark.parametrize("policy_share", [0.1, 0.5], ids=["policy 0.1", "policy 0.5"])
+def test_training_while_others_play_against_training_afterwards(policy_share: float) -> None:
+    """`policy_share`: policy time of all rows over the time that the envs take; training takes half of that time.
+
+    What an iteration can save is its update, but for groups that end when it does. Decisions wait for micro-batches of 8 rows
+    now and then, and so do envs.
+    """
+    row_s, groups = STEP_S / (2 * ENVS_PER_WORKER), 8
+    config = sleeping_config(num_workers=2, envs_per_worker=ENVS_PER_WORKER, step_s=STEP_S, sigma=0.3, shortest=10, longest=20)
+
+    def measure(*, accumulate: bool) -> Trained:
+        policy = SleepingLearner(row_s=policy_share * row_s, training_row_s=0.5 * row_s)
+        return play_and_train(config, policy, make_spec, groups=groups, accumulate=accumulate, seconds=SECONDS)
+
+    after, during = measure(accumulate=False), measure(accumulate=True)
+    ratio = after.iteration_s / during.iteration_s
+    print(
+        f"\npolicy {policy_share:g} and update 0.5 of env: {after.iteration_s:.2f} s an iteration, {during.iteration_s:.2f} s "
+        f"with {during.rows_during_rollout / during.rows:.0%} of the rows trained on during the rollout: {ratio:.2f} x"
+    )
+    assert ratio >= 1.1

@@ -28,6 +28,11 @@ from vla_train.recipes import DEFAULT_RECIPE, RECIPES, demo, one_gpu, paper
 
 CONFIGS = (TrainConfig, EvaluateConfig, EnvConfig, PolicyConfig, RolloutConfig, AlgoConfig, OptimConfig, EvalConfig)
 
+
+def accumulating(**changes: Any) -> OptimConfig:
+    return OptimConfig(**{"accumulate_during_rollout": True, "minibatch_trajectories": 512, **changes})
+
+
 BAD_VALUES = [
     (EnvConfig, {"id": ""}, "env.id"),
     (EnvConfig, {"num_workers": 0}, "env.num_workers"),
@@ -69,6 +74,10 @@ BAD_VALUES = [
     (OptimConfig, {"minibatch_trajectories": 0}, "optim.minibatch_trajectories"),
     (OptimConfig, {"microbatch_rows": -1}, "optim.microbatch_rows"),
     (OptimConfig, {"epochs": 0}, "optim.epochs"),
+    (TrainConfig, {"optim": OptimConfig(accumulate_during_rollout=True)}, "one AdamW step .* at least 512 .* got 1 and 128"),
+    (TrainConfig, {"optim": accumulating(epochs=2)}, "accumulate_during_rollout .* optim.epochs 1 .* got 2 and 512"),
+    (TrainConfig, {"optim": accumulating(), "rollout": RolloutConfig(max_staleness=1)}, "needs rollout.max_staleness 0, got 1"),
+    (TrainConfig, {"optim": accumulating(), "algo": AlgoConfig(advantage="reinforce++")}, r"\(grpo, rloo\), got reinforce\+\+"),
     (EvalConfig, {"every": -1}, "eval.every"),
     (EvalConfig, {"episodes_per_task": -1}, "eval.episodes_per_task"),
     (EvalConfig, {"videos": -1}, "eval.videos"),
@@ -162,7 +171,7 @@ def test_every_field_survives_json_when_changed() -> None:
         policy=PolicyConfig(checkpoint="folder", statistics_key="key"),
         rollout=RolloutConfig(deterministic=True),
         algo=AlgoConfig(advantage="rloo"),
-        optim=OptimConfig(cpu_offload=True),
+        optim=accumulating(cpu_offload=True),
         eval=EvalConfig(initial_states="all"),
     )
     assert config_from_json(json.loads(json.dumps(config_to_json(config))), defaults=TrainConfig()) == config

@@ -36,7 +36,7 @@ class LossOutput:
     """A loss, and statistics to report."""
 
     loss: Tensor
-    """Scalar with gradients: a weighted sum, not a mean."""
+    """Scalar with gradients: a weighted sum, not a mean, and linear in the weights."""
     count: Tensor
     """Scalar: how many numbers count; reported sums are divided by it."""
     sums: Mapping[str, Tensor] = field(default_factory=dict)

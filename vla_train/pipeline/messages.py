@@ -62,4 +62,5 @@ class Failed:
     error: BaseException
 
 
-Outbox = queue.SimpleQueue[PolicyBatch | Complete | Failed]
+FromConductor = PolicyBatch | Complete | Failed
+Outbox = queue.SimpleQueue[FromConductor]

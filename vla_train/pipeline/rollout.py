@@ -22,7 +22,7 @@ from vla_train.pipeline.conductor import Conductor, ConductorCounts
 from vla_train.pipeline.dynamic_sampling import DynamicSampling
 from vla_train.pipeline.gathering import gather
 from vla_train.pipeline.group_store import pack_groups, unpack_groups
-from vla_train.pipeline.messages import Complete, Decided, Failed, Outbox, PolicyBatch, Stop
+from vla_train.pipeline.messages import Complete, Decided, Failed, FromConductor, Outbox, PolicyBatch, Stop
 from vla_train.pipeline.objectives import CollectGroups, Objective, PlayEpisodes
 from vla_train.pipeline.policy_contract import check_output, require_fit
 from vla_train.pipeline.rollout_result import RolloutProgress, RolloutResult, RolloutStats
@@ -30,6 +30,9 @@ from vla_train.pipeline.sampling_numbers import sampling_numbers
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import Policy
 from vla_train.types import IMAGE, INSTRUCTION, EpisodeSpec, Group, Observation, Trajectory, on_host
+
+_LOOK_S = 0.02
+"""Seconds between looks for other work while nothing waits to be decided."""
 
 
 class Rollout:
@@ -88,6 +91,7 @@ class Rollout:
         prompts: Iterator[tuple[EpisodeSpec, ...]],
         keep: Callable[[Group], bool],
         on_progress: Callable[[RolloutProgress], None] | None = None,
+        meanwhile: Callable[[tuple[Group, ...]], bool] | None = None,
     ) -> RolloutResult:
         """Play groups until `groups_per_iteration` of them carry a signal, or `max_attempts` is used up.
 
@@ -98,16 +102,20 @@ class Rollout:
                 the iteration ends with what there is.
             keep: Whether a finished group carries a signal. Called from another thread, as is `on_progress`.
             on_progress: Told a few times per second how far it is.
+            meanwhile: Called in this thread, again and again, while nothing waits to be decided, with the groups of this
+                iteration so far: does a piece of other work, and says whether there was any.
 
         Raises:
             WorkerError: A worker failed more often than it may; the cause is in the message.
             ValueError: The policy returned a wrong shape or NaN.
+            Exception: What `meanwhile` raises.
         """
         started, before = time.perf_counter(), self._snapshot()
         objective = CollectGroups(self._sampling, prompts, keep, on_progress, self._progress_since(started, before))
         with self._exclusive():
             self._sampling.release()
-            for _ in self._play(objective, temperature=self._config.temperature):
+            work = None if meanwhile is None else lambda: meanwhile(self._sampling.outcome[0])
+            for _ in self._play(objective, temperature=self._config.temperature, meanwhile=work):
                 pass
         kept, consumed = self._sampling.outcome
         ended, after = time.perf_counter(), self._snapshot()
@@ -174,6 +182,7 @@ class Rollout:
         temperature: float,
         also: tuple[str, ...] = (),
         finished: list[Trajectory] | None = None,
+        meanwhile: Callable[[], bool] | None = None,
     ) -> Iterator[Trajectory]:
         """`also`: keys that are recorded besides those that the policy reads."""
         outbox: Outbox = queue.SimpleQueue()
@@ -184,8 +193,7 @@ class Rollout:
             thread.start()
             self._conducting = thread
             while True:
-                with self.breakable():
-                    message = outbox.get()
+                message = self._receive(outbox, meanwhile)
                 while finished:
                     yield finished.pop(0)
                 if isinstance(message, Complete):
@@ -200,6 +208,18 @@ class Rollout:
             if thread.is_alive():
                 thread.join()
             self._conductor.withdraw()
+
+    def _receive(self, outbox: Outbox, meanwhile: Callable[[], bool] | None) -> FromConductor:
+        """What the conductor says next, and other work as long as it says nothing. A signal waits for a piece of that."""
+        while meanwhile is not None:
+            worked = outbox.empty() and meanwhile()
+            with self.breakable():
+                try:
+                    return outbox.get(timeout=0 if worked else _LOOK_S)
+                except queue.Empty:
+                    pass
+        with self.breakable():
+            return outbox.get()
 
     def _decide(self, batch: PolicyBatch, *, temperature: float) -> Decided:
         """Gather what the rows observe and let the policy decide."""

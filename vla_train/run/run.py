@@ -34,6 +34,7 @@ from vla_train.run.lines import end_lines, iteration_lines, progress_text, set_u
 from vla_train.run.opening import setting_up
 from vla_train.run.policies import build_policies
 from vla_train.run.tracking import RunLog, read_records
+from vla_train.trainer.accumulation import check_accumulation
 from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run, save_checkpoint
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.parallel import Ranks, share_of_rank, useful_slots
@@ -80,6 +81,8 @@ class Run:
         """What `close` ends, but for the rollout and the log."""
 
         policy_factory(config.policy)  # refuses at once what cannot become a policy
+        if config.optim.accumulate_during_rollout:
+            check_accumulation(config.algo, ranks)
         with setting_up(config, self._closing, ranks=ranks, display=display) as undo:
             self._set_up(undo)
 
@@ -202,7 +205,8 @@ class Run:
         rows = sum(len(trajectory) for group in groups for trajectory in group.trajectories)
         if rows:
             self._announce_compiling("updates")
-        with self.display.phase("update", total=max(1, rows * self.config.optim.epochs), unit="chunks") as show:
+        left = rows * self.config.optim.epochs - self.trainer.rows_accumulated
+        with self.display.phase("update", total=max(1, left), unit="chunks") as show:
             metrics = self.trainer.update(groups, iteration=self.done, on_progress=lambda done, total: show(done, ""))
         if self._next is None:
             self.rollout.release()
@@ -331,7 +335,12 @@ class Run:
         def keep(group: Group) -> bool:
             return has_signal(group, self.config.rollout, self.config.algo)
 
-        return self.rollout.collect(self._own_prompts(), keep, lambda progress: self._show_rollout(progress))
+        return self.rollout.collect(
+            self._own_prompts(),
+            keep,
+            lambda progress: self._show_rollout(progress),
+            meanwhile=self.trainer.accumulate if self.config.optim.accumulate_during_rollout else None,
+        )
 
     def _own_prompts(self) -> Iterator[tuple[EpisodeSpec, ...]]:
         """This rank's part of the stream: every rank draws the same prompts and plays those whose turn is its own."""

@@ -2,12 +2,14 @@
 
     groups -> advantages -> for each epoch, for each mini-batch: its rows, shared between ranks -> Trainer.step
 
+or, where gradients are accumulated during the rollout (see `accumulation`), each group by itself and one step.
+
 Invariant: what an update does depends on the groups, the seed and the iteration alone: not on the order of groups, the cut
 into micro-batches or the number of ranks (up to rounding).
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -17,10 +19,11 @@ import torch
 from torch import Tensor
 
 from vla_train.algo.advantages import Estimator, advantages
-from vla_train.algo.weights import action_weights
+from vla_train.algo.weights import action_weights, relative_weights, total_weight
 from vla_train.config import AlgoConfig, OptimConfig
 from vla_train.policy.base import TrainablePolicy
 from vla_train.registry import ESTIMATORS, load
+from vla_train.trainer.accumulation import Accumulation
 from vla_train.trainer.batching import TrajectorySummary, make_rows, no_rows, plan_minibatches, summarise
 from vla_train.trainer.exchange import share_rows
 from vla_train.trainer.parallel import ONE_RANK, Ranks
@@ -54,9 +57,12 @@ class UpdateMetrics:
     trajectories: int
     rows: int
     """Decisions trained on, times epochs."""
+    rows_during_rollout: int
+    """Of these, those that were trained on while others were still being played."""
     tokens: int
     """Numbers that counted in the loss (of played actions: tokens, say), times epochs."""
     duration_s: float
+    """Spent training, during the rollout too."""
 
     @property
     def chunks_per_s(self) -> float:
@@ -102,12 +108,41 @@ class GroupTrainer(Trainer):
         self._optim = optim
         self._estimator: Estimator = load(algo.advantage, ESTIMATORS, option="algo.advantage")
         self._seed = seed
+        self._accumulation = Accumulation(
+            cut=self._cut_alone, backward=self._backward, discard=self.optimizer.discard_gradients
+        )
 
     def prepare_for(self, groups: Sequence[Group]) -> None:
         """See `Trainer.prepare`; by the rows of the first of one group or more."""
         trajectories = groups[0].trajectories
         nothing = torch.zeros(len(trajectories))
         self.prepare(make_rows(trajectories, nothing, nothing, chunk_size=self._policy.chunk_size))
+
+    def accumulate(self, groups: Sequence[Group]) -> bool:
+        """Train on one micro-batch of the iteration under way; `update` does what is left, and takes the step.
+
+        Args:
+            groups: The iteration's so far, by id: the same as at the call before, and perhaps more.
+
+        Returns:
+            Whether there was one. Before the first update of a process there is none: memory is planned then.
+
+        Raises:
+            ValueError: See `update`; all that was accumulated is discarded.
+        """
+        began = time.perf_counter()
+        rows = self._accumulation.advance(groups) if self._plan is not None else 0
+        if rows:
+            if self._device.type == "cuda":  # no decision waits for more than one micro-batch
+                torch.cuda.current_stream(self._device).synchronize()
+            self._accumulation.early_s += time.perf_counter() - began
+            self._record(began, rows=rows)
+        return rows > 0
+
+    @property
+    def rows_accumulated(self) -> int:
+        """Rows of the next update that were trained on already."""
+        return self._accumulation.rows
 
     def update(
         self,
@@ -121,7 +156,7 @@ class GroupTrainer(Trainer):
         Args:
             groups: Those of this rank; the iteration's are all ranks' together. Without any, nothing is updated.
             iteration: Number of the iteration: with the seed, it decides the shuffle.
-            on_progress: Told how many rows are done, of how many, on this rank.
+            on_progress: Told how many rows are done, of how many are left to this call, on this rank.
 
         Raises:
             ValueError: The trajectories do not fit the policy, or hold numbers that are not finite.
@@ -129,6 +164,31 @@ class GroupTrainer(Trainer):
         """
         started = time.perf_counter()
         plan = _plan(groups, self._algo, self._estimator, self.ranks)
+        early_rows, early_s = 0, 0.0
+        if self._optim.accumulate_during_rollout:
+            groups = sorted(groups, key=lambda group: group.group_id)
+            if not self._accumulation.began_with(groups):
+                self._accumulation.reset()
+            early_rows, early_s = self._accumulation.rows, self._accumulation.early_s
+            steps = self._accumulated_step(groups, plan, on_progress)
+        else:
+            steps = self._steps(plan, iteration, on_progress)
+        duration_s = early_s + time.perf_counter() - started
+        if not steps:
+            return _nothing(duration_s)
+        metrics = _metrics(
+            plan,
+            steps,
+            version=self.version,
+            epochs=self._optim.epochs,
+            rows_during_rollout=early_rows,
+            duration_s=duration_s,
+        )
+        self.version += 1
+        return metrics
+
+    def _steps(self, plan: "_Plan", iteration: int, on_progress: Callable[[int, int], None] | None) -> list[Step]:
+        """One for each mini-batch of each epoch."""
         minibatches = [
             indices
             for epoch in range(self._optim.epochs)
@@ -147,21 +207,40 @@ class GroupTrainer(Trainer):
             if on_progress is not None:
                 on_progress(done, total)
 
-        steps = [self.step(self._make_batch(plan, indices), trained) for indices in minibatches]
-        duration_s = time.perf_counter() - started
-        if not steps:
-            return _nothing(duration_s)
-        metrics = _metrics(plan, steps, version=self.version, epochs=self._optim.epochs, duration_s=duration_s)
-        self.version += 1
-        return metrics
+        return [self.step(self._make_batch(plan, indices, weigh=action_weights), trained) for indices in minibatches]
 
-    def _make_batch(self, plan: "_Plan", indices: np.ndarray) -> TrainBatch:
+    def _accumulated_step(
+        self, groups: Sequence[Group], plan: "_Plan", on_progress: Callable[[int, int], None] | None
+    ) -> list[Step]:
+        """The one of an iteration whose gradients are accumulated; none where there are no rows."""
+        began, early_rows = time.perf_counter(), self._accumulation.rows
+        total = sum(summary.num_rows for summary in plan.summaries) - early_rows
+        num_actions = torch.tensor([summary.num_actions for summary in plan.summaries])
+        try:
+            while self._accumulation.advance(groups):
+                if on_progress is not None:
+                    on_progress(self._accumulation.rows - early_rows, total)
+            if not self._accumulation.sums:
+                return []
+            scale = 1 / total_weight(num_actions, aggregation=self._algo.aggregation)
+            step = self._finish(self._accumulation.sums, scale=scale)
+        finally:
+            self._accumulation.reset()
+        self._record(began, rows=total)
+        return [step]
+
+    def _cut_alone(self, group: Group) -> Iterator[TrainBatch]:
+        """Micro-batches of a group whose iteration is not known yet."""
+        plan = _plan([group], self._algo, self._estimator, self.ranks)
+        return self._microbatches(self._make_batch(plan, np.arange(len(plan.summaries)), weigh=relative_weights))
+
+    def _make_batch(self, plan: "_Plan", indices: np.ndarray, *, weigh: Callable[..., Tensor]) -> TrainBatch:
         """This rank's rows of a mini-batch; rows of one instruction are neighbours, so that few need padding."""
         indices = np.array(sorted(indices, key=lambda index: (plan.summaries[index].instruction, index)))
         summaries = [plan.summaries[index] for index in indices]
         advantage = plan.advantages[torch.from_numpy(indices)]
         num_actions = torch.tensor([summary.num_actions for summary in summaries])
-        weights = action_weights(num_actions, aggregation=self._algo.aggregation)
+        weights = weigh(num_actions, aggregation=self._algo.aggregation)
         own = [place for place, summary in enumerate(summaries) if summary.owner == self.ranks.rank]
         trajectories = [plan.trajectories[summaries[place].group_id, summaries[place].sample_id] for place in own]
         if trajectories:
@@ -207,7 +286,9 @@ def _plan(groups: Sequence[Group], algo: AlgoConfig, estimator: Estimator, ranks
     )
 
 
-def _metrics(plan: _Plan, steps: Sequence[Step], *, version: int, epochs: int, duration_s: float) -> UpdateMetrics:
+def _metrics(
+    plan: _Plan, steps: Sequence[Step], *, version: int, epochs: int, rows_during_rollout: int, duration_s: float
+) -> UpdateMetrics:
     """`version`: of the weights before the first step."""
     first, whole = steps[0].output, steps[0].output
     for step in steps[1:]:
@@ -228,6 +309,7 @@ def _metrics(plan: _Plan, steps: Sequence[Step], *, version: int, epochs: int, d
         updates=len(steps),
         trajectories=len(plan.summaries),
         rows=epochs * sum(summary.num_rows for summary in plan.summaries),
+        rows_during_rollout=rows_during_rollout,
         tokens=int(whole.count),
         duration_s=duration_s,
     )

@@ -68,8 +68,12 @@ class MasterAdamW:
         self._sums = {}
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, *, scale: float = 1.0) -> float:
         """Clip the gradients added since the last step, and update the weights.
+
+        Args:
+            learning_rate: Of this step.
+            scale: What the sums of gradients are multiplied by first.
 
         Returns:
             The gradients' norm before clipping, over all ranks.
@@ -88,10 +92,10 @@ class MasterAdamW:
         square = squared_norm((part for name, part in sums.items() if not is_sharded(self._parameters[name])), device)
         if sharded:
             square += self._ranks.sum_(squared_norm(sharded, device))
-        norm = float(square.sqrt())
+        norm = scale * float(square.sqrt())
         if not math.isfinite(norm):
             raise DivergedError(f"the gradients are not finite (norm {norm}): the weights are as they were before this update")
-        scale = min(1.0, self._config.max_grad_norm / (norm + 1e-6))
+        scale *= min(1.0, self._config.max_grad_norm / (norm + 1e-6))
         for name, part in sums.items():
             master = self._masters[name]
             master.grad = part.mul_(scale).to(master.device)

@@ -12,7 +12,7 @@ of ranks (up to rounding). The trainer knows no simulator, no model and no loss,
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,19 +113,30 @@ class Trainer:
         self.optimizer.discard_gradients()  # those of a step that was broken off
         sums: list[LossOutput] = []
         for microbatch in self._microbatches(batch):
-            output = self._output(microbatch)
-            (output.loss * self._loss_scale).backward()
-            sums.append(output.detach())
-            del output  # the next one may be captured, which leftovers of this one's graph would spoil
+            sums.append(self._backward(microbatch))
             if on_rows is not None:
                 on_rows(len(microbatch))
+        step = self._finish(sums)
+        self._record(began, rows=len(batch))
+        return step
+
+    def _backward(self, microbatch: TrainBatch) -> LossOutput:
+        """Add the gradients of one micro-batch to those of the step under way."""
+        output = self._output(microbatch)
+        (output.loss * self._loss_scale).backward()
+        return output.detach()  # its graph ends here: the next one may be captured, which leftovers of this one would spoil
+
+    def _finish(self, sums: Sequence[LossOutput], *, scale: float = 1.0) -> Step:
+        """Take the step of the micro-batches that gave `sums`; `scale` is a factor that their weights still lack."""
         whole = _reduce(sums, self.ranks)
         rate = learning_rate(self._adamw_config, step=self.num_updates, total_steps=self._total_steps)
-        grad_norm = self.optimizer.step(rate)
+        grad_norm = self.optimizer.step(rate, scale=scale)
         self.num_updates += 1
+        return Step(output=replace(whole, loss=scale * whole.loss), grad_norm=grad_norm, learning_rate=rate)
+
+    def _record(self, began: float, *, rows: int) -> None:
         if self._timeline is not None:
-            self._timeline.add("trainer", "train", began, time.perf_counter(), rows=len(batch))
-        return Step(output=whole, grad_norm=grad_norm, learning_rate=rate)
+            self._timeline.add("trainer", "train", began, time.perf_counter(), rows=rows)
 
     def prepare(self, batch: TrainBatch) -> None:
         """Find out how updates fit the GPU before anything else runs on it; the first step does it otherwise."""

@@ -48,7 +48,7 @@ def signal_at(bytecode: int, interruption: Interruption) -> Any:
     return trace
 
 
-@pytest.mark.parametrize("what", ["collect", "play"])
+@pytest.mark.parametrize("what", ["collect", "collect beside other work", "play"])
 def test_a_signal_at_any_bytecode_leaves_a_rollout_that_can_be_saved_and_closed(what: str) -> None:
     for bytecode in range(0, 10_000, EVERY):
         rollout, asked = make_rollout(), []
@@ -62,10 +62,10 @@ def test_a_signal_at_any_bytecode_leaves_a_rollout_that_can_be_saved_and_closed(
         rollout.breakable = interruption.allowed
         sys.settrace(signal_at(bytecode, interruption))
         try:
-            if what == "collect":
-                rollout.collect(prompts(), lambda group: True)
-            else:
+            if what == "play":
                 list(rollout.play([make_spec(1), make_spec(2)], temperature=0.0))
+            else:
+                rollout.collect(prompts(), lambda group: True, meanwhile=None if what == "collect" else lambda groups: False)
         except Interrupted:
             pass
         finally:
@@ -91,3 +91,20 @@ def test_a_signal_breaks_off_a_wait_for_simulators() -> None:
         with pytest.raises(Interrupted):
             rollout.collect(iter([(make_spec(0, 0), make_spec(0, 1))]), lambda group: True)
     assert set(rollout.state_dict()["specs"][:, 0].tolist()) == {0}
+
+
+def test_a_signal_waits_for_a_piece_of_other_work() -> None:
+    rollout, interruption, pieces = make_rollout(), Interruption(lambda: None), []
+    rollout.breakable = interruption.allowed
+
+    def work(groups: object) -> bool:
+        pieces.append("begun")
+        signal.raise_signal(signal.SIGTERM)
+        pieces.append("done")
+        return True
+
+    with interruption.watch(), pytest.raises(Interrupted):
+        rollout.collect(iter([(make_spec(0, 0), make_spec(0, 1))]), lambda group: True, meanwhile=work)
+    assert pieces == ["begun", "done"]
+    assert set(rollout.state_dict()["specs"][:, 0].tolist()) == {0}
+    rollout.close()

@@ -270,6 +270,55 @@ def test_resets_of_the_next_iteration_are_done_while_the_caller_trains() -> None
         rollout.close()
 
 
+def test_other_work_is_done_in_the_policys_thread_with_the_groups_so_far_and_changes_no_episode() -> None:
+    plain, working = make_rollout(drift_config()), make_rollout(drift_config())
+    streams = prompts(), prompts()
+    seen: list[list[int]] = []
+    threads = set()
+
+    def work(groups: tuple[Group, ...]) -> bool:
+        threads.add(threading.current_thread())
+        seen.append([group.group_id for group in groups])
+        assert all(len(group.trajectories) == GROUP_SIZE and mixed(group) for group in groups)
+        return len(seen) % 2 == 0
+
+    try:
+        for _ in range(2):
+            seen.clear()
+            expected = [group.group_id for group in plain.collect(streams[0], mixed).groups]
+            result = working.collect(streams[1], mixed, meanwhile=work)
+            assert [group.group_id for group in result.groups] == expected
+            for group in result.groups:
+                for trajectory in group.trajectories:
+                    assert_played_as_alone(trajectory, seed=11)
+            assert seen
+            assert all(ids == expected[: len(ids)] for ids in seen)
+            assert [len(ids) for ids in seen] == sorted(len(ids) for ids in seen)
+    finally:
+        plain.close()
+        working.close()
+    assert threads == {threading.current_thread()}
+
+
+def test_an_error_of_other_work_reaches_the_caller_and_loses_nothing() -> None:
+    def broken(groups: tuple[Group, ...]) -> bool:
+        if groups:
+            raise FloatingPointError("it broke")
+        return False
+
+    plain, rollout = make_rollout(drift_config()), make_rollout(drift_config())
+    stream = prompts()
+    try:
+        with pytest.raises(FloatingPointError, match="it broke"):
+            rollout.collect(stream, mixed, meanwhile=broken)
+        result = rollout.collect(stream, mixed, meanwhile=lambda groups: False)
+        expected = plain.collect(prompts(), mixed)
+        assert [group.group_id for group in result.groups] == [group.group_id for group in expected.groups]
+    finally:
+        plain.close()
+        rollout.close()
+
+
 def test_told_to_wait_the_policy_serves_all_workers_at_once() -> None:
     policy = DrawingPolicy()
     env = drift_config(kwargs={"jitter_s": "0.005"}, max_episode_steps=9)

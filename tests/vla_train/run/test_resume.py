@@ -75,6 +75,20 @@ def test_a_run_killed_in_the_middle_of_an_iteration_goes_on_as_if_nothing_had_ha
     assert_same_run(config, expected, exactly=True)
 
 
+def test_a_run_that_trains_during_rollouts_goes_on_as_if_nothing_had_happened(small_run: MakeRun, tmp_path: Path) -> None:
+    optim = {"accumulate_during_rollout": True, "minibatch_trajectories": 8}
+    config = faulty(small_run, tmp_path, "terminate", optim=optim)
+    with pytest.raises(SystemExit):
+        train(config)
+    train(config)
+    expected = dataclasses.replace(config, output=tmp_path / "uninterrupted")
+    train(expected)
+    assert_same_run(config, expected)
+    early = [record["update/rows_during_rollout"] for record in read_records(expected.output, "iteration")]
+    assert early[0] == 0
+    assert any(early)
+
+
 @pytest.mark.parametrize("fault", ["terminate", "interrupt"])
 def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on(
     fault: str, small_run: MakeRun, tmp_path: Path, uninterrupted: TrainConfig
