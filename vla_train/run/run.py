@@ -34,7 +34,7 @@ from vla_train.run.lines import end_lines, iteration_lines, progress_text, set_u
 from vla_train.run.opening import setting_up
 from vla_train.run.policies import build_policies
 from vla_train.run.tracking import RunLog, read_records
-from vla_train.trainer.accumulation import check_accumulation
+from vla_train.trainer.accumulation import require_accumulable
 from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run, save_checkpoint
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.parallel import Ranks, share_of_rank, useful_slots
@@ -82,7 +82,7 @@ class Run:
 
         policy_factory(config.policy)  # refuses at once what cannot become a policy
         if config.optim.accumulate_during_rollout:
-            check_accumulation(config.algo, ranks)
+            require_accumulable(config.algo, ranks)
         with setting_up(config, self._closing, ranks=ranks, display=display) as undo:
             self._set_up(undo)
 

@@ -17,7 +17,7 @@ from vla_train.trainer.parallel import Ranks
 from vla_train.types import Group, TrainBatch
 
 
-def check_accumulation(algo: AlgoConfig, ranks: Ranks) -> None:
+def require_accumulable(algo: AlgoConfig, ranks: Ranks) -> None:
     """Refuse `optim.accumulate_during_rollout` where a config alone cannot tell: ranks, and an estimator of the user's."""
     name = "optim.accumulate_during_rollout"
     require(ranks.size == 1, f"{name} works on one rank, got {ranks.size}: ranks share their rows when all have played")

@@ -13,7 +13,7 @@ from vla_train.algo.advantages import grpo
 from vla_train.config import AlgoConfig, OptimConfig
 from vla_train.errors import DivergedError
 from vla_train.pipeline.timeline import Timeline
-from vla_train.trainer.accumulation import check_accumulation
+from vla_train.trainer.accumulation import require_accumulable
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.parallel import ONE_RANK, Ranks
 from vla_train.types import Group
@@ -219,15 +219,15 @@ outspoken.per_group = True  # type: ignore[attr-defined]
 
 
 def test_an_estimator_of_the_users_says_that_it_looks_at_one_group_at_a_time() -> None:
-    check_accumulation(AlgoConfig(), ONE_RANK)
-    check_accumulation(AlgoConfig(advantage=f"{__name__}:outspoken"), ONE_RANK)
+    require_accumulable(AlgoConfig(), ONE_RANK)
+    require_accumulable(AlgoConfig(advantage=f"{__name__}:outspoken"), ONE_RANK)
     with pytest.raises(ValueError, match=r"accumulate_during_rollout .*silent.* per_group"):
-        check_accumulation(AlgoConfig(advantage=f"{__name__}:silent"), ONE_RANK)
+        require_accumulable(AlgoConfig(advantage=f"{__name__}:silent"), ONE_RANK)
 
 
 def test_several_ranks_are_refused() -> None:
     with pytest.raises(ValueError, match="accumulate_during_rollout works on one rank, got 2"):
-        check_accumulation(AlgoConfig(), Ranks(size=2))
+        require_accumulable(AlgoConfig(), Ranks(size=2))
 
 
 def test_members_of_a_group_of_one_move_nothing() -> None:
