@@ -9,8 +9,7 @@ python -m vla_train eval --checkpoint runs/demo --eval.episodes-per-task 5.
 import argparse
 from dataclasses import replace
 
-from vla_train.cli import parse_evaluate
-from vla_train.evaluation.of_checkpoint import CheckpointEvaluation
+from vla_train import CheckpointEvaluation, parse_evaluate
 
 
 def main() -> None:

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vla_train.algo.losses import LossInputs, LossOutput, spread_weights
-from vla_train.config import AlgoConfig
+from vla_train import AlgoConfig, LossInputs, LossOutput, spread_weights
 
 _PENALTY = 0.5
 

@@ -20,8 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vla_train.config import PolicyConfig
-from vla_train.types import EnvDescription, Observation, PolicyOutput
+from vla_train import EnvDescription, Observation, PolicyConfig, PolicyOutput
 
 
 class GaussianHead(nn.Module):

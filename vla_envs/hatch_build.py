@@ -10,6 +10,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _REGISTRATION = "vla_envs_gymnasium_plugin.pth"
+_TYPED = "py.typed"
+"""Says that the package has types (PEP 561)."""
 _NOT_IN_PACKAGE = {"hatch_build.py", "__pycache__"}
 
 
@@ -23,5 +25,5 @@ class PackageHook(BuildHookInterface):
             build_data["force_include_editable"] = registration
             return
         modules = {path.name for path in root.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-        package = {str(root / name): f"vla_envs/{name}" for name in modules - _NOT_IN_PACKAGE}
+        package = {str(root / name): f"vla_envs/{name}" for name in {*modules, _TYPED} - _NOT_IN_PACKAGE}
         build_data["force_include"] |= registration | package

@@ -1,10 +1,12 @@
 """What the two wheels bring: the package, its licence and readme, the ids' registration, and nothing else."""
 
+import os
 import subprocess
 import sys
 import zipfile
 from email.message import Message
 from email.parser import Parser
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,7 @@ def test_the_registration_is_one_line_that_cannot_stop_python(wheels: dict[str, 
 def test_metadata_says_licence_readme_and_python(wheels: dict[str, zipfile.ZipFile], package: str):
     wheel, about = wheels[package], metadata(wheels[package])
     assert about["Name"] == package.replace("_", "-")
+    assert about["Version"] == import_module(package).__version__
     assert about["License-Expression"] == "MIT"
     assert about["Requires-Python"] == ">=3.11"
     assert about["Description-Content-Type"] == "text/markdown"
@@ -112,3 +115,30 @@ def test_the_trainer_needs_no_simulator_and_no_ray_by_itself(wheels: dict[str, z
     assert requirements(wheel, "ray") - requirements(wheel) == {"ray"}
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     assert b"vla-train = vla_train.__main__:main" in wheel.read(entry_points)
+
+
+def test_a_type_checker_sees_the_types_of_the_installed_packages(wheels: dict[str, zipfile.ZipFile], tmp_path: Path):
+    """As in somebody else's project: what is installed counts only where `py.typed` is. Other libraries are left out: time."""
+    pytest.importorskip("mypy")
+    for wheel in wheels.values():
+        wheel.extractall(tmp_path / "installed")
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nfollow_imports = skip\n[mypy-vla_envs.*,vla_train.*]\nfollow_imports = silent\n"
+    )
+    (tmp_path / "theirs.py").write_text(
+        "import vla_envs, vla_train\n"
+        "reveal_type(vla_envs.LiberoEnv(4, suite='libero_10').privileged(0).instruction)\n"
+        "reveal_type(vla_train.TrainConfig().policy.chunk_size)\n"
+        "reveal_type(vla_train.train)\n"
+        "vla_train.Unheard\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--config-file=mypy.ini", "--cache-dir=cache", "theirs.py"]
+    installed = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    result = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, timeout=120)
+    assert result.stdout.splitlines() == [
+        'theirs.py:2: note: Revealed type is "str"',
+        'theirs.py:3: note: Revealed type is "int"',
+        'theirs.py:4: note: Revealed type is "def (config: vla_train.config.TrainConfig)"',
+        'theirs.py:5: error: Module has no attribute "Unheard"  [attr-defined]',
+        "Found 1 error in 1 file (checked 1 source file)",
+    ]
