@@ -11,7 +11,7 @@ ISAACLAB_TASKS ?= runs/isaaclab-tasks
 # Rendering without a display: EGL, on the GPU where there is one, in software (Mesa) otherwise.
 export MUJOCO_GL ?= egl
 
-.PHONY: help setup gl train test test-isaaclab check format bench parity expert report clean
+.PHONY: help setup gl train test test-isaaclab check format wheels bench parity expert report clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -69,6 +69,11 @@ check: setup     ## lint, formatting and types
 format: setup    ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+wheels:          ## build both wheels into dist/, and try them in a bare environment; less to install: ARGS="--dependencies .venv"
+	rm -rf dist
+	$(PYTHON) -m pip wheel -q --no-deps -w dist ./vla_envs ./vla_train
+	$(PYTHON) tests/try_wheels.py dist $(ARGS)
 
 bench: setup     ## the benchmarks, each beside its baseline
 	$(BIN)/python -m pytest -q -s benchmarks $(ARGS)
