@@ -29,7 +29,9 @@ class Side:
     """Called before each measurement, and not measured."""
 
 
-def compare(benchmark: Any, claim: str, unit: str, *, ours: Side, stock: Side, rounds: int) -> Rates:
+def compare(
+    benchmark: Any, claim: str, unit: str, *, ours: Side, stock: Side, rounds: int, baseline: str = "stock LIBERO"
+) -> Rates:
     """Measure both, and print the ratio.
 
     Args:
@@ -37,8 +39,9 @@ def compare(benchmark: Any, claim: str, unit: str, *, ours: Side, stock: Side, r
         claim: What is compared.
         unit: What is counted.
         ours: This project's.
-        stock: Stock LIBERO's.
+        stock: Stock LIBERO's, or what else is the baseline.
         rounds: How often each is measured.
+        baseline: What `stock` is.
     """
     speeds: dict[str, list[float]] = {"ours": [], "stock": []}
 
@@ -57,5 +60,5 @@ def compare(benchmark: Any, claim: str, unit: str, *, ours: Side, stock: Side, r
     benchmark.pedantic(lambda: measure("ours", ours), setup=take_turns, rounds=rounds)
     rates = Rates(ours=statistics.median(speeds["ours"]), stock=statistics.median(speeds["stock"]))
     benchmark.extra_info.update({"unit": unit, "ours": rates.ours, "stock": rates.stock, "ratio": rates.ratio})
-    print(f"\n{claim}: {rates.ours:.3g} {unit}, stock LIBERO {rates.stock:.3g}: {rates.ratio:.1f} x")
+    print(f"\n{claim}: {rates.ours:.3g} {unit}, {baseline} {rates.stock:.3g}: {rates.ratio:.{2 if rates.ratio < 2 else 1}f} x")
     return rates

@@ -20,6 +20,7 @@ from benchmarks.parity.states import (
 )
 from benchmarks.parity.stock import begin_stock, switch_cameras
 from vla_envs.libero.scene import Scene
+from vla_envs.vector.robot_state import ROBOT_STATE
 
 JOINT_TOLERANCE = 1e-6
 
@@ -92,4 +93,47 @@ def test_an_episode_of_the_public_env_is_liberos_evaluation(scene_and_stock: tup
         np.testing.assert_allclose(observation["state"][0], stock_proprioception(theirs), atol=2 * JOINT_TOLERANCE)
         assert reward[0] == their_reward
     np.testing.assert_allclose(env.unwrapped.get_state()[0], stock.get_sim_state(), atol=POSITION_TOLERANCE)
+    env.close()
+
+
+def assert_same_robot_state(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Every key, the quaternion's sign included; robosuite has no matrix: it is that of its quaternion."""
+    from robosuite.utils.transform_utils import quat2mat
+
+    for key in ROBOT_STATE:
+        expected = quat2mat(theirs["robot0_eef_quat"]) if key == "robot0_eef_mat" else theirs[key]
+        np.testing.assert_allclose(mine[key][0], expected, atol=JOINT_TOLERANCE, err_msg=key)
+
+
+def test_the_robots_state_is_what_libero_observes(scene_and_stock: tuple[Scene, Any]):
+    """While the arm moves, and in postures all over the arm's range, where quaternions have either sign."""
+    scene, stock = scene_and_stock
+    env = gym.make_vec(
+        "Libero-v0",
+        num_envs=1,
+        vectorization_mode="vector_entry_point",
+        suite=scene.suite,
+        task_ids=[scene.task_id],
+        cameras=(),
+        settle_steps=0,
+        state_keys=tuple(ROBOT_STATE),
+    )
+    rng = np.random.default_rng(SEED)
+    observation, _ = env.reset(options={"init_state_id": 3})
+    switch_cameras(stock, on=False)
+    theirs = begin_stock(stock, scene, scene.init_states[3])
+    assert set(ROBOT_STATE) - set(theirs) == {"robot0_eef_mat"}
+    for action in rng.uniform(-1, 1, (20, 7)).astype(np.float32):
+        assert_same_robot_state(observation, theirs)
+        observation, *_ = env.step(action[None])
+        theirs, *_ = stock.step(action)
+    assert_same_robot_state(observation, theirs)
+    signs = set()
+    state = env.unwrapped.get_state()[0]
+    for _ in range(8):
+        state[1 + scene.osc.arm_qpos] = rng.uniform(-2.5, 2.5, 7)
+        theirs = stock.set_init_state(state)
+        assert_same_robot_state(env.unwrapped.set_state([state]), theirs)
+        signs.add(np.sign(theirs["robot0_eef_quat"][3]))
+    assert signs == {-1.0, 1.0}
     env.close()

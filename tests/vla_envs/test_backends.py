@@ -10,6 +10,7 @@ from fast_envs import BOWL_ON_PLATE, almost_done, loaded_scene
 from gymnasium.vector import AutoresetMode
 
 from vla_envs.vector.base import ChunkedVectorEnv
+from vla_envs.vector.robot_state import ROBOT_STATE
 
 BACKENDS = {
     "isaac mujoco": ("Isaac-v0", {"backend": "mujoco"}),
@@ -162,6 +163,38 @@ def test_a_state_that_is_set_is_the_state_that_is_there(make: Make):
     assert observation["state"].shape == (2, 8)
 
 
+def test_the_robots_state_is_observed_under_the_keys_that_are_asked_for(make: Make):
+    """In the state that is set, in the last of an episode and in the first of the next."""
+    keys = tuple(ROBOT_STATE)
+    envs = make(2, state_keys=keys[::-1], max_episode_steps=2, autoreset_mode=AutoresetMode.SAME_STEP)
+    begun, _ = envs.reset(seed=0)
+    assert begun in envs.observation_space
+    assert set(begun) == {"state", "instruction", *keys}
+    osc, states = loaded_scene(SUITE, TASK).scene.osc, envs.get_state()
+    num_positions = loaded_scene(SUITE, TASK).model.nq
+    for state in states:
+        state[1 + osc.gripper_qpos] = [0.021, -0.013]
+        state[1 + num_positions + osc.arm_dofs] = np.linspace(-0.3, 0.3, 7)
+    seen = envs.set_state(states)
+    for slot, state in enumerate(states):
+        joints = state[1 + osc.arm_qpos]
+        np.testing.assert_allclose(seen["robot0_joint_pos"][slot], joints, atol=1e-6)
+        np.testing.assert_allclose(seen["robot0_joint_pos_cos"][slot], np.cos(joints), atol=1e-6)
+        np.testing.assert_allclose(seen["robot0_joint_pos_sin"][slot], np.sin(joints), atol=1e-6)
+        np.testing.assert_allclose(seen["robot0_joint_vel"][slot], np.linspace(-0.3, 0.3, 7), atol=1e-6)
+        np.testing.assert_allclose(seen["robot0_gripper_qpos"][slot], [0.021, -0.013], atol=1e-6)
+        np.testing.assert_allclose(seen["robot0_eef_pos"][slot], seen["state"][slot, :3], atol=1e-6)
+    observation, *_, info = envs.step(actions(envs))
+    assert observation in envs.observation_space
+    for slot, last in enumerate(info["final_obs"]):
+        assert last in envs.single_observation_space
+        np.testing.assert_array_equal(last["robot0_eef_pos"], last["state"][:3])
+        np.testing.assert_array_equal(last["robot0_gripper_qpos"], last["state"][6:])
+        assert np.abs(last["robot0_gripper_qvel"]).max() > 1e-3
+        assert np.abs(last["robot0_joint_vel"]).max() > 1e-2
+        np.testing.assert_array_equal(observation["robot0_joint_vel"][slot], 0.0)
+
+
 def test_what_is_wrong_with_actions_is_said_before_anything_moves(make: Make):
     envs = make(2)
     envs.reset(seed=0)
@@ -180,10 +213,10 @@ def test_tensors_hold_what_arrays_hold(make: Make):
     torch = pytest.importorskip("torch")
     observations = []
     for arrays in ("numpy", "torch"):
-        envs = make(2, cameras=("agentview",), arrays=arrays)
+        envs = make(2, cameras=("agentview",), arrays=arrays, state_keys=("robot0_eef_mat",))
         envs.reset(seed=0)
         observations.append(envs.step(actions(envs) if arrays == "numpy" else torch.from_numpy(actions(envs)))[0])
-    for key, dtype in (("image", torch.uint8), ("state", torch.float32)):
+    for key, dtype in (("image", torch.uint8), ("state", torch.float32), ("robot0_eef_mat", torch.float32)):
         assert observations[1][key].dtype == dtype
         np.testing.assert_array_equal(observations[1][key].numpy(), observations[0][key])
 

@@ -41,6 +41,8 @@ def isaaclab_env(
     """
     settings = EnvOptions(**options)
     check_integer("num_envs", num_envs, least=1)
+    if settings.state_keys:
+        raise ValueError(f"state_keys is for the backends 'mujoco' and 'warp', got {settings.state_keys!r} for 'isaaclab'")
     if num_starts is not None:
         raise ValueError("num_starts of converted tasks is what `convert --num-starts` was given: leave it out here")
     if task is None:

@@ -98,6 +98,11 @@ def workspace(model: mujoco.MjModel) -> Workspace:
     return Workspace(jacobian=np.zeros((6, model.nv)), unit=np.zeros(model.nv), column=np.zeros(model.nv))
 
 
+def gripper_dofs(model: mujoco.MjModel, osc: OscConstants) -> np.ndarray:
+    """(2,) int32: addresses of the finger joints in qvel."""
+    return np.array([model.jnt_dofadr[model.jnt_qposadr == address][0] for address in osc.gripper_qpos], np.int32)
+
+
 def initial_control_state(model: mujoco.MjModel, osc: OscConstants) -> ControlState:
     """What robosuite's controller knows after `reset`: the arm in its initial posture and at rest, all else at qpos0."""
     data = mujoco.MjData(model)
@@ -145,6 +150,7 @@ def play_actions(
     arrays: SlotArrays,
     faults: np.ndarray,
     osc: OscConstants,
+    gripper_dofs: np.ndarray,
     control: ControlState,
     switches: VisualSwitches,
     scratch: Workspace,
@@ -174,7 +180,7 @@ def play_actions(
             _apply_control(arrays, osc, control, actions[step, 6])
             call_c(functions.mj_step2, (arrays.model_address, arrays.data_address))
             if substep == osc.substeps - 2 and not has_fault(arrays, faults):
-                observe(arrays, osc, switches, view)
+                observe(arrays, osc, gripper_dofs, switches, view)
         if has_fault(arrays, faults):
             return step
         record_goal_inputs(arrays, layout, pairs, record, step)
@@ -184,8 +190,8 @@ def play_actions(
 
 
 @compiled
-def observe(arrays: SlotArrays, osc: OscConstants, switches: VisualSwitches, view: View) -> None:
-    """Fill `view` with the current poses, switches and proprioception."""
+def observe(arrays: SlotArrays, osc: OscConstants, gripper_dofs: np.ndarray, switches: VisualSwitches, view: View) -> None:
+    """Fill `view` with the current poses, switches, proprioception and robot state."""
     copy_poses(arrays.poses, view.poses)
     view.switches_on[:] = switches.now_on
     view.proprioception[:3] = arrays.site_xpos[osc.grip_site]
@@ -198,6 +204,25 @@ def observe(arrays: SlotArrays, osc: OscConstants, switches: VisualSwitches, vie
     view.proprioception[5] = z * scale
     for finger in range(2):
         view.proprioception[6 + finger] = arrays.qpos[osc.gripper_qpos[finger]]
+    _read_robot(arrays, osc, gripper_dofs, view.robot_state)
+
+
+@compiled
+def _read_robot(arrays: SlotArrays, osc: OscConstants, gripper_dofs: np.ndarray, row: np.ndarray) -> None:
+    """Fill a row as `robot_state` has it."""
+    for joint in range(_ARM_JOINTS):
+        angle = arrays.qpos[osc.arm_qpos[joint]]
+        row[joint] = angle
+        row[7 + joint] = math.cos(angle)
+        row[14 + joint] = math.sin(angle)
+        row[21 + joint] = arrays.qvel[osc.arm_dofs[joint]]
+    row[28:31] = arrays.site_xpos[osc.grip_site]
+    row[31:34] = arrays.xquat[osc.eef_body, 1:]
+    row[34] = arrays.xquat[osc.eef_body, 0]
+    row[35:44] = arrays.xmat[osc.eef_body]
+    for finger in range(2):
+        row[44 + finger] = arrays.qpos[osc.gripper_qpos[finger]]
+        row[46 + finger] = arrays.qvel[gripper_dofs[finger]]
 
 
 @compiled

@@ -10,6 +10,7 @@ from vla_envs.libero.controller import (
     ControlState,
     VisualSwitches,
     copy_control_state,
+    gripper_dofs,
     initial_control_state,
     new_control_state,
     observe,
@@ -21,6 +22,7 @@ from vla_envs.libero.privileged import SceneGeometry
 from vla_envs.libero.scene import Scene
 from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player
 from vla_envs.vector.mujoco_c import c_functions, contact_layout
+from vla_envs.vector.robot_state import ROBOT_STATE_DIM
 from vla_envs.vector.slot import FAULTS, GoalRecord, View, contact_pairs, empty_record, has_fault, slot_arrays
 
 _FAULT_CODES = np.array([int(fault) for fault in FAULTS], np.int64)
@@ -34,6 +36,7 @@ class LiberoEngineScene(EngineScene):
         super().__init__(scene.model, scene.cameras)
         self.scene = scene
         self.initial_control: ControlState = initial_control_state(scene.model, scene.osc)
+        self.gripper_dofs = gripper_dofs(scene.model, scene.osc)
         self.pairs = contact_pairs(scene.model.ngeom, scene.goal.contact_pairs)
         self.state_size = mujoco.mj_stateSize(scene.model, _STATE)
         scene.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_SENSOR  # nobody reads the wrist's force and torque
@@ -86,6 +89,7 @@ class LiberoPlayer(Player):
             poses=np.zeros(sum(pose.size for pose in self._arrays.poses)),
             switches_on=np.zeros(len(switches), np.bool_),
             proprioception=np.zeros(PROPRIOCEPTION_DIM),
+            robot_state=np.zeros(ROBOT_STATE_DIM),
         )
         self._num_pairs = len(scene.scene.goal.contact_pairs)
         self.record = empty_record(model, 1, self._num_pairs)
@@ -104,6 +108,7 @@ class LiberoPlayer(Player):
             self._arrays,
             _FAULT_CODES,
             self._scene.scene.osc,
+            self._scene.gripper_dofs,
             self._control,
             self._switches,
             self._workspace,
@@ -147,7 +152,7 @@ class LiberoPlayer(Player):
         self._data.qacc_warmstart[:] = 0
         mujoco.mj_forward(self._model, self._data)
         self._switches.now_on[:] = self._data.qpos[self._switches.qpos] >= self._switches.threshold
-        observe(self._arrays, self._scene.scene.osc, self._switches, self.view)
+        observe(self._arrays, self._scene.scene.osc, self._scene.gripper_dofs, self._switches, self.view)
 
     def fault(self) -> str:
         if not has_fault(self._arrays, _FAULT_CODES):

@@ -16,6 +16,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from vla_envs.libero.controller import gripper_dofs
 from vla_envs.libero.goals import Goal
 from vla_envs.libero.scene import OscConstants, Scene
 
@@ -217,8 +218,7 @@ class PrivilegedView:
     def gripper_speed(self) -> float:
         """How fast the fingers open, m/s; negative while they close."""
         model = self.geometry.model
-        dofs = [model.jnt_dofadr[np.flatnonzero(model.jnt_qposadr == address)[0]] for address in self._osc.gripper_qpos]
-        first, second = self.state[1 + model.nq :][dofs]
+        first, second = self.state[1 + model.nq :][gripper_dofs(model, self._osc)]
         return float(first - second)
 
     def lowest(self, body: str | int) -> float:

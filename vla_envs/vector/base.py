@@ -31,6 +31,7 @@ from vla_envs.vector.conversion import convert_texts_to_themselves
 from vla_envs.vector.engine import ACTION_DIM, Engine, array_bytes
 from vla_envs.vector.infos import with_masks
 from vla_envs.vector.options import RENDER_MODES, EnvOptions
+from vla_envs.vector.robot_state import ROBOT_STATE
 from vla_envs.vector.spaces import action_space, image_key, observation_space
 from vla_envs.vector.spec import plain_spec
 from vla_envs.vector.start import Start
@@ -107,7 +108,10 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
 
         self._has_cameras = bool(options.cameras)
         self._give = giver(options.arrays)
-        self.single_observation_space = observation_space(options.cameras, options.image_size, self.instructions.values())
+        self.state_keys = tuple(options.state_keys)
+        self.single_observation_space = observation_space(
+            options.cameras, options.image_size, self.instructions.values(), self.state_keys
+        )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = action_space(options.chunk_size)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -383,8 +387,16 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
         return {
             **{image_key(name): self._give(pictures) for name, pictures in self._engine.pictures().items()},
             "state": self._give(as_float32(self._engine.proprioception(range(self.num_envs)))),
+            **self._robot_state(),
             "instruction": tuple("" if start is None else start.instruction for start in self._starts),
         }
+
+    def _robot_state(self) -> dict[str, Any]:
+        """By key of `state_keys`: (N, ...) float32."""
+        if not self.state_keys:
+            return {}
+        rows = self._engine.robot_state(range(self.num_envs))
+        return {key: self._give(ROBOT_STATE[key].of(rows)) for key in self.state_keys}
 
     def _observe_singly(self, mask: np.ndarray) -> np.ndarray:
         """(N,) objects: the observations of the slots in `mask`, each for itself; None elsewhere."""

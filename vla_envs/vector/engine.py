@@ -155,6 +155,10 @@ class Engine(Protocol):
         """(n, 8) of floats, see `PROPRIOCEPTION_DIM`; a copy, array or tensor as `pictures`."""
         ...
 
+    def robot_state(self, slots: Sequence[int]) -> Any:
+        """(n, `ROBOT_STATE_DIM`) of floats, seen at the same instant; a copy, array or tensor as `pictures`."""
+        ...
+
     def save(self, slots: Sequence[int]) -> list[Any]:
         """For each slot a copy of all that its future depends on, and of its pictures."""
         ...

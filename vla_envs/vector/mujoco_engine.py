@@ -28,6 +28,7 @@ from vla_envs.vector.gl_context import Device, check_device, open_device
 from vla_envs.vector.mujoco_warnings import log_mujoco_warnings
 from vla_envs.vector.options import EnvOptions
 from vla_envs.vector.rendering import Frame, RenderPool
+from vla_envs.vector.robot_state import ROBOT_STATE_DIM
 
 _open_engines: "WeakSet[MujocoEngine]" = WeakSet()
 
@@ -143,6 +144,9 @@ class MujocoEngine:
 
     def proprioception(self, slots: Sequence[int]) -> np.ndarray:
         return np.array([self._player(slot).view.proprioception for slot in slots]).reshape(-1, PROPRIOCEPTION_DIM)
+
+    def robot_state(self, slots: Sequence[int]) -> np.ndarray:
+        return np.array([self._player(slot).view.robot_state for slot in slots]).reshape(-1, ROBOT_STATE_DIM)
 
     def save(self, slots: Sequence[int]) -> list[Any]:
         with self._busy:

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 from vla_envs.vector.arrays import ARRAYS
 from vla_envs.vector.gl_context import Device
+from vla_envs.vector.robot_state import check_state_keys
 
 CAMERAS = ("agentview", "wrist")
 RENDER_MODES = ("rgb_array",)
@@ -43,6 +44,13 @@ class EnvOptions:
         default=("agentview",),
         metadata=_meaning('Any of "agentview" (observed as `image`) and "wrist" (`wrist_image`); none draws nothing.'),
     )
+    state_keys: Sequence[str] = field(
+        default=(),
+        metadata=_meaning(
+            'Readings of the robot to observe beside `state`, by robosuite\'s names, such as "robot0_joint_pos"; see '
+            "docs/environments.md."
+        ),
+    )
     detail: str = field(
         default="full", metadata=_meaning('"full" draws what LIBERO draws, "fast" simplified meshes and smaller textures.')
     )
@@ -63,7 +71,7 @@ class EnvOptions:
     arrays: str = field(
         default="numpy",
         metadata=_meaning(
-            '"torch": pictures and `state` are PyTorch tensors, on the GPU where Warp simulates there; `step` takes them.'
+            '"torch": pictures and robot states are PyTorch tensors, on the GPU where Warp simulates there; `step` takes them.'
         ),
     )
     max_episode_steps: int | None = field(
@@ -98,6 +106,7 @@ class EnvOptions:
         known = isinstance(self.cameras, list | tuple) and all(name in CAMERAS for name in self.cameras)
         if not known or len(set(self.cameras)) != len(self.cameras):
             raise ValueError(f"cameras must be any of {CAMERAS}, each once, or () for none, got {self.cameras!r}")
+        check_state_keys(self.state_keys)
         check_choice("detail", self.detail, ("full", "fast"))
         check_choice("quality", self.quality, ("fast", "match"))
         check_choice("arrays", self.arrays, ARRAYS)

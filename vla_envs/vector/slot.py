@@ -31,6 +31,8 @@ class SlotArrays(NamedTuple):
     """(nbody, 3)."""
     xquat: np.ndarray
     """(nbody, 4) w x y z."""
+    xmat: np.ndarray
+    """(nbody, 9) row-major."""
     site_xpos: np.ndarray
     """(nsite, 3)."""
     site_xmat: np.ndarray
@@ -74,6 +76,8 @@ class View(NamedTuple):
     """(V,) bool: which visual switches show their "on" look."""
     proprioception: np.ndarray
     """(8,): end-effector position (m), axis-angle (rad), two gripper joints (m)."""
+    robot_state: np.ndarray
+    """(`ROBOT_STATE_DIM`,): a row as `robot_state` has it."""
 
 
 def slot_arrays(model: mujoco.MjModel, data: mujoco.MjData) -> SlotArrays:
@@ -87,6 +91,7 @@ def slot_arrays(model: mujoco.MjModel, data: mujoco.MjData) -> SlotArrays:
         qfrc_bias=data.qfrc_bias,
         xpos=data.xpos,
         xquat=data.xquat,
+        xmat=data.xmat,
         site_xpos=data.site_xpos,
         site_xmat=data.site_xmat,
         warnings=data.warning.number,

@@ -11,6 +11,7 @@ import numpy as np
 
 from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM
 from vla_envs.vector.instruction import Instruction
+from vla_envs.vector.robot_state import ROBOT_STATE
 
 _CHARACTERS = ascii_letters + digits + punctuation + " "
 _MAX_INSTRUCTION_LENGTH = 256
@@ -21,7 +22,9 @@ def image_key(camera: str) -> str:
     return "image" if camera == "agentview" else f"{camera}_image"
 
 
-def observation_space(cameras: Sequence[str], image_size: int, instructions: Iterable[str]) -> gym.spaces.Dict:
+def observation_space(
+    cameras: Sequence[str], image_size: int, instructions: Iterable[str], state_keys: Sequence[str] = ()
+) -> gym.spaces.Dict:
     """Of one slot. The text's limits are the same for all tasks, unless an instruction is longer or has other characters."""
     picture = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
     longest = max(_MAX_INSTRUCTION_LENGTH, *map(len, instructions))
@@ -30,6 +33,7 @@ def observation_space(cameras: Sequence[str], image_size: int, instructions: Ite
         {
             **{image_key(camera): picture for camera in cameras},
             "state": gym.spaces.Box(-np.inf, np.inf, (PROPRIOCEPTION_DIM,), np.float32),
+            **{key: gym.spaces.Box(-np.inf, np.inf, ROBOT_STATE[key].shape, np.float32) for key in state_keys},
             "instruction": Instruction(max_length=longest, charset=characters),
         }
     )

@@ -22,7 +22,7 @@ from vla_envs.warp.device import WarpDevice, silence_explained, wait
 from vla_envs.warp.worlds import FAULTS, Worlds
 
 _OUTCOME = ("played", "reached", "faults")
-_FELT = "proprioception"
+_FELT, _ROBOT_STATE = "proprioception", "robot_state"
 
 
 class _Batch:
@@ -35,7 +35,7 @@ class _Batch:
         wanted = {name: scene.cameras[name] for name in cameras}
         self.cameras = Cameras(self.worlds, wanted, image_size=size, quality=quality) if wanted else None
         self.free = list(range(num_worlds))
-        self.results = {name: getattr(self.worlds, name) for name in (*_OUTCOME, _FELT)}
+        self.results = {name: getattr(self.worlds, name) for name in (*_OUTCOME, _FELT, _ROBOT_STATE)}
         """Arrays over all worlds, on the device: pictures by camera, and arrays of `Worlds` by name."""
         if self.cameras is not None:
             self.results |= self.cameras.images
@@ -168,6 +168,10 @@ class WarpEngine:
     def proprioception(self, slots: Sequence[int]) -> Any:
         with self._busy:
             return self._gathered(_FELT, slots)
+
+    def robot_state(self, slots: Sequence[int]) -> Any:
+        with self._busy:
+            return self._gathered(_ROBOT_STATE, slots)
 
     def save(self, slots: Sequence[int]) -> list[Any]:
         with self._busy, self._device.turn():

@@ -18,8 +18,10 @@ import numpy as np
 import warp as wp
 from mujoco_warp import OverflowType
 
+from vla_envs.libero.controller import gripper_dofs
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM
+from vla_envs.vector.robot_state import ROBOT_STATE_DIM
 from vla_envs.warp.controller import Constants, axis_angle, constants_on_device, control, forget, new_memory
 from vla_envs.warp.device import Replayed, wait
 from vla_envs.warp.goals import Predicates, find_touching, goal_holds, predicates_on_device
@@ -78,6 +80,9 @@ class Worlds:
         """The data as the cameras see them: poses of the last observed instant."""
         self.proprioception = wp.zeros((num_worlds, PROPRIOCEPTION_DIM), dtype=float)
         """(N, 8), see `PROPRIOCEPTION_DIM`."""
+        self.robot_state = wp.zeros((num_worlds, ROBOT_STATE_DIM), dtype=float)
+        """(N, `ROBOT_STATE_DIM`): rows as `robot_state` has them."""
+        self._gripper_dofs = wp.array(gripper_dofs(model, self._osc), dtype=int)
         self._left = wp.zeros(num_worlds, dtype=int)
         """Control steps that each world still has to play."""
         self.played = wp.zeros(num_worlds, dtype=int)
@@ -174,7 +179,7 @@ class Worlds:
         physics = [getattr(self.data, name) for name in _PHYSICS]
         memory = [getattr(self._memory, field.name) for field in dataclasses.fields(self._memory)]
         seen = [getattr(self.seen, name) for name in _SEEN]
-        return [array for array in (*physics, *memory, *seen, self.proprioception) if array.size]
+        return [array for array in (*physics, *memory, *seen, self.proprioception, self.robot_state) if array.size]
 
     def _launch_control_step(self) -> None:
         model, data, memory = self.model, self.data, self._memory
@@ -249,6 +254,21 @@ class Worlds:
             dim=self.num_worlds,
             inputs=[self._left, self._constants, data.site_xpos, data.xquat, data.qpos],
             outputs=[self.proprioception],
+        )
+        wp.launch(
+            _read_robot,
+            dim=self.num_worlds,
+            inputs=[
+                self._left,
+                self._constants,
+                self._gripper_dofs,
+                data.qpos,
+                data.qvel,
+                data.site_xpos,
+                data.xquat,
+                data.xmat,
+            ],
+            outputs=[self.robot_state],
         )
 
     def _chosen(self, worlds: Sequence[int]) -> wp.array:
@@ -357,3 +377,39 @@ def _feel(
         proprioception[world, 3 + axis] = turned[axis]
     for finger in range(2):
         proprioception[world, 6 + finger] = qpos[world, constants.finger_qpos[finger]]
+
+
+@wp.kernel
+def _read_robot(
+    left: wp.array[int],
+    constants: Constants,
+    gripper_dofs: wp.array[int],
+    qpos: wp.array2d[float],
+    qvel: wp.array2d[float],
+    site_xpos: wp.array2d[wp.vec3],
+    xquat: wp.array2d[wp.quat],
+    xmat: wp.array2d[wp.mat33],
+    rows: wp.array2d[float],
+):
+    """As `_read_robot` of `libero/controller.py`."""
+    world = wp.tid()
+    if left[world] == 0:
+        return
+    for joint in range(7):
+        angle = qpos[world, constants.arm_qpos[joint]]
+        rows[world, joint] = angle
+        rows[world, 7 + joint] = wp.cos(angle)
+        rows[world, 14 + joint] = wp.sin(angle)
+        rows[world, 21 + joint] = qvel[world, constants.arm_dofs[joint]]
+    position = site_xpos[world, constants.grip_site]
+    wxyz = xquat[world, constants.eef_body]
+    rotation = xmat[world, constants.eef_body]
+    for axis in range(3):
+        rows[world, 28 + axis] = position[axis]
+        rows[world, 31 + axis] = wxyz[1 + axis]
+        for column in range(3):
+            rows[world, 35 + 3 * axis + column] = rotation[axis, column]
+    rows[world, 34] = wxyz[0]
+    for finger in range(2):
+        rows[world, 44 + finger] = qpos[world, constants.finger_qpos[finger]]
+        rows[world, 46 + finger] = qvel[world, gripper_dofs[finger]]

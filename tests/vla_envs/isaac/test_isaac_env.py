@@ -203,6 +203,10 @@ def test_asking_for_isaac_lab_says_what_to_convert_and_what_to_install(tmp_path:
         ({"settle_steps": 0}, "settle_steps is 10 in converted tasks, got 0"),
         ({"detail": "fast"}, "detail is 'full' in converted tasks, got 'fast'"),
         ({"num_envs": 0}, "num_envs must be an integer of at least 1, got 0"),
+        (
+            {"state_keys": ("robot0_eef_pos",)},
+            r"state_keys is for the backends 'mujoco' and 'warp', got \('robot0_eef_pos',\) for 'isaaclab'",
+        ),
         ({"num_starts": 50}, "num_starts of converted tasks is what `convert --num-starts` was given"),
     ],
 )

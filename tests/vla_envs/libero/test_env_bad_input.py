@@ -53,6 +53,13 @@ def assert_refused(envs: LiberoEnv, call: Any, match: str) -> None:
         ({"cameras": ("sideview",)}, r"cameras must be any of \('agentview', 'wrist'\), .* got \('sideview',\)"),
         ({"cameras": "agentview"}, "cameras must be any of"),
         ({"cameras": ("wrist", "wrist")}, "each once"),
+        (
+            {"state_keys": ("robot0_eef",)},
+            r"state_keys must be any of \('robot0_joint_pos', .*, 'robot0_gripper_qvel'\), each once, .* got \('robot0_eef',\)",
+        ),
+        ({"state_keys": "robot0_eef_pos"}, "state_keys must be any of .* got 'robot0_eef_pos'"),
+        ({"state_keys": ["robot0_eef_pos"] * 2}, "state_keys must be any of .*, each once"),
+        ({"state_keys": [["robot0_eef_pos"]]}, "state_keys must be any of"),
         ({"detail": "medium"}, "detail must be one of 'full', 'fast', got 'medium'"),
         ({"device": "tpu"}, "device must be one of 'auto', 'cuda', 'cpu', got 'tpu'"),
         ({"chunk_size": 0}, "chunk_size must be an integer of at least 1, got 0"),

@@ -39,7 +39,7 @@ class BallPlayer(Player):
 
     def __init__(self, scene: BallScene) -> None:
         self._model, self._data = scene.model, mujoco.MjData(scene.model)
-        self.view = View(poses=np.zeros(0), switches_on=np.zeros(0, bool), proprioception=np.zeros(8))
+        self.view = View(poses=np.zeros(0), switches_on=np.zeros(0, bool), proprioception=np.zeros(8), robot_state=np.zeros(48))
         self.record = empty_record(scene.model, 64, 0)
 
     def begin(self, state: np.ndarray) -> None:

@@ -32,7 +32,7 @@ class WallScene(EngineScene):
         data = mujoco.MjData(model)
         mujoco.mj_forward(model, data)
         poses = np.concatenate([getattr(data, name).ravel() for name in POSES])
-        self.view = View(poses=poses, switches_on=np.zeros(0, bool), proprioception=np.zeros(8))
+        self.view = View(poses=poses, switches_on=np.zeros(0, bool), proprioception=np.zeros(8), robot_state=np.zeros(48))
 
     def new_player(self) -> Player:
         raise AssertionError("a wall does not play")

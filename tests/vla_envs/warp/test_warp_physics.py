@@ -12,6 +12,7 @@ from fast_envs import BOWL_IN_DRAWER, BOWL_ON_PLATE, STOVE_AND_POT, almost_done,
 from vla_envs.libero.engine_scene import LiberoEngineScene, LiberoPlayer
 from vla_envs.vector.base import SETTLING_ACTION
 from vla_envs.vector.mujoco_engine import MujocoEngine
+from vla_envs.vector.robot_state import ROBOT_STATE
 from vla_envs.warp.device import Replayed, WarpDevice
 from vla_envs.warp.engine import WarpEngine
 from vla_envs.warp.worlds import FAULTS, Worlds
@@ -53,6 +54,9 @@ def test_after_fifty_control_steps_the_hand_is_where_mujoco_has_it(device: WarpD
         mine, theirs = (engine.proprioception(slots) for engine in engines)
         assert np.abs(mine[:, :3] - theirs[:, :3]).max() < 0.002
         assert np.abs(mine[:, 3:] - theirs[:, 3:]).max() < 0.01
+        mine, theirs = ({key: read.of(engine.robot_state(slots)) for key, read in ROBOT_STATE.items()} for engine in engines)
+        for key, expected in theirs.items():
+            np.testing.assert_allclose(mine[key], expected, atol=0.05 if "vel" in key else 0.01, err_msg=key)
     for engine in engines:
         engine.close()
 
