@@ -56,7 +56,11 @@ class IsaacEnv(ChunkedVectorEnv):
     def __new__(cls, num_envs: int = 1, *, backend: str = "auto", **arguments: Any) -> Any:
         """Isaac Lab brings its own physics, cameras and episodes: its env is another class, with the same interface."""
         check_choice("backend", backend, BACKENDS)
-        return isaaclab_env(num_envs, **arguments) if backend == "isaaclab" else super().__new__(cls)
+        return (
+            isaaclab_env(num_envs, **arguments)
+            if backend == "isaaclab"
+            else super().__new__(cls, num_envs, backend=backend, **arguments)
+        )
 
     def __init__(
         self,

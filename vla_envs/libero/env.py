@@ -43,6 +43,8 @@ class LiberoEnv(ChunkedVectorEnv):
         ValueError: An argument that cannot work; nothing was started.
     """
 
+    _slot_methods = ("privileged", "make_expert", "expert_declines")
+
     def __init__(
         self,
         num_envs: int = 1,

@@ -31,7 +31,9 @@ from vla_envs.vector.conversion import convert_texts_to_themselves
 from vla_envs.vector.engine import ACTION_DIM, Engine, array_bytes
 from vla_envs.vector.infos import with_masks
 from vla_envs.vector.options import RENDER_MODES, EnvOptions
+from vla_envs.vector.remade import Remade
 from vla_envs.vector.robot_state import ROBOT_STATE
+from vla_envs.vector.slot_attributes import SlotAttributes
 from vla_envs.vector.spaces import action_space, image_key, observation_space
 from vla_envs.vector.spec import plain_spec
 from vla_envs.vector.start import Start
@@ -54,7 +56,7 @@ class _Settled:
     num_bytes: int
 
 
-class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
+class ChunkedVectorEnv(Remade, SlotAttributes, gym.vector.VectorEnv, ABC):
     """N slots of robot manipulation with chunked actions.
 
     Shape letters: N slots, K actions of a chunk, H = W = `options.image_size`.
@@ -185,10 +187,11 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
 
         Returns:
             observation; reward (N,) float64, 1 where the goal was reached; terminated (N,) bool, the same; truncated (N,) bool,
-            by the time limit or a fault; info: `num_steps` (actions played), `success`, `task_id`, `init_state_id`. Where an
-            episode ended it also has `episode_return`, `episode_length` (control steps), `episode_seconds` and, if the physics
-            gave up, `fault`. With `SAME_STEP`, the info of a step that ended an episode is in `final_info`, beside `final_obs`;
-            for that slot the info itself speaks of the next episode's start, as in Gymnasium's own vector envs.
+            by the time limit or a fault; info: `num_steps` (actions played), `success` and, for LeRobot, the same as
+            `is_success`, `task_id`, `init_state_id`. Where an episode ended it also has `episode_return`, `episode_length`
+            (control steps), `episode_seconds` and, if the physics gave up, `fault`. With `SAME_STEP`, the info of a step that
+            ended an episode is in `final_info`, beside `final_obs`; for that slot the info itself speaks of the next episode's
+            start, as in Gymnasium's own vector envs.
 
         Raises:
             NotResetError: Some slot was never reset, or the env is closed.
@@ -209,7 +212,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
 
         slots = np.flatnonzero(playing).tolist()
         if slots:
-            limits = np.minimum(chunk.shape[1], self.max_episode_steps - self._elapsed[slots])
+            limits = np.clip(self.max_episode_steps - self._elapsed[slots], 0, chunk.shape[1])
             try:
                 result = self._engine.step(slots, chunk[slots], limits)
             except BaseException:
@@ -228,7 +231,7 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
             self._begin(np.flatnonzero(restarting).tolist(), {})
 
         everyone = np.ones(self.num_envs, bool)
-        played = {"num_steps": num_steps, "success": success}
+        played = {"num_steps": num_steps, "success": success, "is_success": success}
         endings = with_masks(self._statistics(), ended) | (with_masks({"fault": faults}, faulted) if faulted.any() else {})
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
             final = with_masks({**played, **self._identity()}, ended) | endings
@@ -247,6 +250,15 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
         self._spec = plain_spec(spec)
+
+    @property
+    def task_description(self) -> tuple[str, ...]:
+        """N texts: what the robot is asked to do in each slot's present episode.
+
+        Before the first reset "", unless the env has only one to ask.
+        """
+        before = next(iter(self.instructions.values())) if len(self.instructions) == 1 else ""
+        return tuple(before if start is None else start.instruction for start in self._starts)
 
     @property
     def renderer(self) -> str:
@@ -319,6 +331,15 @@ class ChunkedVectorEnv(gym.vector.VectorEnv, ABC):
     def _check_open(self) -> None:
         if self.closed:
             raise NotResetError("this env is closed: make a new one")
+
+    def _changed_since_made(self) -> dict[str, Any]:
+        self._check_open()
+        if any(rng is not None for rng in self._slot_rngs):
+            raise RuntimeError(
+                "an env that was reset cannot be copied or pickled, as its copy would not be in the same episodes: "
+                "make a new one, reset it, and give it get_state() by set_state()"
+            )
+        return {"_spec": self._spec, "max_episode_steps": self.max_episode_steps}
 
     def _check_begun(self, call: str, slots: Sequence[int]) -> None:
         for slot in slots:

@@ -36,7 +36,34 @@ class SingleEnv(gym.Env):
         self.suite, self.chunk_size = envs.suite, envs.chunk_size
         self.mirrored_images = envs.mirrored_images
         self.task_ids, self.num_init_states, self.instructions = envs.task_ids, envs.num_init_states, envs.instructions
-        self.max_episode_steps = envs.max_episode_steps
+
+    @property
+    def max_episode_steps(self) -> int:
+        """Time limit in control steps; may be set."""
+        return self._envs.max_episode_steps
+
+    @max_episode_steps.setter
+    def max_episode_steps(self, limit: int) -> None:
+        self._envs.set_attr("max_episode_steps", limit)
+
+    @property
+    def task_description(self) -> str:
+        """What the robot is asked to do in the present episode; see `ChunkedVectorEnv.task_description`."""
+        return self._envs.task_description[0]
+
+    @property
+    def task_id(self) -> int:
+        """Task of the present episode; -1 before the first."""
+        return self._envs.get_attr("task_id")[0]
+
+    @property
+    def init_state_id(self) -> int:
+        """Stored initial state of the present episode; -1 before the first, and for a state of its own."""
+        return self._envs.get_attr("init_state_id")[0]
+
+    task = instruction = task_description
+    _max_episode_steps = max_episode_steps
+    """Other names of the same, which LeRobot and others ask for."""
 
     @property
     def spec(self) -> EnvSpec | None:  # type: ignore[override]

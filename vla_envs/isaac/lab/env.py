@@ -34,6 +34,7 @@ from vla_envs.vector.arrays import giver, on_host
 from vla_envs.vector.conversion import convert_texts_to_themselves
 from vla_envs.vector.infos import with_masks
 from vla_envs.vector.options import RENDER_MODES
+from vla_envs.vector.slot_attributes import SlotAttributes
 from vla_envs.vector.spec import plain_spec
 
 _GAVE_UP = "the simulation diverged, or contacts and constraints beyond its buffers were dropped"
@@ -60,7 +61,7 @@ class TaskFacts:
     gripper_convention: str | None = None
 
 
-class IsaacLabEnv(gym.vector.VectorEnv):
+class IsaacLabEnv(SlotAttributes, gym.vector.VectorEnv):
     """N slots of one Isaac Lab task.
 
     Shape letters: N slots, K actions of a chunk, D numbers of an action.
@@ -80,6 +81,7 @@ class IsaacLabEnv(gym.vector.VectorEnv):
     _spec: EnvSpec | None = None
     backend = "isaaclab"
     num_init_states: Mapping[int, int] = {}
+    _settable = ()
 
     def __init__(
         self,
@@ -204,7 +206,7 @@ class IsaacLabEnv(gym.vector.VectorEnv):
             self._begin(restarting)
 
         everyone = np.ones(self.num_envs, bool)
-        told = {"num_steps": played.num_steps, "success": played.success}
+        told = {"num_steps": played.num_steps, "success": played.success, "is_success": played.success}
         seconds = time.perf_counter() - self._began_at
         statistics = {"episode_return": self._returns, "episode_length": self._elapsed, "episode_seconds": seconds}
         endings = with_masks(statistics, ended)
@@ -259,6 +261,11 @@ class IsaacLabEnv(gym.vector.VectorEnv):
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
         self._spec = plain_spec(spec)
+
+    @property
+    def task_description(self) -> tuple[str, ...]:
+        """N times the instruction."""
+        return (self._facts.instruction,) * self.num_envs
 
     @property
     def renderer(self) -> str:
