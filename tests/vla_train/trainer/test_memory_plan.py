@@ -94,6 +94,21 @@ def test_what_is_planned_has_been_tried(
     card.run(plan.microbatch_rows)
 
 
+def test_a_plan_whose_cuda_graph_does_not_fit_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    card, calls = _Card(30_000, monkeypatch), []
+    monkeypatch.setattr(memory_plan, "_LEAST", 1_000)
+
+    def run(rows: int) -> None:
+        calls.append(rows)
+        if calls[-3:] == [rows] * 3 and rows > 9:  # the third call makes the graph
+            raise torch.OutOfMemoryError
+        card.run(rows)
+
+    plan = plan_microbatches(run, card.recompute, torch.device("cpu"))
+    assert plan.microbatch_rows == 9
+    assert calls[-3:] == [9, 9, 9]
+
+
 def test_where_recomputing_is_not_to_be_chosen_only_rows_are(monkeypatch: pytest.MonkeyPatch) -> None:
     card = _Card(9_000, monkeypatch)
     assert plan_microbatches(card.run, None, torch.device("cpu")) == MemoryPlan(microbatch_rows=4, recomputed=0.0)
