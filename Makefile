@@ -7,11 +7,13 @@ RUN    ?= runs/demo
 PYTHON312      ?= python3.12
 ISAACLAB_VENV  ?= .venv-isaaclab
 ISAACLAB_TASKS ?= runs/isaaclab-tasks
+# What builds the site reads the sources and runs none of them: an environment of its own, without the packages.
+DOCS_VENV      ?= .venv-docs
 
 # Rendering without a display: EGL, on the GPU where there is one, in software (Mesa) otherwise.
 export MUJOCO_GL ?= egl
 
-.PHONY: help setup gl train test test-isaaclab check format wheels bench parity expert report clean
+.PHONY: help setup gl train test test-isaaclab check format wheels docs bench parity expert report clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -75,6 +77,16 @@ wheels:          ## build both wheels into dist/, and try them in a bare environ
 	$(PYTHON) -m pip wheel -q --no-deps -w dist ./vla_envs ./vla_train
 	$(PYTHON) tests/try_wheels.py dist $(ARGS)
 
+$(DOCS_VENV)/.ready: constraints.txt pyproject.toml
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install -q --upgrade 'pip>=25.1'
+	$(DOCS_VENV)/bin/pip install -q -c constraints.txt --group docs
+	@touch $@
+
+docs: $(DOCS_VENV)/.ready  ## build the site into site/, in an environment of its own; a warning is an error
+	@# The variable keeps the theme from announcing its successor at every build.
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
 bench: setup     ## the benchmarks, each beside its baseline
 	$(BIN)/python -m pytest -q -s benchmarks $(ARGS)
 
@@ -88,4 +100,4 @@ report: setup    ## one HTML page about the run in runs/demo; another run: make 
 	$(BIN)/python -m vla_train report $(RUN)
 
 clean:           ## remove the environments that were made here
-	rm -rf $(VENV) $(ISAACLAB_VENV)
+	rm -rf $(VENV) $(ISAACLAB_VENV) $(DOCS_VENV)
