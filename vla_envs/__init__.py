@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from vla_envs.libero.privileged import PrivilegedView as PrivilegedView
     from vla_envs.libero.suites import SuiteTask as SuiteTask
     from vla_envs.libero.suites import suite_tasks as suite_tasks
+    from vla_envs.vector.cameras import Camera as Camera
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "Camera": "vla_envs.vector.cameras",
     "Expert": "vla_envs.libero.expert.expert",
     "IsaacEnv": "vla_envs.isaac.env",
     "LiberoEnv": "vla_envs.libero.env",

@@ -28,11 +28,12 @@ for _ in range(2):
 
 from vla_envs.libero.cache import load_scene
 from vla_envs.libero.engine_scene import LiberoEngineScene
+from vla_envs.vector.cameras import drawn_cameras
 from vla_envs.vector.mujoco_engine import MujocoEngine
 
 before = memory_mb()
 scenes = [LiberoEngineScene(load_scene("libero_spatial", 0)) for _ in range(num_separate)]
-engine = MujocoEngine(num_separate, cameras=("agentview",))
+engine = MujocoEngine(num_separate, cameras=drawn_cameras(("agentview",)))
 slots = list(range(num_separate))
 engine.begin(slots, scenes, [scene.scene.init_states[0] for scene in scenes])
 engine.step(slots, np.zeros((num_separate, 1, 7)), np.ones(num_separate, int))

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from benchmarks.parity.images import psnr
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.recent_scenes import shared_scene
+from vla_envs.vector.cameras import drawn_cameras
 from vla_envs.vector.engine import Engine
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.warp.device import WarpDevice
@@ -20,6 +21,7 @@ from vla_envs.warp.engine import WarpEngine
 
 TASKS = (("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 0), ("libero_10", 2), ("libero_90", 33))
 SIZE, CAPTION, COLOURS = 192, 14, 128
+CAMERAS = drawn_cameras(("agentview",), image_size=SIZE)
 FILE = Path("docs/warp.png")
 
 
@@ -37,10 +39,10 @@ def main() -> None:
     write = ImageDraw.Draw(page)
     for row, (suite, task_id) in enumerate(TASKS):
         scene, top, shown = shared_scene(suite, task_id, "full", None), row * (SIZE + CAPTION), []
-        shown.append(picture(MujocoEngine(1, cameras=("agentview",), image_size=SIZE), scene))
+        shown.append(picture(MujocoEngine(1, cameras=CAMERAS), scene))
         for quality in ("match", "fast"):
             device = WarpDevice("auto")
-            warp = WarpEngine(1, cameras=("agentview",), image_size=SIZE, quality=quality, device=device, tensors=False)
+            warp = WarpEngine(1, cameras=CAMERAS, quality=quality, device=device, tensors=False)
             shown.append(picture(warp, scene))
         for column, (name, drawn) in enumerate(zip(("OpenGL", "match", "fast"), shown, strict=True)):
             caption = f"{suite} {task_id}" if column == 0 else f"{name}: {psnr(shown[0], drawn):.1f} dB"

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.parity.goals import goal_states
-from benchmarks.parity.stock import begin_stock, switch_cameras, turned
+from benchmarks.parity.stock import STOCK_IMAGES, begin_stock, switch_cameras, turned
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.scene import Scene
+from vla_envs.vector.cameras import drawn_cameras
 from vla_envs.vector.mujoco_engine import MujocoEngine
-from vla_envs.vector.options import CAMERAS
 
 PSNR_SIZE = 256
 """Pixels along a side of the pictures whose PSNR is measured."""
@@ -74,7 +74,7 @@ def compare_episode_images(
 
 def psnr_of_fast_detail(full: LiberoEngineScene, fast: LiberoEngineScene, states: list[np.ndarray]) -> dict[str, float]:
     """Camera name -> peak signal-to-noise ratio in dB of simplified pictures, mean over states."""
-    ratios: dict[str, list[float]] = {camera: [] for camera in full.cameras}
+    ratios: dict[str, list[float]] = {camera: [] for camera in STOCK_IMAGES}
     with open_engine(PSNR_SIZE) as engine:
         for state in states:
             exact, simplified = (pictures(engine, engine_scene, state) for engine_scene in (full, fast))
@@ -106,7 +106,7 @@ def open_engine(size: int) -> Iterator[MujocoEngine]:
 
     While one is open, others of the process keep their scenes on the GL threads, too.
     """
-    engine = MujocoEngine(1, cameras=CAMERAS, image_size=size)
+    engine = MujocoEngine(1, cameras=drawn_cameras(tuple(STOCK_IMAGES), image_size=size))
     try:
         yield engine
     finally:

@@ -19,6 +19,7 @@ from vla_envs.isaac.lab.task_file import ConvertedTask, converted_tasks, load_ta
 from vla_envs.libero import goals
 from vla_envs.libero.recent_scenes import shared_scene
 from vla_envs.vector.base import SETTLING_ACTION
+from vla_envs.vector.cameras import drawn_cameras
 from vla_envs.vector.mujoco_engine import MujocoEngine
 
 NUM_STEPS, NUM_PLACED_STEPS = 50, 10
@@ -39,7 +40,7 @@ def resting_actions(num_steps: int) -> np.ndarray:
 def record(task: ConvertedTask, state: np.ndarray, actions: np.ndarray) -> dict[str, np.ndarray]:
     """Play `actions` from a state; row 0 is before the first."""
     scene = shared_scene(task.suite, task.task_id, "full", None)
-    engine = MujocoEngine(1, cameras=tuple(task.views), image_size=IMAGE_SIZE, num_threads=1)
+    engine = MujocoEngine(1, cameras=drawn_cameras(tuple(task.views), image_size=IMAGE_SIZE), num_threads=1)
     data = mujoco.MjData(scene.model)
     roots = [scene.model.body(part.root).id for part in task.parts if part.kind == "object"]
 

@@ -1,7 +1,9 @@
 """Pictures against stock LIBERO's observables, byte by byte, and what simplified scenes lose."""
 
 import copy
+import sys
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,14 @@ from benchmarks.parity.images import (
     psnr_of_fast_detail,
     states_to_draw,
 )
+from benchmarks.parity.stock import begin_stock
 from vla_envs.libero.cache import load_scene
 from vla_envs.libero.engine_scene import LiberoEngineScene
+from vla_envs.libero.env import LiberoEnv
+from vla_envs.libero.recent_scenes import _shared
 from vla_envs.libero.scene import Scene
+from vla_envs.vector.cameras import CAMERAS
+from vla_envs.vector.spaces import image_key
 
 MIN_PSNR_DB = 28.0
 
@@ -53,6 +60,37 @@ def test_the_comparison_notices_another_instant_of_the_episode(drawn_scene: Libe
         seen = engine.pictures()["agentview"][0].astype(int)
         at_the_end = pictures(engine, drawn_scene, player.get_state())
     assert np.abs(seen - at_the_end["agentview"]).max() > 8
+
+
+def test_all_cameras_give_what_liberos_camera_names_and_camera_depths_give(
+    scene_and_stock: tuple[Scene, Any], drawn_scene: LiberoEngineScene, monkeypatch: pytest.MonkeyPatch
+):
+    """Pictures byte by byte, here no squares. LIBERO's distances are at one of the samples of a pixel, not in its middle."""
+    monkeypatch.setitem(sys.modules, "h5py", ModuleType("h5py"))  # robosuite imports it beside them, for recordings
+    from robosuite.utils.camera_utils import get_camera_extrinsic_matrix, get_camera_intrinsic_matrix, get_real_depth_map
+
+    scene, stock = scene_and_stock
+    height, width = 72, 96
+    theirs = {name: scene.model.camera(camera).name for name, camera in drawn_scene.cameras.items()}
+    assert set(theirs) | {"paperview"} == set(CAMERAS)
+    begin_stock(stock, scene, scene.init_states[7])
+    monkeypatch.setitem(_shared, (scene.suite, scene.task_id, "full", None), drawn_scene)
+    cameras = {"cameras": tuple(theirs), "image_size": (height, width), "depth": tuple(theirs)}
+    envs = LiberoEnv(1, suite=scene.suite, task_id=scene.task_id, settle_steps=0, **cameras)
+    drawn, _ = envs.reset(options={"init_state_id": 7})
+    for name, camera in theirs.items():
+        (rgb, depth), _ = stock.env._create_camera_sensors(camera, width, height, True, None)
+        seen: dict[str, Any] = {}
+        np.testing.assert_array_equal(drawn[image_key(name)][0], rgb(seen)[::-1, ::-1], err_msg=camera)
+        ratios = get_real_depth_map(stock.sim, depth(seen))[::-1, ::-1] / drawn[f"{name}_depth"][0]
+        median, most = np.quantile(np.abs(ratios - 1), [0.5, 0.9])
+        assert (median < 0.006, most < 0.02) == (True, True), (camera, median, most)
+        pose = get_camera_extrinsic_matrix(stock.sim, camera)
+        matrix = get_camera_intrinsic_matrix(stock.sim, camera, height, width)
+        np.testing.assert_allclose(envs.camera_extrinsics(name)[0], pose, atol=1e-12)
+        matrix[0, 0] *= -1  # pictures are mirrored here
+        np.testing.assert_allclose(envs.camera_intrinsics(name)[0], matrix, atol=1e-12)
+    envs.close()
 
 
 @pytest.mark.parametrize(("wrong", "num_identical"), [("moved by a millimetre", 1), ("swapped", 0)])

@@ -10,6 +10,7 @@ from fast_envs import BOWL_ON_PLATE, almost_done, loaded_scene
 from gymnasium.vector import AutoresetMode
 
 from vla_envs.vector.base import ChunkedVectorEnv
+from vla_envs.vector.cameras import Camera
 from vla_envs.vector.robot_state import ROBOT_STATE
 
 BACKENDS = {
@@ -19,6 +20,12 @@ BACKENDS = {
     "libero warp": ("Libero-v0", {"engine": "warp", "device": "cpu"}),
 }
 SUITE, TASK = BOWL_ON_PLATE
+SURFACES: dict[str, Any] = {
+    "cameras": ("birdview", "robot0_eye_in_hand"),
+    "image_size": {"wrist": (24, 32), "birdview": 40},
+    "depth": ("birdview", "wrist"),
+    "segmentation": ("birdview", "wrist"),
+}
 Make = Callable[..., ChunkedVectorEnv]
 
 
@@ -195,6 +202,47 @@ def test_the_robots_state_is_observed_under_the_keys_that_are_asked_for(make: Ma
         np.testing.assert_array_equal(observation["robot0_joint_vel"][slot], 0.0)
 
 
+@pytest.fixture(scope="module")
+def drawn_by_opengl(opengl: None) -> dict[str, Any]:
+    """What `SURFACES` asks for of two initial states, and the matrices of the cameras."""
+    states = list(loaded_scene(SUITE, TASK).scene.init_states[[0, 20]])
+    envs = gym.make_vec("Libero-v0", num_envs=2, suite=SUITE, task_id=TASK, detail="fast", settle_steps=0, **SURFACES)
+    envs.reset()
+    drawn = envs.set_state(states) | {name: matrices_of(envs, name) for name in SURFACES["image_size"]}
+    envs.close()
+    return drawn | {"states": states}
+
+
+def matrices_of(envs: Any, camera: str) -> tuple[np.ndarray, np.ndarray]:
+    return envs.camera_intrinsics(camera), envs.camera_extrinsics(camera)
+
+
+def test_cameras_of_any_size_give_distances_and_bodies_and_say_where_they_are(make: Make, drawn_by_opengl: dict[str, Any]):
+    """As OpenGL draws them, but for edges."""
+    envs = make(2, **SURFACES)
+    begun, _ = envs.reset(seed=0)
+    assert begun in envs.observation_space
+    seen = envs.set_state(drawn_by_opengl["states"])
+    assert seen in envs.observation_space
+    assert len(envs.body_names(1)) == loaded_scene(SUITE, TASK).model.nbody
+    for name in SURFACES["image_size"]:
+        difference = np.abs(seen[f"{name}_depth"] - drawn_by_opengl[f"{name}_depth"])
+        assert np.quantile(difference, 0.9) < 1e-4
+        assert (seen[f"{name}_segmentation"] == drawn_by_opengl[f"{name}_segmentation"]).mean() > 0.95
+        for mine, theirs in zip(matrices_of(envs, name), drawn_by_opengl[name], strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_cameras_of_ones_own_are_drawn_or_refused_by_name(make: Make, opengl: None, request: pytest.FixtureRequest):
+    camera = Camera(name="top", position=(0.2, 0.3, 2.0), target=(0.0, 0.0, 0.9))
+    if "warp" in request.node.name:
+        with pytest.raises(ValueError, match="Warp draws the scene's own cameras only, got a Camera 'top': 'mujoco' draws it"):
+            make(2, cameras=(camera,))
+    else:
+        observation, _ = make(2, cameras=(camera,)).reset(seed=0)
+        assert observation["top_image"].std() > 10
+
+
 def test_what_is_wrong_with_actions_is_said_before_anything_moves(make: Make):
     envs = make(2)
     envs.reset(seed=0)
@@ -213,10 +261,13 @@ def test_tensors_hold_what_arrays_hold(make: Make):
     torch = pytest.importorskip("torch")
     observations = []
     for arrays in ("numpy", "torch"):
-        envs = make(2, cameras=("agentview",), arrays=arrays, state_keys=("robot0_eef_mat",))
+        surfaces = {"depth": ("agentview",), "segmentation": ("agentview",)}
+        envs = make(2, cameras=("agentview",), arrays=arrays, state_keys=("robot0_eef_mat",), **surfaces)
         envs.reset(seed=0)
         observations.append(envs.step(actions(envs) if arrays == "numpy" else torch.from_numpy(actions(envs)))[0])
-    for key, dtype in (("image", torch.uint8), ("state", torch.float32), ("robot0_eef_mat", torch.float32)):
+        assert envs.camera_extrinsics("agentview").shape == (2, 4, 4)
+    floats = dict.fromkeys(("state", "robot0_eef_mat", "agentview_depth"), torch.float32)
+    for key, dtype in {"image": torch.uint8, "agentview_segmentation": torch.int32, **floats}.items():
         assert observations[1][key].dtype == dtype
         np.testing.assert_array_equal(observations[1][key].numpy(), observations[0][key])
 

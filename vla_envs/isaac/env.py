@@ -94,6 +94,7 @@ class IsaacEnv(ChunkedVectorEnv):
         self._task_id = check_task(suite, tasks, task_id)
         self.suite = suite
         self._scene = shared_scene(suite, self._task_id, settings.detail, folder)
+        self._scene.check_cameras(settings.drawn_cameras)
         self._num_starts = num_starts
         self._state = lru_cache(_KEPT_STATES)(InitialStates(self._scene.scene).numbered)
         super().__init__(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SETTLE_STEPS = 10
 """What `convert` has played from every start."""
+_CAMERAS = ("agentview", "wrist")
+"""What `convert` keeps."""
 
 
 def isaaclab_env(
@@ -43,6 +45,9 @@ def isaaclab_env(
     check_integer("num_envs", num_envs, least=1)
     if settings.state_keys:
         raise ValueError(f"state_keys is for the backends 'mujoco' and 'warp', got {settings.state_keys!r} for 'isaaclab'")
+    for option, cameras in (("depth", settings.depth), ("segmentation", settings.segmentation)):
+        if cameras:
+            raise ValueError(f"{option} is for the backends 'mujoco' and 'warp', got {cameras!r} for 'isaaclab'")
     if num_starts is not None:
         raise ValueError("num_starts of converted tasks is what `convert --num-starts` was given: leave it out here")
     if task is None:
@@ -67,13 +72,19 @@ def _libero(num_envs: int, suite: str, task_id: int, settings: EnvOptions) -> Is
         raise ValueError(f"settle_steps is {SETTLE_STEPS} in converted tasks, got {settings.settle_steps}")
     if settings.detail != "full":
         raise ValueError(f"detail is 'full' in converted tasks, got {settings.detail!r}")
+    cameras = [camera.name for camera in settings.drawn_cameras]
+    if not set(cameras) <= set(_CAMERAS):
+        raise ValueError(f"cameras of converted tasks are {_CAMERAS}, got {tuple(cameras)}")
+    sides = {side for camera in settings.drawn_cameras for side in (camera.height, camera.width)}
+    if len(sides) > 1:
+        raise ValueError(f"pictures of converted tasks are square, and all of one size, got image_size={settings.image_size!r}")
     converted = load_task(Path(settings.scene_folder), suite, task_id)
     _require_isaaclab()
     from vla_envs.isaac.lab.env import IsaacLabEnv, TaskFacts
     from vla_envs.isaac.lab.simulation import make_libero
     from vla_envs.vector.spaces import image_key
 
-    keys = [image_key(name) for name in settings.cameras]
+    keys = [image_key(name) for name in cameras]
     facts = TaskFacts(
         instruction=converted.instruction,
         images={key: f"policy/{key}" for key in keys},
@@ -90,8 +101,8 @@ def _libero(num_envs: int, suite: str, task_id: int, settings: EnvOptions) -> Is
     env = make_libero(
         converted,
         num_envs=num_envs,
-        cameras=tuple(settings.cameras),
-        image_size=settings.image_size,
+        cameras=tuple(cameras),
+        image_size=max(sides, default=0),
         quality=settings.quality,
         max_episode_steps=settings.max_episode_steps,
         device=settings.device,

@@ -33,7 +33,9 @@ class LiberoEngineScene(EngineScene):
     """One compiled LIBERO task."""
 
     def __init__(self, scene: Scene) -> None:
-        super().__init__(scene.model, scene.cameras)
+        named = set(scene.cameras.values())
+        others = {scene.model.camera(camera).name: camera for camera in range(scene.model.ncam) if camera not in named}
+        super().__init__(scene.model, scene.cameras | others)
         self.scene = scene
         self.initial_control: ControlState = initial_control_state(scene.model, scene.osc)
         self.gripper_dofs = gripper_dofs(scene.model, scene.osc)

@@ -43,7 +43,7 @@ class LiberoEnv(ChunkedVectorEnv):
         ValueError: An argument that cannot work; nothing was started.
     """
 
-    _slot_methods = ("privileged", "make_expert", "expert_declines")
+    _slot_methods = (*ChunkedVectorEnv._slot_methods, "privileged", "make_expert", "expert_declines")
 
     def __init__(
         self,
@@ -91,7 +91,10 @@ class LiberoEnv(ChunkedVectorEnv):
                 state_id, count = int(options["init_state_id"][slot]), self.num_init_states[task_id]
                 if not 0 <= state_id < count:
                     raise ValueError(f"init_state_id of task {task_id} must be in 0..{count - 1}, got {state_id}")
-        self._scenes.load({self._task_of(slot, int(episodes[slot]), options) for slot in slots})
+        tasks = {self._task_of(slot, int(episodes[slot]), options) for slot in slots}
+        self._scenes.load(tasks)
+        for task_id in tasks:
+            self._scenes[task_id].check_cameras(self._cameras.values())
 
     def _task_of(self, slot: int, episode: int, options: Mapping[str, np.ndarray]) -> int:
         if "task_id" in options:

@@ -27,6 +27,7 @@ from gymnasium.vector.utils import batch_space
 from vla_envs.errors import NotResetError
 from vla_envs.vector.arguments import read_actions, read_reset_options, read_seeds, read_states
 from vla_envs.vector.arrays import as_float32, giver, on_host
+from vla_envs.vector.calibration import Calibration
 from vla_envs.vector.conversion import convert_texts_to_themselves
 from vla_envs.vector.engine import ACTION_DIM, Engine, array_bytes
 from vla_envs.vector.infos import with_masks
@@ -34,7 +35,7 @@ from vla_envs.vector.options import RENDER_MODES, EnvOptions
 from vla_envs.vector.remade import Remade
 from vla_envs.vector.robot_state import ROBOT_STATE
 from vla_envs.vector.slot_attributes import SlotAttributes
-from vla_envs.vector.spaces import action_space, image_key, observation_space
+from vla_envs.vector.spaces import action_space, depth_key, image_key, observation_space, segmentation_key
 from vla_envs.vector.spec import plain_spec
 from vla_envs.vector.start import Start
 
@@ -56,10 +57,10 @@ class _Settled:
     num_bytes: int
 
 
-class ChunkedVectorEnv(Remade, SlotAttributes, gym.vector.VectorEnv, ABC):
+class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv, ABC):
     """N slots of robot manipulation with chunked actions.
 
-    Shape letters: N slots, K actions of a chunk, H = W = `options.image_size`.
+    Shape letters: N slots, K actions of a chunk, H x W pixels.
 
     Args:
         num_envs: N.
@@ -70,6 +71,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, gym.vector.VectorEnv, ABC):
     """
 
     _spec: EnvSpec | None = None
+    _slot_methods: tuple[str, ...] = ("body_names",)
     suite: str | None = None
     num_init_states: Mapping[int, int] = {}
     mirrored_images = True
@@ -108,11 +110,11 @@ class ChunkedVectorEnv(Remade, SlotAttributes, gym.vector.VectorEnv, ABC):
         self._settle_steps = options.settle_steps
         self._settled: OrderedDict[Hashable, _Settled] = OrderedDict()
 
-        self._has_cameras = bool(options.cameras)
+        self._cameras = {camera.name: camera for camera in options.drawn_cameras}
         self._give = giver(options.arrays)
         self.state_keys = tuple(options.state_keys)
         self.single_observation_space = observation_space(
-            options.cameras, options.image_size, self.instructions.values(), self.state_keys
+            tuple(self._cameras.values()), self.instructions.values(), self.state_keys
         )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = action_space(options.chunk_size)
@@ -299,7 +301,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, gym.vector.VectorEnv, ABC):
         """N pictures (H, W, 3) uint8 of the first camera, upright; None without `render_mode`."""
         if self.render_mode is None:
             return None
-        if not self._has_cameras:
+        if not self._cameras:
             raise ValueError("render needs a camera: make the env with cameras=('agentview',)")
         with self._busy:
             self._check_open()
@@ -345,6 +347,10 @@ class ChunkedVectorEnv(Remade, SlotAttributes, gym.vector.VectorEnv, ABC):
         for slot in slots:
             if self._starts[slot] is None:
                 raise NotResetError(f"{call}: slot {slot} was never reset, or an error ended its episode: reset it first")
+
+    def _check_ready(self, call: str) -> None:
+        self._check_open()
+        self._check_begun(call, range(self.num_envs))
 
     def _forget(self, slots: Sequence[int]) -> None:
         """These slots are in an unknown state until they are reset."""
@@ -407,6 +413,8 @@ class ChunkedVectorEnv(Remade, SlotAttributes, gym.vector.VectorEnv, ABC):
         """The observation of all slots, in memory of its own."""
         return {
             **{image_key(name): self._give(pictures) for name, pictures in self._engine.pictures().items()},
+            **{depth_key(name): self._give(depths) for name, depths in self._engine.depths().items()},
+            **{segmentation_key(name): self._give(bodies) for name, bodies in self._engine.segmentations().items()},
             "state": self._give(as_float32(self._engine.proprioception(range(self.num_envs)))),
             **self._robot_state(),
             "instruction": tuple("" if start is None else start.instruction for start in self._starts),

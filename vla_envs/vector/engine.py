@@ -7,13 +7,14 @@ Shape letters: N slots, n slots of one call, K control steps, H x W image.
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mujoco
 import numpy as np
 
+from vla_envs.vector.cameras import DrawnCamera
 from vla_envs.vector.slot import GoalRecord, View
 
 ACTION_DIM = 7
@@ -72,6 +73,22 @@ class EngineScene(ABC):
         self.cameras = cameras
         self.switch_lock = threading.Lock()
         """Held from `show_switches` until the visualiser has read the model."""
+
+    def camera_id(self, name: str) -> int:
+        """The id of a camera of the model.
+
+        Raises:
+            ValueError: It has none of this name.
+        """
+        if name not in self.cameras:
+            raise ValueError(f"the scene has no camera {name!r}, only {', '.join(map(repr, self.cameras))}")
+        return self.cameras[name]
+
+    def check_cameras(self, cameras: Iterable[DrawnCamera]) -> None:
+        """Raise `ValueError` for one that should be the model's and is not."""
+        for camera in cameras:
+            if camera.own is None:
+                self.camera_id(camera.name)
 
     @abstractmethod
     def new_player(self) -> Player:
@@ -149,6 +166,18 @@ class Engine(Protocol):
 
         A NumPy array, or a PyTorch tensor on the device that draws.
         """
+        ...
+
+    def depths(self) -> dict[str, Any]:
+        """By camera with depth: (N, H, W, 1) float32, metres along the camera's axis, of the same instant; as `pictures`."""
+        ...
+
+    def segmentations(self) -> dict[str, Any]:
+        """By camera with segmentation: (N, H, W, 1) int32, body ids of the slot's scene, -1 for none; as `pictures`."""
+        ...
+
+    def camera_poses(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
+        """Where one of the engine's cameras is in the pictures of each slot: (N, 3) in m, (N, 3, 3) as MuJoCo's `cam_xmat`."""
         ...
 
     def proprioception(self, slots: Sequence[int]) -> Any:

@@ -23,12 +23,14 @@ import numpy as np
 from vla_envs.errors import NotResetError
 from vla_envs.vector.allowance import allowed_cores
 from vla_envs.vector.arrays import on_host
+from vla_envs.vector.cameras import DrawnCamera
 from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player, StepResult
 from vla_envs.vector.gl_context import Device, check_device, open_device
 from vla_envs.vector.mujoco_warnings import log_mujoco_warnings
 from vla_envs.vector.options import EnvOptions
 from vla_envs.vector.rendering import Frame, RenderPool
 from vla_envs.vector.robot_state import ROBOT_STATE_DIM
+from vla_envs.vector.slot import camera_pose
 
 _open_engines: "WeakSet[MujocoEngine]" = WeakSet()
 
@@ -38,8 +40,7 @@ class MujocoEngine:
 
     Args:
         num_slots: N.
-        cameras: Names of what is drawn.
-        image_size: Height and width in pixels.
+        cameras: What is drawn.
         device: Where OpenGL draws.
         num_threads: Threads that play; None takes one per core that this process may use.
 
@@ -51,8 +52,7 @@ class MujocoEngine:
         self,
         num_slots: int,
         *,
-        cameras: Sequence[str] = (),
-        image_size: int = 256,
+        cameras: Sequence[DrawnCamera] = (),
         device: Device = "auto",
         num_threads: int | None = None,
     ) -> None:
@@ -61,7 +61,15 @@ class MujocoEngine:
         if cameras:
             check_device(device)
         self.num_slots = num_slots
-        self._images = {name: np.zeros((num_slots, image_size, image_size, 3), np.uint8) for name in cameras}
+        self._cameras = {camera.name: camera for camera in cameras}
+
+        def pixels(camera: DrawnCamera, channels: int, dtype: type) -> np.ndarray:
+            return np.zeros((num_slots, camera.height, camera.width, channels), dtype)
+
+        self._images = {camera.name: pixels(camera, 3, np.uint8) for camera in cameras}
+        self._depths = {camera.name: pixels(camera, 1, np.float32) for camera in cameras if camera.depth}
+        self._segmentations = {camera.name: pixels(camera, 1, np.int32) for camera in cameras if camera.segmentation}
+        self._drawn = [array for arrays in (self._images, self._depths, self._segmentations) for array in arrays.values()]
         self._device = device
         self._busy = threading.RLock()
         self._closed = False
@@ -142,6 +150,26 @@ class MujocoEngine:
         with self._busy:
             return {name: images.copy() for name, images in self._images.items()}
 
+    def depths(self) -> dict[str, np.ndarray]:
+        with self._busy:
+            return {name: depths.copy() for name, depths in self._depths.items()}
+
+    def segmentations(self) -> dict[str, np.ndarray]:
+        with self._busy:
+            return {name: bodies.copy() for name, bodies in self._segmentations.items()}
+
+    def camera_poses(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
+        with self._busy:
+            poses = [self._camera_pose(slot, self._cameras[camera]) for slot in range(self.num_slots)]
+        return np.array([position for position, _ in poses]), np.array([rotation for _, rotation in poses])
+
+    def _camera_pose(self, slot: int, camera: DrawnCamera) -> tuple[np.ndarray, np.ndarray]:
+        if camera.own is not None:
+            return np.asarray(camera.own.position, np.float64), camera.own.rotation
+        player, scene = self._player(slot), self._scenes[slot]
+        assert scene is not None
+        return camera_pose(player.view.poses, scene.model, scene.camera_id(camera.name))
+
     def proprioception(self, slots: Sequence[int]) -> np.ndarray:
         return np.array([self._player(slot).view.proprioception for slot in slots]).reshape(-1, PROPRIOCEPTION_DIM)
 
@@ -150,7 +178,7 @@ class MujocoEngine:
 
     def save(self, slots: Sequence[int]) -> list[Any]:
         with self._busy:
-            pictures = [tuple(images[slot].copy() for images in self._images.values()) for slot in slots]
+            pictures = [tuple(drawn[slot].copy() for drawn in self._drawn) for slot in slots]
             return [(self._player(slot).save(), drawn) for slot, drawn in zip(slots, pictures, strict=True)]
 
     def restore(self, slots: Sequence[int], scenes: Sequence[EngineScene], saved: Sequence[Any]) -> None:
@@ -158,7 +186,7 @@ class MujocoEngine:
             for slot, scene, (player, pictures) in zip(slots, scenes, saved, strict=True):
                 self._occupy(slot, scene)
                 self._player(slot).restore(player)
-                for mine, theirs in zip(self._images.values(), pictures, strict=True):
+                for mine, theirs in zip(self._drawn, pictures, strict=True):
                     mine[slot] = theirs
 
     def get_state(self, slot: int) -> np.ndarray:
@@ -224,8 +252,15 @@ class MujocoEngine:
         assert scene is not None
         view = self._player(slot).view
         frames = [
-            Frame(scene=scene, view=view, camera_id=scene.cameras[name], pixels=pixels[slot])
-            for name, pixels in self._images.items()
+            Frame(
+                scene=scene,
+                view=view,
+                camera=camera.own or scene.camera_id(name),
+                pixels=self._images[name][slot],
+                depth=self._depths[name][slot] if camera.depth else None,
+                segmentation=self._segmentations[name][slot] if camera.segmentation else None,
+            )
+            for name, camera in self._cameras.items()
         ]
         if frames:
             assert self._renderers is not None
@@ -268,8 +303,7 @@ def mujoco_engine(num_slots: int, options: EnvOptions) -> MujocoEngine:
     """The engine for an env's options: without cameras it needs nothing to draw with."""
     return MujocoEngine(
         num_slots,
-        cameras=options.cameras,
-        image_size=options.image_size,
+        cameras=options.drawn_cameras,
         device=options.device,
         num_threads=options.num_threads,
     )

@@ -5,7 +5,7 @@ documentation, names every one of them.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from textwrap import TextWrapper
@@ -15,10 +15,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from vla_envs.vector.arrays import ARRAYS
+from vla_envs.vector.cameras import Camera, DrawnCamera, ImageSize, drawn_cameras
 from vla_envs.vector.gl_context import Device
 from vla_envs.vector.robot_state import check_state_keys
 
-CAMERAS = ("agentview", "wrist")
 RENDER_MODES = ("rgb_array",)
 
 _Env = TypeVar("_Env", bound=type)
@@ -39,10 +39,26 @@ class EnvOptions:
     chunk_size: int | None = field(
         default=None, metadata=_meaning("K: `step` takes (N, K, 7) and plays up to K actions; None: it takes (N, 7).")
     )
-    image_size: int = field(default=256, metadata=_meaning("Height and width of the pictures in pixels."))
-    cameras: Sequence[str] = field(
+    image_size: ImageSize | Mapping[str, ImageSize] = field(
+        default=256,
+        metadata=_meaning("Pixels of pictures: height and width in one, (height, width), or a mapping from cameras to either."),
+    )
+    cameras: Sequence[str | Camera | Mapping[str, Any]] = field(
         default=("agentview",),
-        metadata=_meaning('Any of "agentview" (observed as `image`) and "wrist" (`wrist_image`); none draws nothing.'),
+        metadata=_meaning(
+            'Any of "agentview" (observed as `image`), "wrist" (`wrist_image`) and LIBERO\'s others, such as "birdview" '
+            "(`birdview_image`), or a `vla_envs.Camera` of one's own; none draws nothing."
+        ),
+    )
+    depth: Sequence[str] = field(
+        default=(),
+        metadata=_meaning("Cameras whose distances are observed, too, as `{camera}_depth`: metres along their axis."),
+    )
+    segmentation: Sequence[str] = field(
+        default=(),
+        metadata=_meaning(
+            "Cameras whose bodies are observed, too, as `{camera}_segmentation`: ids, whose names `body_names` gives."
+        ),
     )
     state_keys: Sequence[str] = field(
         default=(),
@@ -96,16 +112,13 @@ class EnvOptions:
     )
 
     def __post_init__(self) -> None:
-        check_integer("image_size", self.image_size, least=8)
         check_integer("settle_steps", self.settle_steps, least=0)
         limit = "time limit (max_episode_steps)"
         optional = {"chunk_size": self.chunk_size, limit: self.max_episode_steps, "num_threads": self.num_threads}
         for name, value in optional.items():
             if value is not None:
                 check_integer(name, value, least=1)
-        known = isinstance(self.cameras, list | tuple) and all(name in CAMERAS for name in self.cameras)
-        if not known or len(set(self.cameras)) != len(self.cameras):
-            raise ValueError(f"cameras must be any of {CAMERAS}, each once, or () for none, got {self.cameras!r}")
+        _ = self.drawn_cameras
         check_state_keys(self.state_keys)
         check_choice("detail", self.detail, ("full", "fast"))
         check_choice("quality", self.quality, ("fast", "match"))
@@ -114,6 +127,11 @@ class EnvOptions:
         if not isinstance(self.autoreset_mode, AutoresetMode):
             check_choice("autoreset_mode", self.autoreset_mode, tuple(mode.value for mode in AutoresetMode))
         check_choice("render_mode", self.render_mode, (None, *RENDER_MODES))
+
+    @property
+    def drawn_cameras(self) -> tuple[DrawnCamera, ...]:
+        """What `cameras`, `image_size`, `depth` and `segmentation` ask for, in the order of `cameras`."""
+        return drawn_cameras(self.cameras, image_size=self.image_size, depth=self.depth, segmentation=self.segmentation)
 
     @property
     def scene_folder(self) -> Path | None:

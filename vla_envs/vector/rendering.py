@@ -21,10 +21,12 @@ import mujoco
 import numpy as np
 
 from vla_envs.vector.allowance import allowed_cores, free_memory_bytes
+from vla_envs.vector.cameras import Camera
 from vla_envs.vector.culling import Culling
 from vla_envs.vector.engine import EngineScene
 from vla_envs.vector.gl_context import Device, GLDevice, open_device
 from vla_envs.vector.slot import View, show_poses
+from vla_envs.vector.surfaces import Surfaces, clipping_planes
 
 _MAX_VISIBLE_GEOMS = 1000  # as robosuite's renderer
 _GPU_MEMORY_BYTES = 8 << 30
@@ -33,13 +35,18 @@ _MIN_MEMORY_BYTES = 2 << 30
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
-    """One picture to draw. `view` and `pixels` must not be touched by others until `done`."""
+    """One picture to draw. `view` and the arrays must not be touched by others until `done`."""
 
     scene: EngineScene
     view: View
-    camera_id: int
+    camera: int | Camera
+    """Id of a camera of the model, or one of one's own."""
     pixels: np.ndarray
     """(H, W, 3) uint8: receives the picture, upright and mirrored left to right as in the published LIBERO sets."""
+    depth: np.ndarray | None = None
+    """(H, W, 1) float32, receives distances as `Surfaces.draw` gives them; None: not wanted."""
+    segmentation: np.ndarray | None = None
+    """(H, W, 1) int32, the same of bodies."""
     done: Future = field(default_factory=Future)
 
 
@@ -207,7 +214,8 @@ class _SceneRenderer:
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision shapes
         self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._surfaces: Surfaces | None = None
+        """None until they are first asked for."""
         self._no_perturbation = mujoco.MjvPerturb()
 
     def draw(self, frame: Frame) -> None:
@@ -216,7 +224,7 @@ class _SceneRenderer:
             mujoco.mjr_resizeOffscreen(width, height, self._context)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # the last one drawn may be another scene's
         show_poses(frame.view.poses, self._data)
-        self._camera.fixedcamid = frame.camera_id
+        self._look_from(frame)
         with frame.scene.switch_lock:
             frame.scene.show_switches(frame.view.switches_on)
             mujoco.mjv_updateScene(
@@ -234,6 +242,28 @@ class _SceneRenderer:
         bottom_up = np.empty((height, width, 3), np.uint8)
         mujoco.mjr_readPixels(bottom_up, None, viewport, self._context)
         frame.pixels[:] = bottom_up[::-1, ::-1]
+        if frame.depth is not None or frame.segmentation is not None:
+            if self._surfaces is None:
+                self._surfaces = Surfaces(frame.scene.model, self._drawn, self._context)
+            self._surfaces.draw(viewport, depth=frame.depth, segmentation=frame.segmentation)
+
+    def _look_from(self, frame: Frame) -> None:
+        """Choose the camera. The visualiser leaves one of one's own as it is set here."""
+        if not isinstance(frame.camera, Camera):
+            self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+            self._camera.fixedcamid = frame.camera
+            return
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_USER
+        rotation = frame.camera.rotation
+        near, far = clipping_planes(frame.scene.model)
+        half_height = near * np.tan(np.radians(frame.camera.fovy_deg) / 2)
+        aside = frame.scene.model.vis.global_.ipd / 2 * rotation[:, 0]
+        for eye, side in zip(self._drawn.camera, (-aside, aside), strict=True):  # the picture is taken between the two
+            eye.pos, eye.forward, eye.up = frame.camera.position + side, -rotation[:, 2], rotation[:, 1]
+            eye.frustum_near, eye.frustum_far = near, far
+            eye.frustum_top, eye.frustum_bottom = half_height, -half_height
+            eye.frustum_center = eye.frustum_width = 0.0  # the picture's shape gives the width
+            eye.orthographic = 0
 
     def free(self) -> None:
         self._context.free()

@@ -109,6 +109,18 @@ class SingleEnv(gym.Env):
         pictures = self._envs.render()
         return None if pictures is None else pictures[0]
 
+    def camera_intrinsics(self, camera: str) -> np.ndarray:
+        """(3, 3); see `Calibration.camera_intrinsics`."""
+        return self._envs.camera_intrinsics(camera)[0]
+
+    def camera_extrinsics(self, camera: str) -> np.ndarray:
+        """(4, 4); see `Calibration.camera_extrinsics`."""
+        return self._envs.camera_extrinsics(camera)[0]
+
+    def body_names(self) -> tuple[str, ...]:
+        """Names of bodies by id; see `Calibration.body_names`."""
+        return self._envs.body_names()
+
     def close(self) -> None:
         """Free everything."""
         self._envs.close()

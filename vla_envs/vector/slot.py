@@ -163,3 +163,10 @@ def show_poses(flat: np.ndarray, data: mujoco.MjData) -> None:
         pose = getattr(data, name)
         pose[:] = flat[start : start + pose.size].reshape(pose.shape)
         start += pose.size
+
+
+def camera_pose(flat: np.ndarray, model: mujoco.MjModel, camera_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a camera of the model, from what `copy_poses` wrote: position (3,) in m and rotation (3, 3)."""
+    start = 12 * (model.nbody + model.ngeom + model.nsite)
+    turned = start + 3 * model.ncam + 9 * camera_id
+    return flat[start + 3 * camera_id :][:3], flat[turned : turned + 9].reshape(3, 3)

@@ -14,7 +14,7 @@ from vla_envs.vector.options import check_integer
 
 _TEXTS = ("task_description", "task", "instruction")
 _EPISODE = ("task_id", "init_state_id")
-_GIVES_N = ("render", "get_state")
+_GIVES_N = ("render", "get_state", "camera_intrinsics", "camera_extrinsics")
 """Methods of the whole env that return something for each slot."""
 _MOVES_ALL = ("reset", "step", "set_state")
 _OTHER_NAMES = {"_max_episode_steps": "max_episode_steps"}
@@ -44,8 +44,9 @@ class SlotAttributes:
         """An attribute of each slot, or what a method returns for each slot.
 
         Args:
-            name: `task_description` (also `task`, `instruction`), `task_id`, `init_state_id`, `render`, `get_state`, and
-                methods that take a slot: of each slot. Any other: the whole env's, asked for once and given N times.
+            name: `task_description` (also `task`, `instruction`), `task_id`, `init_state_id`, `render`, `get_state`,
+                `camera_intrinsics`, `camera_extrinsics`, and methods that take a slot: of each slot. Any other: the whole
+                env's, asked for once and given N times.
             args: Of a method, without the slot.
             kwargs: The same.
 
@@ -63,7 +64,7 @@ class SlotAttributes:
             if name in self._slot_methods:
                 return tuple(found(slot, *args, **kwargs) for slot in range(self.num_envs))
             result = found(*args, **kwargs) if callable(found) else found
-            return result if name in _GIVES_N and result is not None else (result,) * self.num_envs
+            return tuple(result) if name in _GIVES_N and result is not None else (result,) * self.num_envs
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """The same as `call` without arguments, as in Gymnasium."""

@@ -3,19 +3,22 @@
 OpenGL colours a point by clamp(ambient + diffuse + specular light) x texture. The ray caster adds specular light after the
 texture, and clamps last: where light adds up to more than 1, its surfaces are too bright. So quality "match" casts two pictures
 with four rays per pixel, the light on white surfaces and the textures in full light, and multiplies them; "fast" casts one
-picture with one ray per pixel, of a dimmed scene where there is too much light.
+picture with one ray per pixel, of a dimmed scene where there is too much light. Distances and bodies are those that the first
+ray of a pixel meets.
 
 What OpenGL draws and a ray caster does not: sites (the glow of a stove that is on) and mirror images in shiny boxes.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import mujoco
 import mujoco_warp
 import numpy as np
 import warp as wp
 
+from vla_envs.vector.cameras import DrawnCamera
+from vla_envs.vector.surfaces import NO_BODY, clipping_planes
 from vla_envs.warp.device import Replayed
 from vla_envs.warp.worlds import Worlds
 
@@ -31,26 +34,26 @@ class Cameras:
 
     Args:
         worlds: What is drawn, as it was seen last.
-        cameras: Name -> camera id of the model.
-        image_size: Height and width in pixels.
+        cameras: What is drawn, with their ids.
         quality: "fast" or "match".
     """
 
-    def __init__(self, worlds: Worlds, cameras: Mapping[str, int], *, image_size: int, quality: str) -> None:
+    def __init__(self, worlds: Worlds, cameras: Sequence[tuple[DrawnCamera, int]], *, quality: str) -> None:
         self._worlds = worlds
         model = worlds.host_model
-        drawn = sorted(cameras.values())
-        self._index = {name: drawn.index(camera) for name, camera in cameras.items()}
+        ordered = sorted(cameras, key=lambda one: one[1])
+        drawn = [camera_id for _, camera_id in ordered]
+        self._index = {camera.name: index for index, (camera, _) in enumerate(ordered)}
 
         def layer(look: mujoco.MjModel, *, textures: bool) -> tuple[mujoco_warp.Model, mujoco_warp.RenderContext]:
             context = mujoco_warp.create_render_context(
                 look,
                 nworld=worlds.num_worlds,
-                cam_res=(image_size, image_size),
+                cam_res=[(camera.width, camera.height) for camera, _ in ordered],
                 cam_active=[camera in drawn for camera in range(model.ncam)],
                 render_rgb=True,
-                render_depth=False,
-                render_seg=False,
+                render_depth=[camera.depth for camera, _ in ordered],
+                render_seg=[camera.segmentation for camera, _ in ordered],
                 use_textures=textures,
                 enabled_geom_groups=[_VISUAL_GROUP],
                 render_skybox=True,
@@ -62,9 +65,18 @@ class Cameras:
             self._layers = [layer(_dimmed(model), textures=True)]
         else:
             self._layers = [layer(_lit(model), textures=False), layer(_textured(model), textures=True)]
-        shape = (worlds.num_worlds, image_size, image_size, 3)
-        self.images = {name: wp.zeros(shape, dtype=wp.uint8) for name in cameras}
+
+        def pixels(camera: DrawnCamera, channels: int, dtype: type) -> wp.array:
+            return wp.zeros((worlds.num_worlds, camera.height, camera.width, channels), dtype=dtype)
+
+        self.images = {camera.name: pixels(camera, 3, wp.uint8) for camera, _ in ordered}
         """By camera: (N, H, W, 3) uint8 on the device, mirrored as LIBERO's are."""
+        self.depths = {camera.name: pixels(camera, 1, float) for camera, _ in ordered if camera.depth}
+        """(N, H, W, 1) float32, metres along the camera's axis; the far plane's distance where there is nothing."""
+        self.segmentations = {camera.name: pixels(camera, 1, int) for camera, _ in ordered if camera.segmentation}
+        """(N, H, W, 1) int32: ids of bodies; `NO_BODY` where there is nothing."""
+        self._far = clipping_planes(model)[1]
+        self._body_of_geom = wp.array(model.geom_bodyid, dtype=int)
         self.draw = Replayed(self._launch_drawing)
         """Draws all worlds into `images`."""
 
@@ -80,6 +92,12 @@ class Cameras:
                 inputs=[first.rgb_data, last.rgb_data, first.rgb_adr, self._index[name], len(self._layers)],
                 outputs=[image],
             )
+        for name, depth in self.depths.items():
+            inputs = [first.depth_data, first.depth_adr, self._index[name], self._far]
+            wp.launch(_unpack_depth, dim=depth.shape[:3], inputs=inputs, outputs=[depth])
+        for name, bodies in self.segmentations.items():
+            inputs = [first.seg_data, first.seg_adr, self._index[name], self._body_of_geom]
+            wp.launch(_unpack_bodies, dim=bodies.shape[:3], inputs=inputs, outputs=[bodies])
 
 
 def _lit(model: mujoco.MjModel) -> mujoco.MjModel:
@@ -162,3 +180,26 @@ def _unpack(
         if num_layers == 2:
             value = value * int((second[world, place] >> shift) & wp.uint32(255)) / 255
         image[world, row, column, channel] = wp.uint8(value)
+
+
+@wp.kernel
+def _unpack_depth(metres: wp.array2d[float], starts: wp.array[int], camera: int, far: float, depth: wp.array4d[float]):
+    """Distances, mirrored; `far` where there is nothing, which is 0 in the ray caster's."""
+    world, row, column = wp.tid()
+    width = depth.shape[2]
+    distance = metres[world, starts[camera] + row * width + (width - 1 - column)]
+    depth[world, row, column, 0] = wp.where(distance > 0.0, distance, far)
+
+
+@wp.kernel
+def _unpack_bodies(
+    geoms: wp.array2d[wp.vec2i], starts: wp.array[int], camera: int, body_of_geom: wp.array[int], bodies: wp.array4d[int]
+):
+    """Bodies of the geoms, mirrored."""
+    world, row, column = wp.tid()
+    width = bodies.shape[2]
+    geom = geoms[world, starts[camera] + row * width + (width - 1 - column)][0]
+    body = int(wp.static(NO_BODY))
+    if geom >= 0:
+        body = body_of_geom[geom]
+    bodies[world, row, column, 0] = body

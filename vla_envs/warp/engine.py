@@ -16,6 +16,8 @@ import warp as wp
 
 from vla_envs.errors import NotResetError
 from vla_envs.libero.engine_scene import LiberoEngineScene
+from vla_envs.vector.arrays import on_host
+from vla_envs.vector.cameras import DrawnCamera
 from vla_envs.vector.engine import EngineScene, StepResult
 from vla_envs.warp.cameras import Cameras
 from vla_envs.warp.device import WarpDevice, silence_explained, wait
@@ -23,22 +25,26 @@ from vla_envs.warp.worlds import FAULTS, Worlds
 
 _OUTCOME = ("played", "reached", "faults")
 _FELT, _ROBOT_STATE = "proprioception", "robot_state"
+_CAMERA_POSES = ("cam_xpos", "cam_xmat")
 
 
 class _Batch:
     """Worlds of one scene with their cameras, and what comes of both."""
 
     def __init__(
-        self, scene: LiberoEngineScene, num_worlds: int, *, cameras: Sequence[str], size: int, quality: str, device: WarpDevice
+        self, scene: LiberoEngineScene, num_worlds: int, *, cameras: Sequence[DrawnCamera], quality: str, device: WarpDevice
     ) -> None:
         self.worlds = Worlds(scene, num_worlds)
-        wanted = {name: scene.cameras[name] for name in cameras}
-        self.cameras = Cameras(self.worlds, wanted, image_size=size, quality=quality) if wanted else None
+        wanted = [(camera, scene.camera_id(camera.name)) for camera in cameras]
+        self.cameras = Cameras(self.worlds, wanted, quality=quality) if wanted else None
         self.free = list(range(num_worlds))
         self.results = {name: getattr(self.worlds, name) for name in (*_OUTCOME, _FELT, _ROBOT_STATE)}
-        """Arrays over all worlds, on the device: pictures by camera, and arrays of `Worlds` by name."""
+        """Arrays over all worlds, on the device: what cameras draw, by their names, and arrays of `Worlds` by name."""
+        self.results |= {name: getattr(self.worlds.seen, name) for name in _CAMERA_POSES}
         if self.cameras is not None:
             self.results |= self.cameras.images
+            self.results |= {_depth(name): depth for name, depth in self.cameras.depths.items()}
+            self.results |= {_segmentation(name): bodies for name, bodies in self.cameras.segmentations.items()}
         self._device = device
         self._hosts: dict[str, wp.array] = {}
 
@@ -55,6 +61,14 @@ class _Batch:
     def fetched(self, name: str) -> np.ndarray:
         """What `fetch` has copied, once the device was waited for; valid until it is called again."""
         return self._hosts[name].numpy()
+
+
+def _depth(camera: str) -> str:
+    return f"{camera} depth"
+
+
+def _segmentation(camera: str) -> str:
+    return f"{camera} segmentation"
 
 
 class _Home(NamedTuple):
@@ -80,18 +94,17 @@ class WarpEngine:
 
     Args:
         num_slots: N.
-        cameras: Names of what is drawn.
-        image_size: Height and width in pixels.
+        cameras: What is drawn: cameras of the model.
         quality: See `Cameras`.
         device: Where.
         tensors: Give pictures and proprioception as PyTorch tensors on the device, instead of copying them to the host.
     """
 
     def __init__(
-        self, num_slots: int, *, cameras: Sequence[str], image_size: int, quality: str, device: WarpDevice, tensors: bool
+        self, num_slots: int, *, cameras: Sequence[DrawnCamera], quality: str, device: WarpDevice, tensors: bool
     ) -> None:
         self.num_slots = num_slots
-        self._cameras, self._size, self._quality = tuple(cameras), image_size, quality
+        self._cameras, self._quality = tuple(cameras), quality
         self._device, self._tensors = device, tensors
         self._busy = threading.RLock()
         self._closed = False
@@ -163,7 +176,24 @@ class WarpEngine:
 
     def pictures(self) -> dict[str, Any]:
         with self._busy:
-            return {camera: self._gathered(camera, range(self.num_slots)) for camera in self._cameras}
+            return {camera.name: self._gathered(camera.name, range(self.num_slots)) for camera in self._cameras}
+
+    def depths(self) -> dict[str, Any]:
+        with self._busy:
+            names = [camera.name for camera in self._cameras if camera.depth]
+            return {name: self._gathered(_depth(name), range(self.num_slots)) for name in names}
+
+    def segmentations(self) -> dict[str, Any]:
+        with self._busy:
+            names = [camera.name for camera in self._cameras if camera.segmentation]
+            return {name: self._gathered(_segmentation(name), range(self.num_slots)) for name in names}
+
+    def camera_poses(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
+        slots = list(range(self.num_slots))
+        with self._busy:
+            ids = [self._home(slot).scene.camera_id(camera) for slot in slots]
+            positions, rotations = (on_host(self._gathered(name, slots))[slots, ids] for name in _CAMERA_POSES)
+            return positions, rotations.reshape(-1, 3, 3)
 
     def proprioception(self, slots: Sequence[int]) -> Any:
         with self._busy:
@@ -245,9 +275,7 @@ class WarpEngine:
         assert isinstance(scene, LiberoEngineScene)
         try:
             with self._device.turn(), silence_explained():
-                batch = _Batch(
-                    scene, num_worlds, cameras=self._cameras, size=self._size, quality=self._quality, device=self._device
-                )
+                batch = _Batch(scene, num_worlds, cameras=self._cameras, quality=self._quality, device=self._device)
                 wait()
                 return batch
         except RuntimeError as error:

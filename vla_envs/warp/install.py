@@ -12,8 +12,12 @@ def warp_engine(num_slots: int, options: EnvOptions) -> Engine:
 
     Raises:
         MissingDependencyError: MuJoCo Warp is not installed, or is of a version that this one does not fit.
-        ValueError: A GPU is asked for, and Warp can use none.
+        ValueError: A GPU is asked for, and Warp can use none; or a camera that it cannot draw.
     """
+    cameras = options.drawn_cameras
+    own = [camera.name for camera in cameras if camera.own is not None]
+    if own:
+        raise ValueError(f"Warp draws the scene's own cameras only, got a Camera {own[0]!r}: 'mujoco' draws it")
     try:
         from vla_envs.warp.device import WarpDevice
         from vla_envs.warp.engine import WarpEngine
@@ -21,8 +25,7 @@ def warp_engine(num_slots: int, options: EnvOptions) -> Engine:
         raise MissingDependencyError(f"simulating on Warp needs MuJoCo Warp: pip install 'vla-envs[warp]' ({error})") from error
     return WarpEngine(
         num_slots,
-        cameras=options.cameras,
-        image_size=options.image_size,
+        cameras=cameras,
         quality=options.quality,
         device=WarpDevice(options.device),
         tensors=options.arrays == "torch",

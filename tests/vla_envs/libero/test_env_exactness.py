@@ -19,6 +19,7 @@ from fast_envs import (
 from gymnasium.vector import AutoresetMode
 
 from vla_envs.libero.env import LiberoEnv
+from vla_envs.vector.cameras import drawn_cameras
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.vector.start import Start
 
@@ -36,7 +37,7 @@ def mujocos_log_goes_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def engine() -> Iterator[MujocoEngine]:
-    engine = MujocoEngine(2, cameras=("agentview",), image_size=24)
+    engine = MujocoEngine(2, cameras=drawn_cameras(("agentview",), image_size=24))
     yield engine
     engine.close()
 

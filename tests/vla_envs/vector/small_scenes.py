@@ -45,4 +45,4 @@ class WallScene(EngineScene):
 
     def frame(self, size: int = 16) -> Frame:
         """A picture still to be drawn."""
-        return Frame(scene=self, view=self.view, camera_id=0, pixels=np.zeros((size, size, 3), np.uint8))
+        return Frame(scene=self, view=self.view, camera=0, pixels=np.zeros((size, size, 3), np.uint8))

@@ -20,7 +20,7 @@ from vla_envs.warp.worlds import FAULTS, Worlds
 
 def both_engines(num_slots: int, device: WarpDevice) -> tuple[WarpEngine, MujocoEngine]:
     """Without cameras."""
-    warp = WarpEngine(num_slots, cameras=(), image_size=8, quality="fast", device=device, tensors=False)
+    warp = WarpEngine(num_slots, cameras=(), quality="fast", device=device, tensors=False)
     return warp, MujocoEngine(num_slots)
 
 

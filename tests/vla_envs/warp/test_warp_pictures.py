@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from fast_envs import loaded_scene
 
+from vla_envs.vector.cameras import drawn_cameras
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.warp.device import WarpDevice
 from vla_envs.warp.engine import WarpEngine
@@ -21,9 +22,9 @@ def psnr(mine: np.ndarray, theirs: np.ndarray) -> float:
 
 def pictures(task: tuple[str, int], quality: str, device: WarpDevice) -> tuple[np.ndarray, np.ndarray]:
     """(2, SIZE, SIZE, 3) of two initial states of a task, by Warp and by OpenGL."""
-    scene, slots, cameras = loaded_scene(*task), [0, 1], ("agentview",)
-    warp = WarpEngine(2, cameras=cameras, image_size=SIZE, quality=quality, device=device, tensors=False)
-    gl = MujocoEngine(2, cameras=cameras, image_size=SIZE)
+    scene, slots, cameras = loaded_scene(*task), [0, 1], drawn_cameras(("agentview",), image_size=SIZE)
+    warp = WarpEngine(2, cameras=cameras, quality=quality, device=device, tensors=False)
+    gl = MujocoEngine(2, cameras=cameras)
     drawn = []
     for engine in (warp, gl):
         engine.begin(slots, [scene] * 2, list(scene.scene.init_states[[0, 20]]))

@@ -29,7 +29,7 @@ class Observed:
         self._images, self._state = dict(images), state
         self._instruction = instruction
         arrays = self.read(example, torch.ones(len(_first_tensor(example)), dtype=torch.bool))
-        text = observation_space((), 8, [instruction])["instruction"]
+        text = observation_space((), [instruction])["instruction"]
         spaces: dict[str, gym.Space] = {key: gym.spaces.Box(0, 255, tuple(arrays[key].shape[1:]), np.uint8) for key in images}
         if state is not None:
             spaces["state"] = gym.spaces.Box(-np.inf, np.inf, tuple(arrays["state"].shape[1:]), np.float32)
