@@ -1,18 +1,17 @@
 """docs/tutorial.md, followed from its first block to its last: files are saved and commands run as they stand on the page.
 
-Only numbers are smaller (`FEWER`). Commands run in this process, which spares each the import of torch; the two that set up an
-environment are not run, since the tests have one.
+Only numbers are smaller (`FEWER`). All commands run in one process, which spares each the import of torch; the two that set up
+an environment are not run, since the tests have one.
 """
 
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
-import gymnasium as gym
 import imageio.v3 as iio
-import pytest
 
 from vla_train.cli import main
 from vla_train.run.tracking import read_records
@@ -65,26 +64,20 @@ def with_fewer(options: list[str], fewer: dict[str, str | None]) -> list[str]:
     return options
 
 
-def test_the_tutorial_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_the_tutorial_is_followed_to_its_end(tmp_path: Path) -> None:
     assert [text.strip() for _, text in BLOCKS[:2]] == SET_UP
-    try:
-        followed = [follow(language, text) for language, text in BLOCKS[2:]]
-    finally:
-        sys.modules.pop("mine", None)
-        gym.registry.pop("Door-v0", None)
-    assert [step for step in followed if step] == [
-        *("play.py", "collect", "look.py", "sft", "train", "eval", "report", "train"),
-    ]
-    printed = capsys.readouterr().out
-    assert "close the microwave\nimage (4, 256, 256, 3) state (4, 8) actions (4, 8, 7)" in printed
-    assert re.search(r"close the microwave from state \d+ in \d\d steps", printed)
-    assert iio.imread("play.png").shape == (2 * 256, 4 * 256, 3)
-    assert iio.imread("demonstrations.png").shape == (128, 6 * 128, 3)
-    assert Path("runs/better/report.html").stat().st_size > 10_000
-    for run in (Path("runs/better"), Path("runs/door")):
-        assert read_records(run, "iteration")[0]["rollout/episodes"] >= 4
+    command = [sys.executable, __file__]  # a process that other tests have not filled
+    result = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout
+    followed = re.findall(r"^followed: (.+)$", result.stdout, re.MULTILINE)
+    assert followed == ["play.py", "collect", "look.py", "sft", "train", "eval", "report", "train"]
+    assert "close the microwave\nimage (4, 256, 256, 3) state (4, 8) actions (4, 8, 7)" in result.stdout
+    assert re.search(r"close the microwave from state \d+ in \d\d steps", result.stdout)
+    assert iio.imread(tmp_path / "play.png").shape == (2 * 256, 4 * 256, 3)
+    assert iio.imread(tmp_path / "demonstrations.png").shape == (128, 6 * 128, 3)
+    assert (tmp_path / "runs" / "better" / "report.html").stat().st_size > 10_000
+    for run in ("better", "door"):
+        assert read_records(tmp_path / "runs" / run, "iteration")[0]["rollout/episodes"] >= 4
 
 
 def test_the_page_says_the_minutes_of_each_of_its_steps() -> None:
@@ -92,3 +85,10 @@ def test_the_page_says_the_minutes_of_each_of_its_steps() -> None:
     table = re.findall(r"^\| (\d)\. [^|]+ \| ([\d.]+) \|$", PAGE, re.MULTILINE)
     assert [number for number, _ in table] == steps
     assert sum(float(minutes) for _, minutes in table) <= 15
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, "")  # as `python -m` and `python play.py` have it
+    for block in BLOCKS[2:]:
+        if step := follow(*block):
+            print("followed:", step, flush=True)
