@@ -66,18 +66,16 @@ def test_the_comparison_notices_a_controller_that_is_slightly_wrong(
     assert max(result.joints, result.proprioception) > 10 * JOINT_TOLERANCE
 
 
+def public_env(scene: Scene, **options: Any) -> gym.vector.VectorEnv:
+    """One slot of the scene's task, without cameras, as a user makes it."""
+    mode = "vector_entry_point"
+    return gym.make_vec("Libero-v0", 1, mode, suite=scene.suite, task_ids=[scene.task_id], cameras=(), **options)
+
+
 def test_an_episode_of_the_public_env_is_liberos_evaluation(scene_and_stock: tuple[Scene, Any]):
     """Reset, ten settling steps, then chunks: what a policy reads, and what it earns."""
     scene, stock = scene_and_stock
-    env = gym.make_vec(
-        "Libero-v0",
-        num_envs=1,
-        vectorization_mode="vector_entry_point",
-        suite=scene.suite,
-        task_ids=[scene.task_id],
-        chunk_size=5,
-        cameras=(),
-    )
+    env = public_env(scene, chunk_size=5)
     observation, _ = env.reset(options={"init_state_id": 7})
     switch_cameras(stock, on=False)
     begin_stock(stock, scene, scene.init_states[7])
@@ -108,16 +106,7 @@ def assert_same_robot_state(mine: dict[str, Any], theirs: dict[str, Any]) -> Non
 def test_the_robots_state_is_what_libero_observes(scene_and_stock: tuple[Scene, Any]):
     """While the arm moves, and in postures all over the arm's range, where quaternions have either sign."""
     scene, stock = scene_and_stock
-    env = gym.make_vec(
-        "Libero-v0",
-        num_envs=1,
-        vectorization_mode="vector_entry_point",
-        suite=scene.suite,
-        task_ids=[scene.task_id],
-        cameras=(),
-        settle_steps=0,
-        state_keys=tuple(ROBOT_STATE),
-    )
+    env = public_env(scene, settle_steps=0, state_keys=tuple(ROBOT_STATE))
     rng = np.random.default_rng(SEED)
     observation, _ = env.reset(options={"init_state_id": 3})
     switch_cameras(stock, on=False)
