@@ -131,9 +131,7 @@ class GraphedGradients:
     There is one graph, of the shapes that came last for the third time in a row. Other shapes discard it, so whoever calls
     this should give shapes that recur: fewer rows padded to `num_rows`.
 
-    Between a call and its `backward` there must be no other call: activations lie where the next call puts its own. And of
-    earlier calls nothing may be left that refers to the weights' gradients (a loss that nobody has let go of): they belong to
-    another stream than the one that captures.
+    Between a call and its `backward` there must be no other call: activations lie where the next call puts its own.
 
     Args:
         function: Reads its inputs and the module's weights, and nothing that changes besides.
@@ -178,21 +176,45 @@ class GraphedGradients:
         capture = self._new_capture()
         # Not before: weights that are sharded meanwhile would be kept whole.
         parameters = tuple(parameter for parameter in self._module.parameters() if parameter.requires_grad)
-        torch.autograd.grad(self._function(*inputs).sum(), parameters, allow_unused=True)  # compiles what is left to
-        forward = _Graph(inputs, *capture(lambda *given: (self._function(*given),), inputs))
-        (output,) = forward.outputs
+        with _stand_ins(self._module) as leaves:
+            torch.autograd.grad(self._function(*inputs).sum(), leaves, allow_unused=True)  # compiles what is left to
+            forward = _Graph(inputs, *capture(lambda *given: (self._function(*given),), inputs))
+            (output,) = forward.outputs
 
-        def backward(gradient: Tensor) -> tuple[Tensor, ...]:
-            gradients = torch.autograd.grad(output, parameters, gradient, allow_unused=True)
-            return tuple(gradients)  # type: ignore[arg-type]
+            def backward(gradient: Tensor) -> tuple[Tensor, ...]:
+                gradients = torch.autograd.grad(output, leaves, gradient, allow_unused=True)
+                return tuple(gradients)  # type: ignore[arg-type]
 
-        gradient = (torch.zeros_like(output),)
-        both = _GraphWithGradients(forward, _Graph(gradient, *capture(backward, gradient)), parameters)
+            gradient = (torch.zeros_like(output),)
+            both = _GraphWithGradients(forward, _Graph(gradient, *capture(backward, gradient)), parameters)
         # What the output keeps alive is not needed any more: the graphs know its addresses.
         return replace(both, forward=replace(forward, outputs=(output.detach(),)))
 
     def _still_current(self, number: int) -> Callable[[], bool]:
         return lambda: self._num_calls == number
+
+
+@contextmanager
+def _stand_ins(module: nn.Module) -> Iterator[tuple[nn.Parameter, ...]]:
+    """Put in the place of each trained weight another of the same memory, and give those, in the weights' order.
+
+    Autograd has one node for a weight's gradient, of the stream where it was first used, for as long as any loss refers to it: a
+    loss of an earlier call that somebody still holds would draw its stream into the capture, which CUDA forbids.
+    """
+    slots = [
+        (part._parameters, name, weight)
+        for part in module.modules()
+        for name, weight in part._parameters.items()
+        if weight is not None and weight.requires_grad
+    ]
+    new = {id(weight): nn.Parameter(weight.detach()) for _, _, weight in slots}
+    try:
+        for parameters, name, weight in slots:
+            parameters[name] = new[id(weight)]
+        yield tuple(new.values())
+    finally:
+        for parameters, name, weight in slots:
+            parameters[name] = weight
 
 
 class _Replay(torch.autograd.Function):

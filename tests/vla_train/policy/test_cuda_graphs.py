@@ -198,6 +198,35 @@ def test_a_capture_that_runs_out_of_memory_says_so_and_a_smaller_one_succeeds_af
     assert graphed.num_rows == 3
 
 
+def test_a_capture_sees_weights_of_the_same_memory_that_no_earlier_loss_refers_to():
+    module, recorder, seen = _module(), _Recorder(), []
+    weights = dict(module.named_parameters())
+
+    def function(x: Tensor) -> Tensor:
+        seen.append(module.weight)
+        return module(x)
+
+    graphed = GraphedGradients(function, module, new_capture=recorder)
+    for _ in range(3):
+        graphed(torch.ones(2, 4))
+    assert [weight is weights["weight"] for weight in seen[:4]] == [True, True, False, False]
+    assert seen[3].data_ptr() == module.weight.data_ptr()
+    assert all(weights[name] is parameter for name, parameter in module.named_parameters())
+
+
+@pytest.mark.gpu
+def test_losses_that_are_still_held_do_not_spoil_a_capture():
+    module = _module().cuda()
+    graphed, x = _differentiable(module), torch.ones(2, 4, device="cuda")
+    losses = []
+    for _ in range(4):
+        module.zero_grad()
+        losses.append(graphed(x, None).sum())
+        losses[-1].backward()
+    assert module.weight.grad is not None
+    assert graphed.num_rows == 2
+
+
 @pytest.mark.gpu
 def test_cudas_graphs_of_gradients_see_new_inputs_and_new_weights():
     module, random = _module().cuda(), torch.Generator().manual_seed(0)
