@@ -8,7 +8,8 @@ Shape letters: N slots, n slots of one call, K control steps, H x W image.
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import mujoco
@@ -21,6 +22,9 @@ ACTION_DIM = 7
 """Translation (3), rotation (3), gripper (1)."""
 PROPRIOCEPTION_DIM = 8
 """End-effector position (m), axis-angle (rad), two gripper joints (m)."""
+
+NOBODY: Mapping[int, int] = MappingProxyType({})
+"""No slot is filmed."""
 
 
 class Player(ABC):
@@ -113,12 +117,16 @@ class StepResult:
     """(n,) bool: whether the goal held after the last of them."""
     faults: tuple[str, ...]
     """n reasons why the physics gave up; "" where it did not."""
+    frames: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """By filmed slot: (F, H, W, 3) uint8, pictures within the chunk, as `Engine.pictures` has them."""
 
 
 class Engine(Protocol):
     """N slots of physics and cameras. Calls do not overlap."""
 
     num_slots: int
+    films: bool
+    """Whether it can draw within a chunk."""
 
     @property
     def renderer(self) -> str:
@@ -146,14 +154,23 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool = True) -> StepResult:
-        """Play chunks, each until its goal holds, and draw each slot once, as it looks then.
+    def step(
+        self,
+        slots: Sequence[int],
+        actions: Any,
+        num_steps: np.ndarray,
+        *,
+        until_goal: bool = True,
+        film: Mapping[int, int] = NOBODY,
+    ) -> StepResult:
+        """Play chunks, each until its goal holds, and draw each slot once, as it looks then; those that are filmed more often.
 
         Args:
             slots: n slots; the others do not move.
             actions: (n, K, 7), finite: a NumPy array, or a tensor on the engine's device.
             num_steps: (n,) int: how many of the K to play at most.
             until_goal: Whether a chunk ends where its goal holds; False plays it through and judges nothing.
+            film: Slots whose first camera is drawn after every so many control steps, and after the last; only with `films`.
         """
         ...
 

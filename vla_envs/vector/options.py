@@ -90,6 +90,13 @@ class EnvOptions:
             '"torch": pictures and robot states are PyTorch tensors, on the GPU where Warp simulates there; `step` takes them.'
         ),
     )
+    render_every: int | None = field(
+        default=None,
+        metadata=_meaning(
+            'n: `info["frames"]` of each step has pictures of the first camera within the chunk, after every n control steps '
+            "and after the last; None: none. `set_attr` changes it, for single slots too. Not on Warp."
+        ),
+    )
     max_episode_steps: int | None = field(
         default=None, metadata=_meaning("Time limit in control steps, settling not counted; None: the suite's own.")
     )
@@ -114,10 +121,17 @@ class EnvOptions:
     def __post_init__(self) -> None:
         check_integer("settle_steps", self.settle_steps, least=0)
         limit = "time limit (max_episode_steps)"
-        optional = {"chunk_size": self.chunk_size, limit: self.max_episode_steps, "num_threads": self.num_threads}
+        optional = {
+            "chunk_size": self.chunk_size,
+            limit: self.max_episode_steps,
+            "num_threads": self.num_threads,
+            "render_every": self.render_every,
+        }
         for name, value in optional.items():
             if value is not None:
                 check_integer(name, value, least=1)
+        if self.render_every is not None and not self.drawn_cameras:
+            raise ValueError(f"render_every needs a camera, got render_every={self.render_every} and cameras={self.cameras!r}")
         _ = self.drawn_cameras
         check_state_keys(self.state_keys)
         check_choice("detail", self.detail, ("full", "fast"))

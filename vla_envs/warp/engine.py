@@ -100,6 +100,8 @@ class WarpEngine:
         tensors: Give pictures and proprioception as PyTorch tensors on the device, instead of copying them to the host.
     """
 
+    films = False
+
     def __init__(
         self, num_slots: int, *, cameras: Sequence[DrawnCamera], quality: str, device: WarpDevice, tensors: bool
     ) -> None:
@@ -146,7 +148,16 @@ class WarpEngine:
                         settled[row] = world
             return settled
 
-    def step(self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool = True) -> StepResult:
+    def step(
+        self,
+        slots: Sequence[int],
+        actions: Any,
+        num_steps: np.ndarray,
+        *,
+        until_goal: bool = True,
+        film: Mapping[int, int] | None = None,
+    ) -> StepResult:
+        assert not film, "it draws all worlds together, once per chunk"
         with self._busy:
             shares = self._shares(slots)
             with self._device.turn():

@@ -12,8 +12,10 @@ def warp_engine(num_slots: int, options: EnvOptions) -> Engine:
 
     Raises:
         MissingDependencyError: MuJoCo Warp is not installed, or is of a version that this one does not fit.
-        ValueError: A GPU is asked for, and Warp can use none; or a camera that it cannot draw.
+        ValueError: A GPU is asked for, and Warp can use none; or a camera that it cannot draw, or frames within a chunk.
     """
+    if options.render_every is not None:
+        raise ValueError(f"Warp draws once per chunk: render_every must be None, got {options.render_every}; 'mujoco' takes it")
     cameras = options.drawn_cameras
     own = [camera.name for camera in cameras if camera.own is not None]
     if own:
