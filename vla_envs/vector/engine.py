@@ -16,6 +16,7 @@ import mujoco
 import numpy as np
 
 from vla_envs.vector.cameras import DrawnCamera
+from vla_envs.vector.look import Look
 from vla_envs.vector.slot import GoalRecord, View
 
 ACTION_DIM = 7
@@ -78,6 +79,11 @@ class EngineScene(ABC):
         self.switch_lock = threading.Lock()
         """Held from `show_switches` until the visualiser has read the model."""
 
+    @property
+    def drawn_as(self) -> "EngineScene":
+        """The scene whose meshes and textures it shows: another one if this one differs only in where things are."""
+        return self
+
     def camera_id(self, name: str) -> int:
         """The id of a camera of the model.
 
@@ -126,7 +132,7 @@ class Engine(Protocol):
 
     num_slots: int
     films: bool
-    """Whether it can draw within a chunk."""
+    """Whether it can draw single slots within a chunk, and with looks of their own."""
 
     @property
     def renderer(self) -> str:
@@ -211,6 +217,10 @@ class Engine(Protocol):
 
     def restore(self, slots: Sequence[int], scenes: Sequence[EngineScene], saved: Sequence[Any]) -> None:
         """Continue in each slot from what was saved in any slot with its scene; its pictures are those of then."""
+        ...
+
+    def dress(self, looks: Mapping[int, Look]) -> None:
+        """Draw these slots with looks of their own, from now until they begin, or are restored, anew; only with `films`."""
         ...
 
     def get_state(self, slot: int) -> np.ndarray:

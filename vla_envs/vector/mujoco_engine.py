@@ -23,9 +23,10 @@ import numpy as np
 from vla_envs.errors import NotResetError
 from vla_envs.vector.allowance import allowed_cores
 from vla_envs.vector.arrays import on_host
-from vla_envs.vector.cameras import DrawnCamera
+from vla_envs.vector.cameras import Camera, DrawnCamera
 from vla_envs.vector.engine import NOBODY, PROPRIOCEPTION_DIM, EngineScene, Player, StepResult
 from vla_envs.vector.gl_context import Device, check_device, open_device
+from vla_envs.vector.look import Look
 from vla_envs.vector.mujoco_warnings import log_mujoco_warnings
 from vla_envs.vector.options import EnvOptions
 from vla_envs.vector.rendering import Frame, RenderPool
@@ -77,6 +78,7 @@ class MujocoEngine:
         self._closed = False
         self._scenes: list[EngineScene | None] = [None] * num_slots
         self._players: list[Player | None] = [None] * num_slots
+        self._looks: list[Look | None] = [None] * num_slots
         self._renderers: RenderPool | None = None
         """None until the first call that draws."""
         self.render_span: tuple[float, float] | None = None
@@ -174,11 +176,14 @@ class MujocoEngine:
         return np.array([position for position, _ in poses]), np.array([rotation for _, rotation in poses])
 
     def _camera_pose(self, slot: int, camera: DrawnCamera) -> tuple[np.ndarray, np.ndarray]:
+        look = self._looks[slot]
         if camera.own is not None:
-            return np.asarray(camera.own.position, np.float64), camera.own.rotation
+            own = camera.own if look is None else look.of(camera.own)
+            return np.asarray(own.position, np.float64), own.rotation
         player, scene = self._player(slot), self._scenes[slot]
         assert scene is not None
-        return camera_pose(player.view.poses, scene.model, scene.camera_id(camera.name))
+        poses = player.view.poses if look is None else look.poses(player.view.poses, scene.model)
+        return camera_pose(poses, scene.model, scene.camera_id(camera.name))
 
     def proprioception(self, slots: Sequence[int]) -> np.ndarray:
         return np.array([self._player(slot).view.proprioception for slot in slots]).reshape(-1, PROPRIOCEPTION_DIM)
@@ -198,6 +203,12 @@ class MujocoEngine:
                 self._player(slot).restore(player)
                 for mine, theirs in zip(self._drawn, pictures, strict=True):
                     mine[slot] = theirs
+
+    def dress(self, looks: Mapping[int, Look]) -> None:
+        with self._busy:
+            for slot, look in looks.items():
+                self._looks[slot] = look
+            self.draw(list(looks))
 
     def get_state(self, slot: int) -> np.ndarray:
         return self._player(slot).get_state()
@@ -231,6 +242,7 @@ class MujocoEngine:
     def _occupy(self, slot: int, scene: EngineScene) -> None:
         """Give the slot a player of this scene. A player of another scene is dropped: it would keep that scene in memory."""
         self._check_open()
+        self._looks[slot] = None
         if self._scenes[slot] is not scene:
             self._players[slot] = scene.new_player()
             self._scenes[slot] = scene
@@ -295,7 +307,11 @@ class MujocoEngine:
     def _frame(self, slot: int, camera: str, view: View, pixels: np.ndarray, **surfaces: Any) -> Frame:
         scene, drawn = self._scenes[slot], self._cameras[camera]
         assert scene is not None
-        return Frame(scene=scene, view=view, camera=drawn.own or scene.camera_id(camera), pixels=pixels, **surfaces)
+        look, source = self._looks[slot], drawn.own or scene.camera_id(camera)
+        if look is not None:
+            view = view._replace(poses=look.poses(view.poses, scene.model))
+            source = look.of(source) if isinstance(source, Camera) else source
+        return Frame(scene=scene.drawn_as, view=view, camera=source, pixels=pixels, look=look, **surfaces)
 
     def _for_each(self, slots: Sequence[int], work: Callable[[int], None]) -> None:
         """Do `work(index)` for each index of `slots`, in the pool; the first error is raised once all have ended.

@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode
 from vla_envs.vector.arrays import ARRAYS
 from vla_envs.vector.cameras import Camera, DrawnCamera, ImageSize, drawn_cameras
 from vla_envs.vector.gl_context import Device
+from vla_envs.vector.randomization import Randomization, read_randomization
 from vla_envs.vector.robot_state import check_state_keys
 
 RENDER_MODES = ("rgb_array",)
@@ -107,6 +108,13 @@ class EnvOptions:
             'reports no reward and no steps, until `reset` names it in `options["reset_mask"]`.'
         ),
     )
+    randomization: Randomization | Mapping[str, Any] | None = field(
+        default=None,
+        metadata=_meaning(
+            "A `vla_envs.Randomization`, or a mapping with its fields: where fixtures stand, lights, colours, textures and "
+            "cameras, drawn anew for each episode from its seed; None: all is as in the scene. Not on Warp."
+        ),
+    )
     settle_steps: int = field(default=10, metadata=_meaning("Control steps without motion at the start of each episode."))
     scene_dir: str | Path | None = field(
         default=None, metadata=_meaning("Folder of exported scenes; then LIBERO need not be installed.")
@@ -133,6 +141,7 @@ class EnvOptions:
         if self.render_every is not None and not self.drawn_cameras:
             raise ValueError(f"render_every needs a camera, got render_every={self.render_every} and cameras={self.cameras!r}")
         _ = self.drawn_cameras
+        _ = self.drawn_randomization
         check_state_keys(self.state_keys)
         check_choice("detail", self.detail, ("full", "fast"))
         check_choice("quality", self.quality, ("fast", "match"))
@@ -146,6 +155,11 @@ class EnvOptions:
     def drawn_cameras(self) -> tuple[DrawnCamera, ...]:
         """What `cameras`, `image_size`, `depth` and `segmentation` ask for, in the order of `cameras`."""
         return drawn_cameras(self.cameras, image_size=self.image_size, depth=self.depth, segmentation=self.segmentation)
+
+    @property
+    def drawn_randomization(self) -> Randomization | None:
+        """What `randomization` asks for."""
+        return read_randomization(self.randomization)
 
     @property
     def scene_folder(self) -> Path | None:

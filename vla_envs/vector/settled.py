@@ -59,6 +59,9 @@ class SettledStarts(OrderedDict[Hashable, Settled]):
             self._settle({slot: starts[slot] for slot in unsettled.values()}, to_come)
         saved = [self[start.key].saved for start in starts.values()]
         self._engine.restore(list(starts), [start.scene for start in starts.values()], saved)
+        looks = {slot: start.look for slot, start in starts.items() if start.look is not None}
+        if looks:
+            self._engine.dress(looks)
         for start in starts.values():
             self.move_to_end(start.key)
         self._forget()

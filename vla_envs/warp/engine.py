@@ -19,6 +19,7 @@ from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.vector.arrays import on_host
 from vla_envs.vector.cameras import DrawnCamera
 from vla_envs.vector.engine import EngineScene, StepResult
+from vla_envs.vector.look import Look
 from vla_envs.warp.cameras import Cameras
 from vla_envs.warp.device import WarpDevice, silence_explained, wait
 from vla_envs.warp.worlds import FAULTS, Worlds
@@ -230,6 +231,9 @@ class WarpEngine:
                     batch.worlds.restore(worlds, [saved[row] for row in rows])
                     batch.draw()  # what is seen is saved too: the pictures are those of then
             self._device.wait()
+
+    def dress(self, looks: Mapping[int, Look]) -> None:
+        raise AssertionError("all worlds look alike")
 
     def get_state(self, slot: int) -> np.ndarray:
         with self._busy, self._device.turn():

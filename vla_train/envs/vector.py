@@ -147,7 +147,7 @@ class VectorShard(EnvShard):
         return result
 
     def _reset_env(self, seeds: list[int | None], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if self.description.num_init_states:
+        if self.description.num_init_states and getattr(self._env.unwrapped, "randomization", None) is None:
             return self._env.reset(options=options)  # a stored state is the whole start; there is nothing to seed
         try:
             return self._env.reset(seed=seeds, options=options or None)  # type: ignore[arg-type]
