@@ -30,10 +30,13 @@ def test_a_chunk_in_pieces_is_the_same_as_at_once():
     assert_same_states(pieces.get_state(), whole.get_state())
 
 
-def test_a_single_env_takes_a_shorter_chunk_too():
-    env = gym.make("Libero-v0", suite=BOWL_ON_PLATE[0], task_id=0, detail="fast", cameras=(), chunk_size=4)
+def test_a_single_env_takes_a_shorter_chunk_and_shows_frames_too():
+    env = gym.make("Libero-v0", suite=BOWL_ON_PLATE[0], task_id=0, detail="fast", image_size=32, chunk_size=4, render_every=2)
     env.reset(seed=0)
-    assert env.step(np.zeros((3, 7)))[-1]["num_steps"] == 3
+    observation, *_, info = env.step(np.zeros((3, 7)))
+    assert info["num_steps"] == 3
+    assert info["frames"].shape == (2, 32, 32, 3)
+    np.testing.assert_array_equal(info["frames"][-1], observation["image"][:, ::-1])
     for shape in ((0, 7), (5, 7), (7,)):
         with pytest.raises(ValueError, match=r"the action must have shape \(4, 7\), got .*; a chunk may have 1 to 4 actions"):
             env.step(np.zeros(shape))
