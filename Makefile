@@ -54,14 +54,14 @@ $(ISAACLAB_VENV)/.ready: pyproject.toml vla_envs/pyproject.toml vla_train/pyproj
 	$(ISAACLAB_VENV)/bin/pip install -q -e './vla_envs[isaac]' -e ./vla_train hypothesis pytest pytest-timeout
 	@touch $@
 
-$(ISAACLAB_TASKS)/.ready: $(VENV)/.ready tests/isaaclab/record_reference.py $(wildcard vla_envs/isaac/lab/*.py)
+$(ISAACLAB_TASKS)/.ready: $(VENV)/.ready tests/on_isaaclab/record_reference.py $(wildcard vla_envs/isaac/lab/*.py)
 	$(BIN)/python -m vla_envs.isaac convert --suite libero_goal --task-ids 0 --num-starts 50 --out $(ISAACLAB_TASKS)
 	$(BIN)/python -m vla_envs.isaac convert --suite libero_spatial --task-ids 0 --num-starts 50 --out $(ISAACLAB_TASKS)
-	$(BIN)/python tests/isaaclab/record_reference.py $(ISAACLAB_TASKS)
+	$(BIN)/python tests/on_isaaclab/record_reference.py $(ISAACLAB_TASKS)
 	@touch $@
 
 test-isaaclab: setup $(ISAACLAB_TASKS)/.ready $(ISAACLAB_VENV)/.ready  ## tests of Isaac Lab's backend, in an environment of their own (5 GB)
-	ISAACLAB_TASKS=$(abspath $(ISAACLAB_TASKS)) $(ISAACLAB_VENV)/bin/python -m pytest -q -s tests/isaaclab $(ARGS)
+	ISAACLAB_TASKS=$(abspath $(ISAACLAB_TASKS)) $(ISAACLAB_VENV)/bin/python -m pytest -q -s tests/on_isaaclab $(ARGS)
 
 check: setup     ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ from vla_envs.libero.controller import (
 from vla_envs.libero.goals import GoalInputs
 from vla_envs.libero.privileged import SceneGeometry
 from vla_envs.libero.scene import Scene
+from vla_envs.vector.arena import limit_arena
 from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player
 from vla_envs.vector.mujoco_c import c_functions, contact_layout
 from vla_envs.vector.robot_state import ROBOT_STATE_DIM
@@ -39,6 +40,7 @@ class LiberoEngineScene(EngineScene):
     """Whose copy it is."""
 
     def __init__(self, scene: Scene) -> None:
+        limit_arena(scene.model)
         named = set(scene.cameras.values())
         others = {scene.model.camera(camera).name: camera for camera in range(scene.model.ncam) if camera not in named}
         super().__init__(scene.model, scene.cameras | others)

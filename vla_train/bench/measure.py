@@ -6,6 +6,7 @@ Each is warmed up first: calls are compiled, scenes loaded, every slot is playin
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -128,21 +129,20 @@ def update_rate(
 ) -> float:
     """Chunks per second of an update with all its epochs, on as many rows as an iteration has or the time allows.
 
-    Rows are doubled until an update of them takes long enough to be measured, which also warms it up.
+    After a first one, which compiles, rows are doubled until an update of them takes long enough to be measured.
     """
     iteration = config.rollout.groups_per_iteration * config.rollout.group_size * episode_decisions
     rows, most = min(16, iteration), min(iteration, _MOST_ROWS)
-    while True:
-        groups = make_groups(
-            observation,
-            decision,
-            rows=rows,
-            group_size=config.rollout.group_size,
-            episode_decisions=episode_decisions,
-            chunk_size=config.policy.chunk_size,
-        )
-        if trainer.update(groups, iteration=0).duration_s >= seconds / 4 or rows >= most:
-            break
+    make = partial(
+        make_groups,
+        observation,
+        decision,
+        group_size=config.rollout.group_size,
+        episode_decisions=episode_decisions,
+        chunk_size=config.policy.chunk_size,
+    )
+    trainer.update(make(rows=rows), iteration=0)
+    while trainer.update(groups := make(rows=rows), iteration=0).duration_s < seconds / 4 and rows < most:
         rows = min(2 * rows, most)
     trained, spent = 0, 0.0
     while not trained or spent < seconds:

@@ -16,6 +16,7 @@ the new one takes the newest weights and decides the same rows again, with the s
 """
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -72,7 +73,8 @@ def connect() -> None:
     try:
         ray.init(logging_level=logging.WARNING)
     except (ConnectionError, OSError, RuntimeError, ray.exceptions.RayError) as error:
-        raise WorkerError(f"no Ray cluster can be joined or started (RAY_ADDRESS): {error}") from None
+        asked = "; Ray 2.59 and later ask for a token (docs/pipeline.md)" if os.environ.get("RAY_ADDRESS") else ""
+        raise WorkerError(f"no Ray cluster can be joined or started (RAY_ADDRESS): {error}{asked}") from None
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own, which ends the process, in the place of any other
 

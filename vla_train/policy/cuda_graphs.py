@@ -198,8 +198,8 @@ class GraphedGradients:
 def _stand_ins(module: nn.Module) -> Iterator[tuple[nn.Parameter, ...]]:
     """Put in the place of each trained weight another of the same memory, and give those, in the weights' order.
 
-    Autograd has one node for a weight's gradient, of the stream where it was first used, for as long as any loss refers to it: a
-    loss of an earlier call that somebody still holds would draw its stream into the capture, which CUDA forbids.
+    Autograd has one node for a weight's gradient, of the stream where it was first used, for as long as any loss refers to it:
+    one of an earlier call that somebody still holds would draw its stream into the capture, which CUDA forbids.
     """
     slots = [
         (part._parameters, name, weight)

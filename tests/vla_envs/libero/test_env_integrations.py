@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import imageio.v3 as iio
 import numpy as np
 import pytest
 from fast_envs import BOWL_ON_PLATE, loaded_scene, make_envs, still
@@ -49,6 +50,24 @@ def test_a_person_may_watch(monkeypatch: pytest.MonkeyPatch):
     env.reset(seed=0)
     env.step(np.zeros(7))
     env.close()
+
+
+def test_videos_of_single_and_vector_envs_are_recorded(tmp_path: Path):
+    pytest.importorskip("moviepy")
+    one = gym.make("Libero-v0", **FAST, render_mode="rgb_array", time_limit=2)
+    two = make_envs(2, max_episode_steps=2, cameras=("agentview",), image_size=32, render_mode="rgb_array")
+    env = gym.wrappers.RecordVideo(one, str(tmp_path / "one"), disable_logger=True)
+    envs = gym.wrappers.vector.RecordVideo(two, str(tmp_path / "two"), disable_logger=True)
+    for recorded in (env, envs):
+        recorded.reset(seed=0)
+        for _ in range(2):
+            recorded.step(np.zeros(recorded.action_space.shape, np.float32))
+        recorded.close()
+    for folder, shape in (("one", (32, 32, 3)), ("two", (32, 64, 3))):
+        (file,) = (tmp_path / folder).glob("*.mp4")
+        pictures = list(iio.imiter(file))
+        assert len(pictures) >= 3  # moviepy repeats one now and then
+        assert pictures[0].shape == shape
 
 
 def test_numbers_of_a_single_envs_info_are_pythons_own():

@@ -5,19 +5,23 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from small_runs import command_line
 
 from vla_train.bench import bench as bench_module
 from vla_train.bench.machine import Machine
-from vla_train.bench.measure import PolicyAlone, batch_sizes
+from vla_train.bench.measure import PolicyAlone, batch_sizes, update_rate
 from vla_train.cli import main, parse_bench
 from vla_train.config import EnvConfig, TrainConfig
 from vla_train.envs.worker import ThreadWorker
 from vla_train.recipes import RECIPES
 from vla_train.trainer.group_trainer import GroupTrainer
+from vla_train.types import Group, Observation
 
 MakeRun = Callable[..., TrainConfig]
 
@@ -237,3 +241,24 @@ def test_batches_are_whole_workers_as_far_as_one_call_takes_them(
 ) -> None:
     env = EnvConfig(num_workers=num_workers, envs_per_worker=envs_per_worker)
     assert batch_sizes(env, max_policy_batch) == sizes
+
+
+class TrainerOnPaper:
+    """Takes 1 s and 0.1 s a row, and 100 s the first time, as one that compiles."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def update(self, groups: list[Group], **_: Any) -> SimpleNamespace:
+        self.rows.append(sum(len(trajectory) for group in groups for trajectory in group.trajectories))
+        return SimpleNamespace(rows=self.rows[-1], duration_s=100.0 if len(self.rows) == 1 else 1 + self.rows[-1] / 10)
+
+
+def test_an_update_is_measured_on_enough_rows_however_long_the_first_one_compiles(small_run: MakeRun) -> None:
+    trainer = TrainerOnPaper()
+    seen = Observation(arrays={"image": np.zeros((1, 2, 2, 3), np.uint8)}, instructions=("",))
+    rate = update_rate(
+        cast(GroupTrainer, trainer), seen, {"token_ids": np.zeros((1, 8))}, small_run(), episode_decisions=64, seconds=20
+    )
+    assert trainer.rows == [16, 16, 32, 64, 64, 64, 64]
+    assert rate == pytest.approx(64 / 7.4)

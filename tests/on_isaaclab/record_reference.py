@@ -1,6 +1,6 @@
 """What MuJoCo in C makes of converted tasks: run where LIBERO is, read by the tests that run where Isaac Lab is.
 
-    python tests/isaaclab/record_reference.py FOLDER
+    python tests/on_isaaclab/record_reference.py FOLDER
 
 For each task in FOLDER it writes `FOLDER/reference_<suite>_<task id>.npz`: from stored starts an episode at rest and one of
 long random pushes; after each control step what is observed, where the objects are, and whether the goal holds. And it writes
