@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vla_envs.libero.suites import SuiteTask as SuiteTask
     from vla_envs.libero.suites import suite_tasks as suite_tasks
     from vla_envs.vector.cameras import Camera as Camera
+    from vla_envs.vector.randomization import Randomization as Randomization
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ _MODULES = {
     "MissingDependencyError": "vla_envs.errors",
     "NotResetError": "vla_envs.errors",
     "PrivilegedView": "vla_envs.libero.privileged",
+    "Randomization": "vla_envs.vector.randomization",
     "RenderingUnavailableError": "vla_envs.errors",
     "SceneFormatError": "vla_envs.errors",
     "SuiteTask": "vla_envs.libero.suites",

@@ -170,6 +170,8 @@ class Trajectory:
     """See `EnvConfig.success`."""
     truncated: bool
     """Ended by the time limit or by a fault of the simulator, not by the task."""
+    film: np.ndarray | None = None
+    """(T, H, W, 3) uint8: the main image from the episode's start to its very end, at even intervals; None: not asked for."""
 
     def __len__(self) -> int:
         return len(self.num_steps)

@@ -17,7 +17,7 @@ from pairing import Rates, Side, compare
 from stock import IMAGE_SIZE, NUM_STOCK_ENVS, make_stock_env
 
 from vla_envs.libero.suites import benchmark_suite, initial_states, quiet
-from vla_envs.vector.base import SETTLING_ACTION
+from vla_envs.vector.settled import SETTLING_ACTION
 from vla_train.demonstrations.attempts import Attempts
 from vla_train.demonstrations.config import CollectConfig
 from vla_train.demonstrations.player import Played, Player

@@ -18,9 +18,9 @@ from vla_envs.isaac.lab.convert import names_of, starts_of
 from vla_envs.isaac.lab.task_file import ConvertedTask, converted_tasks, load_task, save_task
 from vla_envs.libero import goals
 from vla_envs.libero.recent_scenes import shared_scene
-from vla_envs.vector.base import SETTLING_ACTION
 from vla_envs.vector.cameras import drawn_cameras
 from vla_envs.vector.mujoco_engine import MujocoEngine
+from vla_envs.vector.settled import SETTLING_ACTION
 
 NUM_STEPS, NUM_PLACED_STEPS = 50, 10
 IMAGE_SIZE = 256

@@ -12,7 +12,7 @@ from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.env import LiberoEnv
 from vla_envs.libero.goals import InSite, JointPast, OnObject, OnSite
 from vla_envs.libero.recent_scenes import shared_scene
-from vla_envs.vector.base import SETTLING_ACTION
+from vla_envs.vector.settled import SETTLING_ACTION
 
 STILL = SETTLING_ACTION
 

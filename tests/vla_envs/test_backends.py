@@ -74,6 +74,7 @@ def test_observations_and_actions_are_of_the_spaces(make: Make):
     assert observation in envs.observation_space
     assert (rewards.dtype, terminated.dtype, truncated.dtype) == (np.float64, bool, bool)
     assert info["num_steps"].tolist() == [2, 2]
+    assert envs.step(actions(envs)[:, :1])[-1]["num_steps"].tolist() == [1, 1], "a chunk may be shorter"
 
 
 def test_a_reset_with_a_mask_leaves_the_other_slots_as_they_are(make: Make):

@@ -27,6 +27,7 @@ def make_trajectory(spec: EpisodeSpec, *, success: bool, height: int = 64, width
         spec=spec,
         instruction=INSTRUCTIONS[spec.task_id % len(INSTRUCTIONS)],
         observations={"image": images},
+        film=np.concatenate([images, images[-1:]]),
         decisions={"token_ids": np.zeros((DECISIONS, TOKENS), np.int32), "logprobs": np.zeros((DECISIONS, TOKENS), np.float32)},
         num_steps=np.full(DECISIONS, CHUNK_SIZE, np.int32),
         rewards=np.array([0.0] * (DECISIONS - 1) + [float(success)], np.float32),
@@ -38,4 +39,4 @@ def make_trajectory(spec: EpisodeSpec, *, success: bool, height: int = 64, width
 
 def play_with(succeeds: Callable[[EpisodeSpec], bool]) -> Callable[[Iterable[EpisodeSpec]], Iterator[Trajectory]]:
     """A `play` whose episodes succeed where `succeeds` says so."""
-    return lambda specs: (make_trajectory(spec, success=succeeds(spec)) for spec in specs)
+    return lambda specs, **_: (make_trajectory(spec, success=succeeds(spec)) for spec in specs)

@@ -117,7 +117,7 @@ def test_a_gpu_whose_memory_is_too_small_for_the_policy(small_run: MakeRun, ende
 def test_an_evaluation_whose_disk_fills_ends_in_one_line(
     small_checkpoint: Path, tmp_path: Path, ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "somewhere")
 
     monkeypatch.setattr(evaluate_module, "write_video", full)

@@ -10,6 +10,7 @@ import numpy as np
 from vla_envs.isaac.isaaclab import isaaclab_env
 from vla_envs.isaac.randomize import START_NUMBERS, InitialStates
 from vla_envs.libero.arguments import check_task
+from vla_envs.libero.randomized_starts import EPISODE_SEEDS, RandomizedStarts
 from vla_envs.libero.recent_scenes import shared_scene
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv
@@ -97,6 +98,12 @@ class IsaacEnv(ChunkedVectorEnv):
         self._scene.check_cameras(settings.drawn_cameras)
         self._num_starts = num_starts
         self._state = lru_cache(_KEPT_STATES)(InitialStates(self._scene.scene).numbered)
+        self.randomization = settings.drawn_randomization
+        if self.randomization and self.randomization.fixtures:
+            raise ValueError(
+                "fixtures stay where they are in Isaac-v0, whose objects are placed around them: Libero-v0 moves them"
+            )
+        self._randomized = self.randomization and RandomizedStarts(self.randomization, suite=suite, scene_dir=folder)
         super().__init__(
             num_envs,
             engine=warp_engine(num_envs, settings) if backend == "warp" else mujoco_engine(num_envs, settings),
@@ -107,7 +114,8 @@ class IsaacEnv(ChunkedVectorEnv):
 
     def _next_start(self, slot: int, rng: np.random.Generator, episode: int, options: Mapping[str, np.ndarray]) -> Start:
         number = int(rng.integers(START_NUMBERS))
-        return self._start(number if self._num_starts is None else number % self._num_starts)
+        start = self._start(number if self._num_starts is None else number % self._num_starts)
+        return self._randomized.draw(start, slot, int(rng.integers(EPISODE_SEEDS))) if self._randomized else start
 
     def _starts_to_come(self, task_id: int) -> Iterator[Start]:
         return map(self._start, range(self._num_starts or 0))

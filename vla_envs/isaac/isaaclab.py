@@ -48,6 +48,10 @@ def isaaclab_env(
     for option, cameras in (("depth", settings.depth), ("segmentation", settings.segmentation)):
         if cameras:
             raise ValueError(f"{option} is for the backends 'mujoco' and 'warp', got {cameras!r} for 'isaaclab'")
+    if settings.render_every is not None:
+        raise ValueError(f"render_every is for the backend 'mujoco', got {settings.render_every} for 'isaaclab'")
+    if settings.randomization is not None:
+        raise ValueError("randomization is for the backend 'mujoco', not for 'isaaclab': leave it out")
     if num_starts is not None:
         raise ValueError("num_starts of converted tasks is what `convert --num-starts` was given: leave it out here")
     if task is None:

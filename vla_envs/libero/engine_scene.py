@@ -1,5 +1,8 @@
 """A LIBERO scene and its players, as the engine takes them: compiled control steps, goals and the stove's glow."""
 
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -33,6 +36,9 @@ _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 class LiberoEngineScene(EngineScene):
     """One compiled LIBERO task."""
 
+    _origin: "LiberoEngineScene | None" = None
+    """Whose copy it is."""
+
     def __init__(self, scene: Scene) -> None:
         limit_arena(scene.model)
         named = set(scene.cameras.values())
@@ -50,6 +56,27 @@ class LiberoEngineScene(EngineScene):
     def geometry(self) -> SceneGeometry:
         """Names and shapes, for privileged views; made when first asked for."""
         return SceneGeometry(self.scene)
+
+    @property
+    def drawn_as(self) -> EngineScene:
+        return self._origin or self
+
+    def with_own_model(self) -> "LiberoEngineScene":
+        """The same scene, but fixtures may be moved in it."""
+        own = LiberoEngineScene(replace(self.scene, model=copy(self.model)))
+        own._origin = self
+        return own
+
+    def move(self, fixtures: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Put fixtures elsewhere, while nobody plays; only in a scene `with_own_model`.
+
+        Args:
+            fixtures: Body -> position (3,) in m and quaternion (4,) w x y z.
+        """
+        assert self._origin is not None, "others share this model"
+        for body, (position, quaternion) in fixtures.items():
+            self.model.body_pos[body], self.model.body_quat[body] = position, quaternion
+        self.__dict__.pop("geometry", None)
 
     def new_player(self) -> "LiberoPlayer":
         return LiberoPlayer(self)

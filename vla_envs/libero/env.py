@@ -12,6 +12,7 @@ from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.expert.expert import Expert
 from vla_envs.libero.expert.plan import why_declined
 from vla_envs.libero.privileged import PrivilegedView
+from vla_envs.libero.randomized_starts import EPISODE_SEEDS, RandomizedStarts
 from vla_envs.libero.recent_scenes import RecentScenes
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv
@@ -65,6 +66,8 @@ class LiberoEnv(ChunkedVectorEnv):
         if folder is not None:
             for chosen_id in chosen:
                 exported_file(suite, chosen_id, detail=settings.detail, scene_dir=folder)
+        self.randomization = settings.drawn_randomization
+        self._randomized = self.randomization and RandomizedStarts(self.randomization, suite=suite, scene_dir=folder)
         super().__init__(
             num_envs,
             engine=warp_engine(num_envs, settings) if engine == "warp" else mujoco_engine(num_envs, settings),
@@ -105,7 +108,8 @@ class LiberoEnv(ChunkedVectorEnv):
         task_id = self._task_of(slot, episode, options)
         drawn = int(rng.integers(self.num_init_states[task_id]))
         init_state_id = int(options["init_state_id"][slot]) if "init_state_id" in options else drawn
-        return self._start(task_id, init_state_id)
+        start = self._start(task_id, init_state_id)
+        return self._randomized.draw(start, slot, int(rng.integers(EPISODE_SEEDS))) if self._randomized else start
 
     def _starts_to_come(self, task_id: int) -> Iterator[Start]:
         return (self._start(task_id, init_state_id) for init_state_id in range(self.num_init_states[task_id]))
@@ -161,6 +165,8 @@ class LiberoEnv(ChunkedVectorEnv):
     def close_extras(self) -> None:
         super().close_extras()
         self._scenes.clear()
+        if self._randomized:
+            self._randomized.clear()
 
 
 make_libero_env = maker_of_single(LiberoEnv)

@@ -8,24 +8,37 @@ import numpy as np
 from vla_envs.vector.engine import ACTION_DIM
 
 
-def read_actions(actions: Any, shape: tuple[int, ...]) -> Any:
-    """(N, K, 7) float64 from actions of the action space's shape, (N, 7) or (N, K, 7); a tensor on a GPU stays there, float32.
+def read_actions(actions: Any, shape: tuple[int, ...], *, chunk_size: int | None) -> Any:
+    """(N, k, 7) float64 from actions (N, 7), or (N, k, 7) with k from 1 to K; a tensor on a GPU stays there, float32.
+
+    Args:
+        actions: What the user gave.
+        shape: Of the action space: (N, 7) or (N, K, 7).
+        chunk_size: K; None: there are no chunks.
 
     Raises:
         ValueError: Wrong shape, or a number that is not finite.
     """
     if getattr(actions, "is_cuda", False):
-        if tuple(actions.shape) != shape:
-            raise ValueError(f"actions must have shape {shape}, got {tuple(actions.shape)}")
+        check_shape("actions", tuple(actions.shape), shape, chunk_size=chunk_size)
         if not bool(actions.isfinite().all()):
             raise ValueError(f"actions must be finite, got {float(actions[~actions.isfinite()][0])}")
         return actions.detach().float().reshape(shape[0], -1, ACTION_DIM)
     chunk = np.asarray(actions, np.float64)
-    if chunk.shape != shape:
-        raise ValueError(f"actions must have shape {shape}, got {chunk.shape}")
+    check_shape("actions", chunk.shape, shape, chunk_size=chunk_size)
     if not np.isfinite(chunk).all():
         raise ValueError(f"actions must be finite, got {chunk[~np.isfinite(chunk)][0]}")
     return np.ascontiguousarray(chunk.reshape(shape[0], -1, ACTION_DIM))
+
+
+def check_shape(name: str, given: tuple[int, ...], shape: tuple[int, ...], *, chunk_size: int | None) -> None:
+    """Raise `ValueError` for a shape that is neither the action space's, `shape`, nor that of a shorter chunk."""
+    if given == shape:
+        return
+    chunked = chunk_size is not None and len(given) == len(shape)
+    if not (chunked and (*given[:-2], given[-1]) == (*shape[:-2], shape[-1]) and 1 <= given[-2] < shape[-2]):
+        shorter = "" if chunk_size in (None, 1) else f"; a chunk may have 1 to {chunk_size} actions"
+        raise ValueError(f"{name} must have shape {shape}, got {given}{shorter}")
 
 
 def read_reset_options(options: Mapping[str, Any] | None, num_envs: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:

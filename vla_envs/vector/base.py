@@ -3,19 +3,16 @@
     reset: pick starts -> restore or settle them -> observe
     step:  check actions -> play each live slot's chunk until its goal, its time limit or a fault -> observe -> autoreset
 
-Invariants: Actions are checked before anything moves. Cameras draw once per slot and call. A slot whose episode is over does
-not move until it is reset. What a slot does depends on nothing but its starts and actions. Calls from several threads take
-turns, and so does `close`. Knows no simulator and no benchmark.
+Invariants: Actions are checked before anything moves. Cameras draw once per slot and call, but where a slot is filmed. A slot
+whose episode is over does not move until it is reset. What a slot does depends on nothing but its starts and actions. Calls
+from several threads take turns, and so does `close`. Knows no simulator and no benchmark.
 """
 
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -29,35 +26,23 @@ from vla_envs.vector.arguments import read_actions, read_reset_options, read_see
 from vla_envs.vector.arrays import as_float32, giver, on_host
 from vla_envs.vector.calibration import Calibration
 from vla_envs.vector.conversion import convert_texts_to_themselves
-from vla_envs.vector.engine import ACTION_DIM, Engine, array_bytes
+from vla_envs.vector.engine import Engine
+from vla_envs.vector.filming import Filming, frames_info
 from vla_envs.vector.infos import with_masks
 from vla_envs.vector.options import RENDER_MODES, EnvOptions
 from vla_envs.vector.remade import Remade
 from vla_envs.vector.robot_state import ROBOT_STATE
+from vla_envs.vector.settled import SettledStarts
 from vla_envs.vector.slot_attributes import SlotAttributes
 from vla_envs.vector.spaces import action_space, depth_key, image_key, observation_space, segmentation_key
 from vla_envs.vector.spec import plain_spec
 from vla_envs.vector.start import Start
 
-SETTLING_ACTION = np.array([0.0] * (ACTION_DIM - 1) + [-1.0])
-"""What LIBERO plays while a scene comes to rest: no motion, gripper open."""
-
 CONTROL_HZ = 20
 """Control steps in a second of the robot's time."""
 
-SETTLED_BYTES = 256 << 20
-"""Of the settled starts that an env keeps: states and pictures."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Settled:
-    """A start after settling, ready to be copied into any slot."""
-
-    saved: Any
-    num_bytes: int
-
-
-class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv, ABC):
+class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.VectorEnv, ABC):
     """N slots of robot manipulation with chunked actions.
 
     Shape letters: N slots, K actions of a chunk, H x W pixels.
@@ -107,10 +92,10 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
             "render_modes": list(RENDER_MODES),
             "render_fps": fps,
         }
-        self._settle_steps = options.settle_steps
-        self._settled: OrderedDict[Hashable, _Settled] = OrderedDict()
+        self._settled = SettledStarts(engine, settle_steps=options.settle_steps)
 
         self._cameras = {camera.name: camera for camera in options.drawn_cameras}
+        self.render_every = (options.render_every,) * num_envs
         self._give = giver(options.arrays)
         self.state_keys = tuple(options.state_keys)
         self.single_observation_space = observation_space(
@@ -184,16 +169,19 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
         """Play one chunk in every slot whose episode is not over.
 
         Args:
-            actions: (N, K, 7), or (N, 7) without `chunk_size`: translation, rotation (axis-angle), gripper (-1 open, +1
-                close), each in [-1, 1] and clipped to it. Those of a slot that does not play are ignored, but must be finite.
+            actions: (N, K, 7) or a shorter chunk (N, k, 7), or (N, 7) without `chunk_size`: translation, rotation (axis-angle),
+                gripper (-1 open, +1 close), each in [-1, 1] and clipped to it. Those of a slot that does not play are ignored,
+                but must be finite.
 
         Returns:
             observation; reward (N,) float64, 1 where the goal was reached; terminated (N,) bool, the same; truncated (N,) bool,
             by the time limit or a fault; info: `num_steps` (actions played), `success` and, for LeRobot, the same as
             `is_success`, `task_id`, `init_state_id`. Where an episode ended it also has `episode_return`, `episode_length`
-            (control steps), `episode_seconds` and, if the physics gave up, `fault`. With `SAME_STEP`, the info of a step that
-            ended an episode is in `final_info`, beside `final_obs`; for that slot the info itself speaks of the next episode's
-            start, as in Gymnasium's own vector envs.
+            (control steps), `episode_seconds` and, if the physics gave up, `fault`. Of a slot that is filmed (`render_every`)
+            it has `frames`, (F, H, W, 3) uint8: the first camera as `render` gives it, after every so many control steps of
+            the chunk and after its last, so that the last one of all shows the end of the episode. With
+            `SAME_STEP`, the info of a step that ended an episode is in `final_info`, beside `final_obs`; for that slot the info
+            itself speaks of the next episode's start, as in Gymnasium's own vector envs.
 
         Raises:
             NotResetError: Some slot was never reset, or the env is closed.
@@ -202,7 +190,8 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
         with self._busy:
             self._check_open()
             self._check_begun("step", range(self.num_envs))
-            return self._play(read_actions(actions, self.action_space.shape))  # type: ignore[arg-type]
+            shape = self.action_space.shape
+            return self._play(read_actions(actions, shape, chunk_size=self.chunk_size))  # type: ignore[arg-type]
 
     def _play(self, chunk: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """`step` with checked actions, (N, K, 7)."""
@@ -211,18 +200,20 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
         num_steps = np.zeros(self.num_envs, np.int32)
         success = np.zeros(self.num_envs, bool)
         faults = np.full(self.num_envs, None, dtype=object)
+        frames: Mapping[int, np.ndarray] = {}
 
         slots = np.flatnonzero(playing).tolist()
         if slots:
             limits = np.clip(self.max_episode_steps - self._elapsed[slots], 0, chunk.shape[1])
             try:
-                result = self._engine.step(slots, chunk[slots], limits)
+                result = self._engine.step(slots, chunk[slots], limits, film=self._filmed(slots))
             except BaseException:
                 self._forget(slots)
                 raise
             num_steps[slots] = result.num_steps
             success[slots] = result.goal_reached
             faults[slots] = [fault or None for fault in result.faults]
+            frames = result.frames
         faulted = np.array([fault is not None for fault in faults])
         self._elapsed += num_steps
         self._returns += success
@@ -236,12 +227,12 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
         played = {"num_steps": num_steps, "success": success, "is_success": success}
         endings = with_masks(self._statistics(), ended) | (with_masks({"fault": faults}, faulted) if faulted.any() else {})
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
-            final = with_masks({**played, **self._identity()}, ended) | endings
+            final = with_masks({**played, **self._identity()}, ended) | frames_info(frames, ended) | endings
             endings = with_masks({"final_obs": self._observe_singly(ended), "final_info": final}, ended)
             self._begin(np.flatnonzero(ended).tolist(), {})
-            info = with_masks(played, ~ended) | with_masks(self._identity(), everyone)
+            info = with_masks(played, ~ended) | frames_info(frames, ~ended) | with_masks(self._identity(), everyone)
         else:
-            info = with_masks({**played, **self._identity()}, everyone)
+            info = with_masks({**played, **self._identity()}, everyone) | frames_info(frames, everyone)
         return self._observe(), success.astype(np.float64), success, truncated, info | (endings if ended.any() else {})
 
     @property
@@ -368,46 +359,19 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
     def _begin(self, slots: Sequence[int], options: Mapping[str, np.ndarray]) -> None:
         """Begin an episode in each slot; equal starts are settled and drawn once."""
         starts: dict[int, Start] = {}
-        unsettled: dict[Hashable, int] = {}
         self._forget(slots)
         for slot in slots:
             rng = self._slot_rngs[slot]
             assert rng is not None
-            start = starts[slot] = self._next_start(slot, rng, int(self._episodes[slot]), options)
-            if start.key not in self._settled:
-                unsettled.setdefault(start.key, slot)
-        if unsettled:
-            self._settle({slot: starts[slot] for slot in unsettled.values()})
-        if starts:
-            saved = [self._settled[start.key].saved for start in starts.values()]
-            self._engine.restore(list(starts), [start.scene for start in starts.values()], saved)
+            starts[slot] = self._next_start(slot, rng, int(self._episodes[slot]), options)
+        self._settled.begin(starts, self._starts_to_come)
         for slot, start in starts.items():
-            self._settled.move_to_end(start.key)
             self._starts[slot] = start
-        self._forget_settled()
         self._episodes[slots] += 1
         self._over[slots] = False
         self._elapsed[slots] = 0
         self._returns[slots] = 0.0
         self._began_at[slots] = time.perf_counter()
-
-    def _settle(self, starts: Mapping[int, Start]) -> None:
-        """Play the settling steps from these starts, and from others that come along for nothing, and keep what comes of it."""
-        slots, chosen = list(starts), list(starts.values())
-        known = {start.key for start in chosen} | self._settled.keys()
-        for scene, count in self._engine.room_to_settle(slots, [start.scene for start in chosen]).items():
-            task_id = next(start.task_id for start in chosen if start.scene is scene)
-            chosen += islice((start for start in self._starts_to_come(task_id) if start.key not in known), count)
-        scenes, states = [start.scene for start in chosen], [start.state for start in chosen]
-        settled = self._engine.settle(slots, scenes, states, np.tile(SETTLING_ACTION, (self._settle_steps, 1)))
-        for start, saved in zip(chosen, settled, strict=True):
-            self._settled[start.key] = _Settled(saved=saved, num_bytes=array_bytes(saved))
-
-    def _forget_settled(self) -> None:
-        """Let the starts that were not used for longest go, until the others fit."""
-        num_bytes = sum(settled.num_bytes for settled in self._settled.values())
-        while num_bytes > SETTLED_BYTES:
-            num_bytes -= self._settled.popitem(last=False)[1].num_bytes
 
     def _observe(self) -> dict[str, Any]:
         """The observation of all slots, in memory of its own."""

@@ -8,19 +8,24 @@ Shape letters: N slots, n slots of one call, K control steps, H x W image.
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import mujoco
 import numpy as np
 
 from vla_envs.vector.cameras import DrawnCamera
+from vla_envs.vector.look import Look
 from vla_envs.vector.slot import GoalRecord, View
 
 ACTION_DIM = 7
 """Translation (3), rotation (3), gripper (1)."""
 PROPRIOCEPTION_DIM = 8
 """End-effector position (m), axis-angle (rad), two gripper joints (m)."""
+
+NOBODY: Mapping[int, int] = MappingProxyType({})
+"""No slot is filmed."""
 
 
 class Player(ABC):
@@ -74,6 +79,11 @@ class EngineScene(ABC):
         self.switch_lock = threading.Lock()
         """Held from `show_switches` until the visualiser has read the model."""
 
+    @property
+    def drawn_as(self) -> "EngineScene":
+        """The scene whose meshes and textures it shows: another one if this one differs only in where things are."""
+        return self
+
     def camera_id(self, name: str) -> int:
         """The id of a camera of the model.
 
@@ -113,12 +123,16 @@ class StepResult:
     """(n,) bool: whether the goal held after the last of them."""
     faults: tuple[str, ...]
     """n reasons why the physics gave up; "" where it did not."""
+    frames: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """By filmed slot: (F, H, W, 3) uint8, pictures within the chunk, as `Engine.pictures` has them."""
 
 
 class Engine(Protocol):
     """N slots of physics and cameras. Calls do not overlap."""
 
     num_slots: int
+    films: bool
+    """Whether it can draw single slots within a chunk, and with looks of their own."""
 
     @property
     def renderer(self) -> str:
@@ -146,14 +160,23 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool = True) -> StepResult:
-        """Play chunks, each until its goal holds, and draw each slot once, as it looks then.
+    def step(
+        self,
+        slots: Sequence[int],
+        actions: Any,
+        num_steps: np.ndarray,
+        *,
+        until_goal: bool = True,
+        film: Mapping[int, int] = NOBODY,
+    ) -> StepResult:
+        """Play chunks, each until its goal holds, and draw each slot once, as it looks then; those that are filmed more often.
 
         Args:
             slots: n slots; the others do not move.
             actions: (n, K, 7), finite: a NumPy array, or a tensor on the engine's device.
             num_steps: (n,) int: how many of the K to play at most.
             until_goal: Whether a chunk ends where its goal holds; False plays it through and judges nothing.
+            film: Slots whose first camera is drawn after every so many control steps, and after the last; only with `films`.
         """
         ...
 
@@ -194,6 +217,10 @@ class Engine(Protocol):
 
     def restore(self, slots: Sequence[int], scenes: Sequence[EngineScene], saved: Sequence[Any]) -> None:
         """Continue in each slot from what was saved in any slot with its scene; its pictures are those of then."""
+        ...
+
+    def dress(self, looks: Mapping[int, Look]) -> None:
+        """Draw these slots with looks of their own, from now until they begin, or are restored, anew; only with `films`."""
         ...
 
     def get_state(self, slot: int) -> np.ndarray:

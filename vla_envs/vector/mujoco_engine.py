@@ -23,14 +23,15 @@ import numpy as np
 from vla_envs.errors import NotResetError
 from vla_envs.vector.allowance import allowed_cores
 from vla_envs.vector.arrays import on_host
-from vla_envs.vector.cameras import DrawnCamera
-from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player, StepResult
+from vla_envs.vector.cameras import Camera, DrawnCamera
+from vla_envs.vector.engine import NOBODY, PROPRIOCEPTION_DIM, EngineScene, Player, StepResult
 from vla_envs.vector.gl_context import Device, check_device, open_device
+from vla_envs.vector.look import Look
 from vla_envs.vector.mujoco_warnings import log_mujoco_warnings
 from vla_envs.vector.options import EnvOptions
 from vla_envs.vector.rendering import Frame, RenderPool
 from vla_envs.vector.robot_state import ROBOT_STATE_DIM
-from vla_envs.vector.slot import camera_pose
+from vla_envs.vector.slot import View, camera_pose
 
 _open_engines: "WeakSet[MujocoEngine]" = WeakSet()
 
@@ -47,6 +48,8 @@ class MujocoEngine:
     Raises:
         RenderingUnavailableError: There is nothing to draw with here.
     """
+
+    films = True
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class MujocoEngine:
         self._closed = False
         self._scenes: list[EngineScene | None] = [None] * num_slots
         self._players: list[Player | None] = [None] * num_slots
+        self._looks: list[Look | None] = [None] * num_slots
         self._renderers: RenderPool | None = None
         """None until the first call that draws."""
         self.render_span: tuple[float, float] | None = None
@@ -114,6 +118,7 @@ class MujocoEngine:
         num_steps: np.ndarray,
         *,
         until_goal: bool = True,
+        film: Mapping[int, int] = NOBODY,
     ) -> StepResult:
         with self._busy:
             self._prepare_to_draw()
@@ -122,11 +127,17 @@ class MujocoEngine:
             reached = np.zeros(len(slots), bool)
             faults = [""] * len(slots)
             frames: list[list[Frame]] = [[] for _ in slots]
+            films: dict[int, list[Frame]] = {slot: [] for slot in film}
             asked: list[float] = []
 
             def play(index: int) -> None:
                 slot = slots[index]
-                outcome = self._play(slot, actions[index], int(num_steps[index]), until_goal=until_goal)
+                if slot in film:
+                    outcome = self._film(
+                        slot, actions[index], int(num_steps[index]), films[slot], every=film[slot], until_goal=until_goal
+                    )
+                else:
+                    outcome = self._play(slot, actions[index], int(num_steps[index]), until_goal=until_goal)
                 played[index], reached[index], faults[index] = outcome
                 asked.append(time.perf_counter())
                 frames[index] = self._draw(slot)
@@ -134,10 +145,11 @@ class MujocoEngine:
             try:
                 self._for_each(slots, play)
             finally:
-                _wait_for([frame.done for drawn in frames for frame in drawn])
+                _wait_for([frame.done for drawn in (*frames, *films.values()) for frame in drawn])
             if any(frames):
                 self.render_span = min(asked), time.perf_counter()
-            return StepResult(num_steps=played, goal_reached=reached, faults=tuple(faults))
+            shown = {slot: np.array([*(frame.pixels for frame in film), self._drawn[0][slot]]) for slot, film in films.items()}
+            return StepResult(num_steps=played, goal_reached=reached, faults=tuple(faults), frames=shown)
 
     def draw(self, slots: Sequence[int]) -> None:
         with self._busy:
@@ -164,11 +176,14 @@ class MujocoEngine:
         return np.array([position for position, _ in poses]), np.array([rotation for _, rotation in poses])
 
     def _camera_pose(self, slot: int, camera: DrawnCamera) -> tuple[np.ndarray, np.ndarray]:
+        look = self._looks[slot]
         if camera.own is not None:
-            return np.asarray(camera.own.position, np.float64), camera.own.rotation
+            own = camera.own if look is None else look.of(camera.own)
+            return np.asarray(own.position, np.float64), own.rotation
         player, scene = self._player(slot), self._scenes[slot]
         assert scene is not None
-        return camera_pose(player.view.poses, scene.model, scene.camera_id(camera.name))
+        poses = player.view.poses if look is None else look.poses(player.view.poses, scene.model)
+        return camera_pose(poses, scene.model, scene.camera_id(camera.name))
 
     def proprioception(self, slots: Sequence[int]) -> np.ndarray:
         return np.array([self._player(slot).view.proprioception for slot in slots]).reshape(-1, PROPRIOCEPTION_DIM)
@@ -188,6 +203,12 @@ class MujocoEngine:
                 self._player(slot).restore(player)
                 for mine, theirs in zip(self._drawn, pictures, strict=True):
                     mine[slot] = theirs
+
+    def dress(self, looks: Mapping[int, Look]) -> None:
+        with self._busy:
+            for slot, look in looks.items():
+                self._looks[slot] = look
+            self.draw(list(looks))
 
     def get_state(self, slot: int) -> np.ndarray:
         return self._player(slot).get_state()
@@ -221,6 +242,7 @@ class MujocoEngine:
     def _occupy(self, slot: int, scene: EngineScene) -> None:
         """Give the slot a player of this scene. A player of another scene is dropped: it would keep that scene in memory."""
         self._check_open()
+        self._looks[slot] = None
         if self._scenes[slot] is not scene:
             self._players[slot] = scene.new_player()
             self._scenes[slot] = scene
@@ -241,6 +263,23 @@ class MujocoEngine:
             player.play(actions, first)
         return first, True, ""
 
+    def _film(
+        self, slot: int, actions: np.ndarray, num_steps: int, film: list[Frame], *, every: int, until_goal: bool
+    ) -> tuple[int, bool, str]:
+        """As `_play`, piece by piece; asks for a picture between any two of them, and adds it to `film`."""
+        played, reached, fault = 0, False, ""
+        while True:
+            piece = min(every, num_steps - played)
+            count, reached, fault = self._play(slot, actions[played : played + piece], piece, until_goal=until_goal)
+            played += count
+            if played >= num_steps or reached or fault:
+                return played, reached, fault
+            first, view = next(iter(self._cameras)), self._player(slot).view
+            frame = self._frame(slot, first, View(*(array.copy() for array in view)), np.empty_like(self._images[first][slot]))
+            film.append(frame)
+            assert self._renderers is not None
+            self._renderers.draw([frame])
+
     def _prepare_to_draw(self) -> None:
         self._check_open()
         if self._images and self._renderers is None:
@@ -248,15 +287,13 @@ class MujocoEngine:
 
     def _draw(self, slot: int) -> list[Frame]:
         """Ask for the slot's pictures; where the physics gave up, they show the last state before that."""
-        scene = self._scenes[slot]
-        assert scene is not None
         view = self._player(slot).view
         frames = [
-            Frame(
-                scene=scene,
-                view=view,
-                camera=camera.own or scene.camera_id(name),
-                pixels=self._images[name][slot],
+            self._frame(
+                slot,
+                name,
+                view,
+                self._images[name][slot],
                 depth=self._depths[name][slot] if camera.depth else None,
                 segmentation=self._segmentations[name][slot] if camera.segmentation else None,
             )
@@ -266,6 +303,15 @@ class MujocoEngine:
             assert self._renderers is not None
             self._renderers.draw(frames)
         return frames
+
+    def _frame(self, slot: int, camera: str, view: View, pixels: np.ndarray, **surfaces: Any) -> Frame:
+        scene, drawn = self._scenes[slot], self._cameras[camera]
+        assert scene is not None
+        look, source = self._looks[slot], drawn.own or scene.camera_id(camera)
+        if look is not None:
+            view = view._replace(poses=look.poses(view.poses, scene.model))
+            source = look.of(source) if isinstance(source, Camera) else source
+        return Frame(scene=scene.drawn_as, view=view, camera=source, pixels=pixels, look=look, **surfaces)
 
     def _for_each(self, slots: Sequence[int], work: Callable[[int], None]) -> None:
         """Do `work(index)` for each index of `slots`, in the pool; the first error is raised once all have ended.

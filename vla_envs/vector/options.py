@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode
 from vla_envs.vector.arrays import ARRAYS
 from vla_envs.vector.cameras import Camera, DrawnCamera, ImageSize, drawn_cameras
 from vla_envs.vector.gl_context import Device
+from vla_envs.vector.randomization import Randomization, read_randomization
 from vla_envs.vector.robot_state import check_state_keys
 
 RENDER_MODES = ("rgb_array",)
@@ -90,6 +91,13 @@ class EnvOptions:
             '"torch": pictures and robot states are PyTorch tensors, on the GPU where Warp simulates there; `step` takes them.'
         ),
     )
+    render_every: int | None = field(
+        default=None,
+        metadata=_meaning(
+            'n: `info["frames"]` of each step has pictures of the first camera within the chunk, after every n control steps '
+            "and after the last; None: none. `set_attr` changes it, for single slots too. Not on Warp."
+        ),
+    )
     max_episode_steps: int | None = field(
         default=None, metadata=_meaning("Time limit in control steps, settling not counted; None: the suite's own.")
     )
@@ -98,6 +106,13 @@ class EnvOptions:
         metadata=_meaning(
             "What happens to a slot whose episode is over, as in Gymnasium. `DISABLED`: it stays as it is, costs nothing, and "
             'reports no reward and no steps, until `reset` names it in `options["reset_mask"]`.'
+        ),
+    )
+    randomization: Randomization | Mapping[str, Any] | None = field(
+        default=None,
+        metadata=_meaning(
+            "A `vla_envs.Randomization`, or a mapping with its fields: where fixtures stand, lights, colours, textures and "
+            "cameras, drawn anew for each episode from its seed; None: all is as in the scene. Not on Warp."
         ),
     )
     settle_steps: int = field(default=10, metadata=_meaning("Control steps without motion at the start of each episode."))
@@ -114,11 +129,19 @@ class EnvOptions:
     def __post_init__(self) -> None:
         check_integer("settle_steps", self.settle_steps, least=0)
         limit = "time limit (max_episode_steps)"
-        optional = {"chunk_size": self.chunk_size, limit: self.max_episode_steps, "num_threads": self.num_threads}
+        optional = {
+            "chunk_size": self.chunk_size,
+            limit: self.max_episode_steps,
+            "num_threads": self.num_threads,
+            "render_every": self.render_every,
+        }
         for name, value in optional.items():
             if value is not None:
                 check_integer(name, value, least=1)
+        if self.render_every is not None and not self.drawn_cameras:
+            raise ValueError(f"render_every needs a camera, got render_every={self.render_every} and cameras={self.cameras!r}")
         _ = self.drawn_cameras
+        _ = self.drawn_randomization
         check_state_keys(self.state_keys)
         check_choice("detail", self.detail, ("full", "fast"))
         check_choice("quality", self.quality, ("fast", "match"))
@@ -132,6 +155,11 @@ class EnvOptions:
     def drawn_cameras(self) -> tuple[DrawnCamera, ...]:
         """What `cameras`, `image_size`, `depth` and `segmentation` ask for, in the order of `cameras`."""
         return drawn_cameras(self.cameras, image_size=self.image_size, depth=self.depth, segmentation=self.segmentation)
+
+    @property
+    def drawn_randomization(self) -> Randomization | None:
+        """What `randomization` asks for."""
+        return read_randomization(self.randomization)
 
     @property
     def scene_folder(self) -> Path | None:

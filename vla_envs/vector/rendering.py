@@ -13,6 +13,7 @@ held while memory allows, and no longer than some env uses it.
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 from weakref import ref
@@ -25,6 +26,7 @@ from vla_envs.vector.cameras import Camera
 from vla_envs.vector.culling import Culling
 from vla_envs.vector.engine import EngineScene
 from vla_envs.vector.gl_context import Device, GLDevice, open_device
+from vla_envs.vector.look import Look
 from vla_envs.vector.slot import View, show_poses
 from vla_envs.vector.surfaces import Surfaces, clipping_planes
 
@@ -41,6 +43,8 @@ class Frame:
     view: View
     camera: int | Camera
     """Id of a camera of the model, or one of one's own."""
+    look: Look | None = None
+    """Materials and light other than the model's; `view` and `camera` have what else belongs to it."""
     pixels: np.ndarray
     """(H, W, 3) uint8: receives the picture, upright and mirrored left to right as in the published LIBERO sets."""
     depth: np.ndarray | None = None
@@ -225,7 +229,7 @@ class _SceneRenderer:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # the last one drawn may be another scene's
         show_poses(frame.view.poses, self._data)
         self._look_from(frame)
-        with frame.scene.switch_lock:
+        with frame.scene.switch_lock, nullcontext() if frame.look is None else frame.look.worn_by(frame.scene.model):
             frame.scene.show_switches(frame.view.switches_on)
             mujoco.mjv_updateScene(
                 frame.scene.model,

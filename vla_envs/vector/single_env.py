@@ -9,6 +9,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from vla_envs.errors import NotResetError
+from vla_envs.vector.arguments import check_shape
 from vla_envs.vector.base import ChunkedVectorEnv
 from vla_envs.vector.infos import first_slot
 from vla_envs.vector.options import RENDER_MODES
@@ -87,11 +88,10 @@ class SingleEnv(gym.Env):
         return _first(observation), first_slot(info)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Play one chunk (K, 7), or one action (7,); see `ChunkedVectorEnv.step`."""
+        """Play one chunk (K, 7) or a shorter one, or one action (7,); see `ChunkedVectorEnv.step`."""
         if self._over:
             raise NotResetError("step was called on a finished episode: call reset() first")
-        if np.shape(action) != self.action_space.shape:
-            raise ValueError(f"the action must have shape {self.action_space.shape}, got {np.shape(action)}")
+        check_shape("the action", np.shape(action), self.action_space.shape, chunk_size=self.chunk_size)  # type: ignore[arg-type]
         observation, reward, terminated, truncated, info = self._envs.step(np.asarray(action)[None])
         self._over = bool(terminated[0] or truncated[0])
         return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), first_slot(info)

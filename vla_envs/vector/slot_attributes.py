@@ -14,8 +14,10 @@ from vla_envs.vector.options import check_integer
 
 _TEXTS = ("task_description", "task", "instruction")
 _EPISODE = ("task_id", "init_state_id")
-_GIVES_N = ("render", "get_state", "camera_intrinsics", "camera_extrinsics")
-"""Methods of the whole env that return something for each slot."""
+_GIVES_N = ("render", "get_state", "camera_intrinsics", "camera_extrinsics", "render_every")
+"""Of the whole env, that has or returns something for each slot."""
+_OF_EACH = ("render_every",)
+"""What may be set to another value in each slot."""
 _MOVES_ALL = ("reset", "step", "set_state")
 _OTHER_NAMES = {"_max_episode_steps": "max_episode_steps"}
 """What Gymnasium's TimeLimit and LeRobot call it."""
@@ -29,7 +31,7 @@ class SlotAttributes:
     _busy: threading.RLock
     _slot_methods: tuple[str, ...] = ()
     """Methods whose first argument is a slot."""
-    _settable: tuple[str, ...] = ("max_episode_steps",)
+    _settable: tuple[str, ...] = ("max_episode_steps", "render_every")
 
     @property
     @abstractmethod
@@ -45,8 +47,8 @@ class SlotAttributes:
 
         Args:
             name: `task_description` (also `task`, `instruction`), `task_id`, `init_state_id`, `render`, `get_state`,
-                `camera_intrinsics`, `camera_extrinsics`, and methods that take a slot: of each slot. Any other: the whole
-                env's, asked for once and given N times.
+                `camera_intrinsics`, `camera_extrinsics`, `render_every`, and methods that take a slot: of each slot. Any
+                other: the whole env's, asked for once and given N times.
             args: Of a method, without the slot.
             kwargs: The same.
 
@@ -71,7 +73,8 @@ class SlotAttributes:
         return self.call(name)
 
     def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute: `max_episode_steps` (also `_max_episode_steps`), one time limit for all slots, from now on.
+        """Set an attribute from now on: `max_episode_steps` (also `_max_episode_steps`), one time limit for all slots, or
+        `render_every`, which may differ between slots.
 
         Args:
             name: Which.
@@ -90,9 +93,12 @@ class SlotAttributes:
         given = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
         if len(given) != self.num_envs:
             raise ValueError(f"set_attr takes one value or {self.num_envs}, got {len(given)}")
-        for value in given:
-            check_integer(name, value, least=1)
-        if len(set(given)) > 1:
-            raise ValueError(f"all slots have the same {name}, got {given}")
         with self._busy:
+            if own_name in _OF_EACH:
+                setattr(self, own_name, tuple(given))  # which checks them
+                return
+            for value in given:
+                check_integer(name, value, least=1)
+            if len(set(given)) > 1:
+                raise ValueError(f"all slots have the same {name}, got {given}")
             setattr(self, own_name, int(given[0]))

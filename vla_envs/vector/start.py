@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_envs.vector.engine import EngineScene
+from vla_envs.vector.look import Look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,4 +21,6 @@ class Start:
     """Stored initial state of the benchmark; -1 for a state of its own."""
     instruction: str
     key: Hashable
-    """Equal for equal starts of an env, which are then settled and drawn once."""
+    """Equal for equal starts of an env, which are then settled and drawn once; says nothing of `look`."""
+    look: Look | None = None
+    """How the episode looks; None: as the scene does."""

@@ -19,6 +19,7 @@ from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.vector.arrays import on_host
 from vla_envs.vector.cameras import DrawnCamera
 from vla_envs.vector.engine import EngineScene, StepResult
+from vla_envs.vector.look import Look
 from vla_envs.warp.cameras import Cameras
 from vla_envs.warp.device import WarpDevice, silence_explained, wait
 from vla_envs.warp.worlds import FAULTS, Worlds
@@ -100,6 +101,8 @@ class WarpEngine:
         tensors: Give pictures and proprioception as PyTorch tensors on the device, instead of copying them to the host.
     """
 
+    films = False
+
     def __init__(
         self, num_slots: int, *, cameras: Sequence[DrawnCamera], quality: str, device: WarpDevice, tensors: bool
     ) -> None:
@@ -146,7 +149,16 @@ class WarpEngine:
                         settled[row] = world
             return settled
 
-    def step(self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool = True) -> StepResult:
+    def step(
+        self,
+        slots: Sequence[int],
+        actions: Any,
+        num_steps: np.ndarray,
+        *,
+        until_goal: bool = True,
+        film: Mapping[int, int] | None = None,
+    ) -> StepResult:
+        assert not film, "it draws all worlds together, once per chunk"
         with self._busy:
             shares = self._shares(slots)
             with self._device.turn():
@@ -219,6 +231,9 @@ class WarpEngine:
                     batch.worlds.restore(worlds, [saved[row] for row in rows])
                     batch.draw()  # what is seen is saved too: the pictures are those of then
             self._device.wait()
+
+    def dress(self, looks: Mapping[int, Look]) -> None:
+        raise AssertionError("all worlds look alike")
 
     def get_state(self, slot: int) -> np.ndarray:
         with self._busy, self._device.turn():

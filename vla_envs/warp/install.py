@@ -12,12 +12,17 @@ def warp_engine(num_slots: int, options: EnvOptions) -> Engine:
 
     Raises:
         MissingDependencyError: MuJoCo Warp is not installed, or is of a version that this one does not fit.
-        ValueError: A GPU is asked for, and Warp can use none; or a camera that it cannot draw.
+        ValueError: A GPU is asked for, and Warp can use none; or what only MuJoCo itself does: a camera of one's own,
+            frames within a chunk, randomization.
     """
+    if options.render_every is not None:
+        raise ValueError(f"Warp draws once per chunk: render_every must be None, got {options.render_every}; 'mujoco' takes it")
     cameras = options.drawn_cameras
     own = [camera.name for camera in cameras if camera.own is not None]
     if own:
         raise ValueError(f"Warp draws the scene's own cameras only, got a Camera {own[0]!r}: 'mujoco' draws it")
+    if options.randomization is not None:
+        raise ValueError("Warp simulates one scene in all slots of a task: randomization must be None; 'mujoco' takes it")
     try:
         from vla_envs.warp.device import WarpDevice
         from vla_envs.warp.engine import WarpEngine

@@ -11,6 +11,7 @@ import pickle
 import signal
 import threading
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -35,6 +36,8 @@ class _Done:
     keys: tuple[str, ...]
     instructions: tuple[str, ...] | None
     """None where they are what they were."""
+    frames: Mapping[int, np.ndarray]
+    """Of few slots: they go through the pipe."""
     began: float
     ended: float
     drew: tuple[float, float] | None
@@ -62,6 +65,7 @@ class _StepSent:
     """Actions lie in shared memory."""
 
     keys: tuple[str, ...]
+    film: Mapping[int, bool]
 
 
 class ProcessWorker(EnvWorker):
@@ -119,6 +123,7 @@ class ProcessWorker(EnvWorker):
                     result = ShardResult(
                         observations={key: arrays[_OBSERVATION + key] for key in message.keys},
                         instructions=instructions,
+                        frames=message.frames,
                         **{name: arrays[name] for name in _RESULT_FIELDS},
                         began=message.began,
                         ended=message.ended,
@@ -143,7 +148,7 @@ class ProcessWorker(EnvWorker):
             if isinstance(command, Step):
                 self._arrays["actions"][:] = command.actions
                 self._arrays["active"][:] = command.active
-                self._pipe.send(_StepSent(keys=command.keys))
+                self._pipe.send(_StepSent(keys=command.keys, film=command.film))
             else:
                 self._pipe.send(command)
         except OSError:
@@ -198,7 +203,8 @@ def _serve(pipe: Connection, file: SharedFile, config: EnvConfig, chunk_size: in
                 command: Command = message
                 changed = np.array(message.slots)
             else:
-                command = Step(actions=arrays["actions"].copy(), active=arrays["active"].copy(), keys=message.keys)
+                given = {"actions": arrays["actions"].copy(), "active": arrays["active"].copy()}
+                command = Step(**given, keys=message.keys, film=message.film)
                 changed = np.flatnonzero(command.active)
             result = execute(shard, command)
             for name in _RESULT_FIELDS:
@@ -207,7 +213,14 @@ def _serve(pipe: Connection, file: SharedFile, config: EnvConfig, chunk_size: in
                 arrays[_OBSERVATION + key][changed] = array[changed]
             news = None if result.instructions == instructions else result.instructions
             instructions = result.instructions
-            done = _Done(keys=command.keys, instructions=news, began=result.began, ended=result.ended, drew=result.drew)
+            done = _Done(
+                keys=command.keys,
+                instructions=news,
+                frames=result.frames,
+                began=result.began,
+                ended=result.ended,
+                drew=result.drew,
+            )
             pipe.send(done)
     except (EOFError, BrokenPipeError):
         pass  # the parent is gone

@@ -8,13 +8,17 @@ N slots, K actions in a chunk, A action dimensions.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from vla_train.types import Arrays, ArraySpec, EnvDescription, EpisodeSpec, on_host
+
+NOBODY: Mapping[int, bool] = MappingProxyType({})
+"""No slot is filmed."""
 
 
 class EnvFaultError(RuntimeError):
@@ -40,6 +44,9 @@ class ShardResult:
     """(N,) bool."""
     succeeded: np.ndarray
     """(N,) bool: the env counts it as a success, now or earlier in this chunk (see `success`)."""
+    frames: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """By slot: (F, H, W, 3) uint8, the main image after each action played, or after the last alone where the env shows no
+    others; also where the episode has ended. Of slots that were to be filmed."""
     began: float = 0.0
     """`time.perf_counter()` of this machine when the work began."""
     ended: float = 0.0
@@ -82,13 +89,16 @@ class EnvShard(ABC):
         """
 
     @abstractmethod
-    def step(self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str]) -> ShardResult:
+    def step(
+        self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str], film: Mapping[int, bool] = NOBODY
+    ) -> ShardResult:
         """Play one chunk.
 
         Args:
             actions: (N, K, A) float32.
             active: (N,) bool: slots that are playing; the others need not move.
             keys: As for `reset`.
+            film: Of playing slots, whether the result must hold their `frames`; False: only where the episode ends.
         """
 
     @abstractmethod

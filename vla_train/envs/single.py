@@ -1,9 +1,10 @@
 """Any plain Gymnasium env as a shard: one instance per slot.
 
-Only slots that are playing are stepped, a chunk stops where its episode ends, and the env is rendered once per chunk.
+Only slots that are playing are stepped, a chunk stops where its episode ends, and the env is rendered once per chunk unless it
+is filmed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from vla_train.config import EnvConfig
 from vla_train.envs.observations import RENDER, array_specs, has_instruction, is_image, read_array, read_instruction
 from vla_train.envs.shard import (
+    NOBODY,
     EnvFaultError,
     EnvShard,
     ShardResult,
@@ -96,12 +98,14 @@ class SingleEnvsShard(EnvShard):
             raise EnvFaultError(f"render() must return an array, got {type(image).__name__}")
         return image
 
+    def _read(self, slot: int, observation: Any, key: str) -> np.ndarray:
+        if key == IMAGE and self._config.image_key == RENDER:
+            return self._render(self._envs[slot])
+        return read_array(observation, key, image_key=self._config.image_key)
+
     def _observe(self, slot: int, observation: Any, keys: Sequence[str]) -> None:
         for key in keys:
-            if key == IMAGE and self._config.image_key == RENDER:
-                array = self._render(self._envs[slot])
-            else:
-                array = read_array(observation, key, image_key=self._config.image_key)
+            array = self._read(slot, observation, key)
             spec = {key: self.description.observations[key]}
             check_observations({key: array[None]}, spec, num_slots=1, slots=[0])
             self._arrays[key][slot] = array
@@ -115,9 +119,12 @@ class SingleEnvsShard(EnvShard):
             check_instructions(self._instructions, slots)
         return ShardResult.of_reset({key: self._arrays[key] for key in keys}, self._instructions)
 
-    def step(self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str]) -> ShardResult:
+    def step(
+        self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str], film: Mapping[int, bool] = NOBODY
+    ) -> ShardResult:
+        frames: dict[int, list[np.ndarray]] = {}
         result = ShardResult.of_reset({key: self._arrays[key] for key in keys}, self._instructions)
-        for slot in np.flatnonzero(active):
+        for slot in np.flatnonzero(active).tolist():
             for action in actions[slot]:
                 observation, reward, terminated, truncated, info = self._envs[slot].step(action)
                 result.rewards[slot] += float(reward)
@@ -127,11 +134,14 @@ class SingleEnvsShard(EnvShard):
                     result.succeeded[slot] |= says_success(info, self._success_key, ended=terminated or truncated)
                 elif self._config.success == "terminated":
                     result.succeeded[slot] = terminated and float(reward) > 0
+                if slot in film and (film[slot] or terminated or truncated):
+                    frames.setdefault(slot, []).append(np.copy(self._read(slot, observation, IMAGE)))
                 if terminated or truncated:
                     break
-            self._observe(int(slot), observation, keys)
+            self._observe(slot, observation, keys)
         check_played(result, active, chunk_size=self._chunk_size)
-        return replace(result, instructions=tuple(self._instructions))
+        shown = {slot: np.stack(pictures) for slot, pictures in frames.items()}
+        return replace(result, instructions=tuple(self._instructions), frames=shown)
 
     def close(self) -> None:
         for env in self._envs:

@@ -9,7 +9,7 @@ What an env can do decides how densely its slots are used, never what an episode
   in a slot after its episode's end is ignored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from vla_train.config import EnvConfig
 from vla_train.envs.observations import array_specs, has_instruction, read_array, read_instruction
 from vla_train.envs.shard import (
+    NOBODY,
     EnvFaultError,
     EnvShard,
     ShardResult,
@@ -28,7 +29,7 @@ from vla_train.envs.shard import (
     check_played,
 )
 from vla_train.envs.success import find_info_key, info_key, say_success
-from vla_train.types import EnvDescription, EpisodeSpec, on_host
+from vla_train.types import IMAGE, EnvDescription, EpisodeSpec, on_host
 
 
 class VectorShard(EnvShard):
@@ -52,6 +53,8 @@ class VectorShard(EnvShard):
         self._slots = env.num_envs
         self._steps_played = np.zeros(self._slots, np.int64)
         self._started = False
+        self._filmed: list[int] = []
+        """Slots of which the env shows all frames."""
         try:
             self.description = self._describe()
             self._success_key = self._find_success_key()
@@ -144,7 +147,7 @@ class VectorShard(EnvShard):
         return result
 
     def _reset_env(self, seeds: list[int | None], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if self.description.num_init_states:
+        if self.description.num_init_states and getattr(self._env.unwrapped, "randomization", None) is None:
             return self._env.reset(options=options)  # a stored state is the whole start; there is nothing to seed
         try:
             return self._env.reset(seed=seeds, options=options or None)  # type: ignore[arg-type]
@@ -153,14 +156,20 @@ class VectorShard(EnvShard):
                 f"{self._config.id} cannot be reset with one seed per slot ({error}): add vectorization_mode=sync to env.kwargs"
             ) from error
 
-    def step(self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str]) -> ShardResult:
+    def step(
+        self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str], film: Mapping[int, bool] = NOBODY
+    ) -> ShardResult:
         if not self._started:
             raise EnvFaultError("step before the first reset")
-        result = self._step_chunk(actions, active, keys) if self._chunked else self._step_singly(actions, active, keys)
+        play = self._step_chunk if self._chunked else self._step_singly
+        result = play(actions, active, keys, film)
         check_played(result, active, chunk_size=self._chunk_size)
         return result
 
-    def _step_chunk(self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str]) -> ShardResult:
+    def _step_chunk(
+        self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str], film: Mapping[int, bool]
+    ) -> ShardResult:
+        self._film(film)
         observation, rewards, terminated, truncated, info = self._env.step(actions)
         if "num_steps" not in info:
             raise EnvFaultError(f"{self._config.id} plays chunks but does not say how many actions it played (num_steps)")
@@ -175,9 +184,36 @@ class VectorShard(EnvShard):
             terminated=terminated,
             truncated=truncated,
             succeeded=self._succeeded(info, rewards, terminated, active & (terminated | truncated)),
+            frames={
+                slot: self._frames(slot, observation, info)
+                for slot, all_frames in film.items()
+                if all_frames or terminated[slot] or truncated[slot]
+            },
         )
 
-    def _step_singly(self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str]) -> ShardResult:
+    def _film(self, film: Mapping[int, bool]) -> None:
+        """Ask an env that draws within a chunk for all frames of the slots that want them."""
+        wanted = [slot for slot, all_frames in film.items() if all_frames]
+        if wanted != self._filmed and getattr(self._env.unwrapped, "frames_key", None) == self._config.image_key:
+            every = [1 if slot in wanted else None for slot in range(self._slots)]
+            self._env.unwrapped.set_attr("render_every", every)  # type: ignore[attr-defined] # as Gymnasium's own have it
+            self._filmed = wanted
+
+    def _frames(self, slot: int, observation: Any, info: Mapping[str, Any]) -> np.ndarray:
+        """(F, H, W, 3): all that the env shows of its last chunk; else what is seen after it."""
+        if slot in self._filmed:
+            upright = info["frames"][slot]
+            return upright[:, :, ::-1] if self.description.mirrored_images else upright
+        return self._picture(observation, slot)[None]
+
+    def _picture(self, observation: Any, *slot: int) -> np.ndarray:
+        """(H, W, 3): the main image of a slot, or of an observation of one slot alone; a copy."""
+        return np.array(on_host(read_array(observation, IMAGE, image_key=self._config.image_key, tensors=True)[slot]))
+
+    def _step_singly(
+        self, actions: np.ndarray, active: np.ndarray, keys: Sequence[str], film: Mapping[int, bool]
+    ) -> ShardResult:
+        frames: dict[int, list[np.ndarray]] = {}
         rewards, num_steps = np.zeros(self._slots, np.float32), np.zeros(self._slots, np.int32)
         terminated, truncated = np.zeros(self._slots, bool), np.zeros(self._slots, bool)
         succeeded, ended = np.zeros(self._slots, bool), np.zeros(self._slots, bool)
@@ -200,7 +236,13 @@ class VectorShard(EnvShard):
             num_steps[playing] += 1
             terminated[playing] = step_terminated[playing]
             truncated[playing] = step_truncated[playing]
-            playing &= ~(terminated | truncated)
+            over = terminated | truncated
+            for slot, all_frames in film.items():
+                if playing[slot] and (all_frames or over[slot]):
+                    at_end = info["final_obs"][slot] if ended[slot] and "final_obs" in info else None
+                    picture = self._picture(observation, slot) if at_end is None else self._picture(at_end)
+                    frames.setdefault(slot, []).append(picture)
+            playing &= ~over
         if ended.any() and not self._whole_resets:
             # An env must not be stepped past an end; slots that stay free would otherwise be.
             observation, _ = self._env.reset(options={"reset_mask": ended})
@@ -213,6 +255,7 @@ class VectorShard(EnvShard):
             terminated=terminated,
             truncated=truncated,
             succeeded=succeeded,
+            frames={slot: np.stack(pictures) for slot, pictures in frames.items()},
         )
 
     def _succeeded(self, info: dict[str, Any], rewards: np.ndarray, terminated: np.ndarray, ended: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -53,6 +53,8 @@ class Step:
     """(N,) bool."""
     keys: tuple[str, ...]
     """As in `Reset`."""
+    film: Mapping[int, bool] = field(default_factory=dict)
+    """As for `EnvShard.step`."""
 
 
 Command = Reset | Step
@@ -140,7 +142,7 @@ def execute(shard: EnvShard, command: Command) -> ShardResult:
     if isinstance(command, Reset):
         result = shard.reset(command.slots, command.specs, command.keys)
     else:
-        result = shard.step(command.actions, command.active, command.keys)
+        result = shard.step(command.actions, command.active, command.keys, command.film)
     drew = shard.render_span
     return replace(result, began=began, ended=time.perf_counter(), drew=drew if drew and drew[0] >= began else None)
 

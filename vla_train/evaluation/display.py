@@ -11,7 +11,7 @@ from vla_train.config import EvalConfig
 from vla_train.display import Display
 from vla_train.evaluation.evaluate import EvaluationResult, Identity, evaluate, play_name
 from vla_train.pipeline.rollout import Rollout
-from vla_train.types import EpisodeSpec
+from vla_train.types import EnvDescription, EpisodeSpec
 
 
 def evaluate_with_progress(
@@ -20,7 +20,7 @@ def evaluate_with_progress(
     config: EvalConfig,
     *,
     folder: Path,
-    mirrored_images: bool,
+    env: EnvDescription,
     display: Display,
     filmed: Collection[Identity] = (),
 ) -> list[EvaluationResult]:
@@ -34,7 +34,8 @@ def evaluate_with_progress(
                 temperature=temperature,
                 folder=folder,
                 videos=config.videos,
-                mirrored_images=mirrored_images,
+                mirrored_images=env.mirrored_images,
+                actions_per_s=env.actions_per_s,
                 filmed=filmed,
                 on_episode=lambda successes, done, _: show(done, f"{play_name(temperature)}: {successes} succeeded"),
             )

@@ -9,14 +9,17 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import imageio.v3 as iio
 import numpy as np
 
-from vla_train.types import IMAGE, EpisodeSpec, Trajectory
+from vla_train.types import EpisodeSpec, Trajectory
 
-_VIDEO_FPS = 5
+_ACTIONS_PER_S = 20.0
+"""Where an env does not say how fast its robot acts: as LIBERO's."""
+_LAST_PICTURE_S = 1.0
+"""How long a video shows the end."""
 
 Identity = tuple[float, ...]
 """What tells an evaluation's episodes apart, and is the same in the next evaluation."""
@@ -127,14 +130,21 @@ def wilson_interval(successes: int, episodes: int, *, z: float = 1.96) -> tuple[
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
+class Play(Protocol):
+    """Plays specs and yields each trajectory as it ends, those in `film` with all their frames (`Rollout.play`)."""
+
+    def __call__(self, specs: Iterable[EpisodeSpec], *, film: Collection[EpisodeSpec]) -> Iterator[Trajectory]: ...
+
+
 def evaluate(
     episodes: Sequence[EpisodeSpec],
-    play: Callable[[Iterable[EpisodeSpec]], Iterator[Trajectory]],
+    play: Play,
     *,
     temperature: float,
     folder: Path,
     videos: int,
     mirrored_images: bool,
+    actions_per_s: float | None = None,
     filmed: Collection[Identity] = (),
     on_episode: Callable[[int, int, int], None] | None = None,
 ) -> EvaluationResult:
@@ -142,11 +152,12 @@ def evaluate(
 
     Args:
         episodes: What to play.
-        play: Plays specs and yields each trajectory as it ends (`Rollout.play`).
+        play: Plays them.
         temperature: At which it plays; 0 is greedy.
         folder: Takes `episodes.jsonl`, one line per finished episode, and `videos/`; several temperatures may share it.
         videos: Most videos kept of successes, and of failures.
         mirrored_images: Images are mirrored left to right; videos undo it, so that "left" in an instruction is left.
+        actions_per_s: How fast the robot acts: videos play in its time. None where the env does not say.
         filmed: Episodes whose videos are kept whatever their outcome: those of an earlier evaluation, to compare.
         on_episode: Told after each episode how many have succeeded, how many are done, and how many there are, those of an
             earlier part included.
@@ -159,15 +170,21 @@ def evaluate(
     done = {identity(result, temperature) for result in results}
     kept = {outcome: sum(r.video is not None and r.success == outcome for r in results) for outcome in (True, False)}
     remaining = [spec for spec in episodes if identity(spec, temperature) not in done]
+    # All frames of an episode cost several times as much as one per decision: few have them, before their outcome is known.
+    again = {spec for spec in remaining if identity(spec, temperature) in filmed}
+    film = again or set(remaining[: max(0, 2 * videos - sum(kept.values()))])
+    awaited = set(film)
     with journal.open("a", encoding="utf-8") as lines:
-        for trajectory in play(remaining):
-            video = None
-            images = trajectory.observations.get(IMAGE)
-            if images is not None and (kept[trajectory.success] < videos or identity(trajectory.spec, temperature) in filmed):
+        for trajectory in play(remaining, film=film):
+            spec, video = trajectory.spec, None
+            has_room = kept[trajectory.success] < videos and (spec in film or not awaited)
+            awaited.discard(spec)
+            if trajectory.film is not None and (has_room or spec in again):
                 kept[trajectory.success] += 1
                 video = _video_name(trajectory, temperature)
-                write_video(folder / "videos" / video, images[:, :, ::-1] if mirrored_images else images)
-            spec = trajectory.spec
+                images = trajectory.film[:, :, ::-1] if mirrored_images else trajectory.film
+                fps = (len(images) - 1) * (actions_per_s or _ACTIONS_PER_S) / trajectory.length
+                write_video(folder / "videos" / video, images, fps=fps)
             result = EpisodeResult(
                 task_id=spec.task_id,
                 init_state_id=spec.init_state_id,
@@ -212,11 +229,12 @@ def identity(episode: EpisodeSpec | EpisodeResult, temperature: float) -> Identi
     return episode.task_id, episode.init_state_id, seed, episode.sample_id if temperature else 0, temperature
 
 
-def write_video(path: Path, images: np.ndarray) -> None:
-    """Write (S, H, W, 3) uint8 frames, one per decision, as an H.264 file that browsers play."""
+def write_video(path: Path, images: np.ndarray, *, fps: float) -> None:
+    """Write (T, H, W, 3) uint8 frames as an H.264 file that browsers play, and that stays on the last one for a while."""
+    images = np.concatenate([images, np.repeat(images[-1:], round(_LAST_PICTURE_S * fps), axis=0)])
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2  # H.264 with 4:2:0 colour needs even sides
-    iio.imwrite(path, images[:, :height, :width], fps=_VIDEO_FPS, codec="libx264", macro_block_size=2)
+    iio.imwrite(path, images[:, :height, :width], fps=fps, codec="libx264", macro_block_size=2)
 
 
 def _video_name(trajectory: Trajectory, temperature: float) -> str:

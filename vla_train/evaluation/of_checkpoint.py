@@ -63,7 +63,7 @@ class CheckpointEvaluation:
             for worker in workers:
                 undo.callback(worker.close)
             env = workers[0].description
-            self._mirrored_images = env.mirrored_images
+            self._env = env
             self.episodes = evaluation_plan(
                 env, config.eval, train_fraction=config.train_fraction, split_seed=config.split_seed
             )
@@ -95,7 +95,7 @@ class CheckpointEvaluation:
                     self._rollout,
                     self.config.eval,
                     folder=self.output,
-                    mirrored_images=self._mirrored_images,
+                    env=self._env,
                     display=self._display,
                 )
             except KeyboardInterrupt:

@@ -21,7 +21,7 @@ Faults: the episodes of a worker that failed are queued again, from their beginn
 import logging
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,7 @@ from vla_train.pipeline.messages import BatchRow, Complete, Decided, Failed, Out
 from vla_train.pipeline.objectives import Objective
 from vla_train.pipeline.scheduler import Assignment, Scheduler, WorkerState
 from vla_train.pipeline.timeline import SpanKind, Timeline
-from vla_train.types import select_one
+from vla_train.types import EpisodeSpec, select_one
 
 _logger = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class Conductor:
         """Errors whose traceback was logged."""
         self._outstanding: PolicyBatch | None = None
         self._keys = self._usual_keys = keys
+        self._film: Callable[[EpisodeSpec], bool] | None = None
         self._ready_since = 0.0
         self._failure: BaseException | None = None
         for worker in workers:
@@ -114,12 +115,21 @@ class Conductor:
 
     # --- the loop
 
-    def run(self, objective: Objective, outbox: Outbox, *, also: tuple[str, ...] = ()) -> None:
+    def run(
+        self,
+        objective: Objective,
+        outbox: Outbox,
+        *,
+        also: tuple[str, ...] = (),
+        film: Callable[[EpisodeSpec], bool] | None = None,
+    ) -> None:
         """Play until the objective is complete, `Stop` is asked for, or a worker fails too often. Never raises.
 
         Args:
             also: Keys of the observation to keep besides the usual ones, in this run.
+            film: Whether all frames of an episode are kept, or one per decision and the last; None keeps none.
         """
+        self._film = film
         self._keys = tuple(dict.fromkeys((*self._usual_keys, *also)))
         try:
             if self._failure is not None:
@@ -143,7 +153,7 @@ class Conductor:
             self._failure = error
             outbox.put(Failed(error))
         finally:
-            self._keys = self._usual_keys
+            self._keys, self._film = self._usual_keys, None
 
     def pump(self, objective: Objective) -> None:
         """Queue more episodes and start resetting free slots, without waiting."""
@@ -152,7 +162,8 @@ class Conductor:
             self.scheduler.submit(objective.feed(wanted))
         for worker, assignments in self.scheduler.fill().items():
             for assignment in assignments:
-                self._recorders[assignment.lease] = EpisodeRecorder(spec=assignment.spec, instruction="")
+                filmed = None if self._film is None else self._film(assignment.spec)
+                self._recorders[assignment.lease] = EpisodeRecorder(spec=assignment.spec, instruction="", filmed=filmed)
             slots, specs = tuple(a.slot for a in assignments), tuple(a.spec for a in assignments)
             self._send(worker, Reset(slots=slots, specs=specs, keys=self._keys))
 
@@ -245,13 +256,16 @@ class Conductor:
             actions = np.empty((num_slots, chunk_size, description.action_dim), np.float32)
             actions[:] = self._neutral_action
             active = np.zeros(num_slots, bool)
+            film: dict[int, bool] = {}
             for index in indices:
                 row, (output, line) = batch.rows[index], decisions[index]
                 self._recorders[row.lease].decide(
                     select_one(decided.observations, index), select_one(output.decision, line), output.policy_version
                 )
                 actions[row.slot], active[row.slot] = output.actions[line], True
-            self._send(worker, Step(actions=actions, active=active, keys=self._keys))
+                if (filmed := self._recorders[row.lease].filmed) is not None:
+                    film[row.slot] = filmed
+            self._send(worker, Step(actions=actions, active=active, keys=self._keys, film=film))
 
     def _record(self, worker: int, result: ShardResult, objective: Objective) -> None:
         self._results[worker] = result
@@ -274,7 +288,10 @@ class Conductor:
         for assignment in playing:
             slot = assignment.slot
             self._recorders[assignment.lease].play(
-                int(result.num_steps[slot]), float(result.rewards[slot]), succeeded=bool(result.succeeded[slot])
+                int(result.num_steps[slot]),
+                float(result.rewards[slot]),
+                succeeded=bool(result.succeeded[slot]),
+                frames=result.frames.get(slot),
             )
             self.counts.decisions += 1
             self.counts.env_steps += int(result.num_steps[slot])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vla_train.config import EnvConfig
-from vla_train.types import Arrays, EpisodeSpec, Trajectory
+from vla_train.types import IMAGE, Arrays, EpisodeSpec, Trajectory
 
 
 @dataclass(slots=True)
@@ -14,11 +14,14 @@ class EpisodeRecorder:
 
     spec: EpisodeSpec
     instruction: str
+    filmed: bool | None = None
+    """Whether `play` is given the frames of all actions; False: only the last of the episode, None: none."""
     _observations: list[Arrays] = field(default_factory=list)
     _decisions: list[Arrays] = field(default_factory=list)
     _versions: list[int] = field(default_factory=list)
     _num_steps: list[int] = field(default_factory=list)
     _rewards: list[float] = field(default_factory=list)
+    _frames: list[np.ndarray] = field(default_factory=list)
     _succeeded: bool = False
 
     @property
@@ -33,12 +36,14 @@ class EpisodeRecorder:
         self._decisions.append(decision)
         self._versions.append(version)
 
-    def play(self, num_steps: int, reward: float, *, succeeded: bool) -> None:
+    def play(self, num_steps: int, reward: float, *, succeeded: bool, frames: np.ndarray | None = None) -> None:
         """The env played `num_steps` of the chunk's actions, and said whether one of them made the episode a success."""
         assert len(self._num_steps) == len(self._decisions) - 1, "nothing was decided"
         self._num_steps.append(num_steps)
         self._rewards.append(reward)
         self._succeeded |= succeeded
+        if frames is not None:
+            self._frames.append(frames)
 
     def finish(self, *, terminated: bool, truncated: bool, config: EnvConfig) -> Trajectory:
         """The episode has ended."""
@@ -54,7 +59,15 @@ class EpisodeRecorder:
             policy_versions=np.asarray(self._versions, np.int32),
             success=self._succeeded or reached,
             truncated=truncated and not terminated,
+            film=self._film(),
         )
+
+    def _film(self) -> np.ndarray | None:
+        """What was seen from the start to the end; without all frames, what was seen at each decision and at the end."""
+        if self.filmed is None or IMAGE not in self._observations[0]:
+            return None
+        seen = self._observations[:1] if self.filmed else self._observations
+        return np.concatenate([*(observation[IMAGE][None] for observation in seen), *self._frames])
 
 
 def _stack(steps: list[Arrays]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -156,11 +156,18 @@ class Rollout:
 
     # --- evaluation
 
-    def play(self, specs: Iterable[EpisodeSpec], *, temperature: float) -> Iterator[Trajectory]:
-        """Play single episodes and yield each as it ends, in any order; the main image is recorded where there is one.
+    def play(
+        self, specs: Iterable[EpisodeSpec], *, temperature: float, film: Collection[EpisodeSpec] = ()
+    ) -> Iterator[Trajectory]:
+        """Play single episodes and yield each as it ends, in any order, with a film of it where there is a main image.
 
         At temperature 0 the policy plays greedily; above, what an episode draws depends on its spec and the run's seed alone.
         Specs are read as slots become free. Training episodes that were begun are played from their start again afterwards.
+
+        Args:
+            specs: What to play.
+            temperature: At which it plays.
+            film: Episodes whose films show each action, where the env shows them; those of others show each decision.
         """
         trajectories: list[Trajectory] = []
         with self._exclusive():
@@ -168,7 +175,8 @@ class Rollout:
             try:
                 objective = PlayEpisodes(iter(specs), trajectories)
                 also = (IMAGE,) if IMAGE in self._workers[0].description.observations else ()
-                yield from self._play(objective, temperature=temperature, also=also, finished=trajectories)
+                filmed = (lambda spec: spec in film) if also else None
+                yield from self._play(objective, temperature=temperature, also=also, film=filmed, finished=trajectories)
             finally:
                 self._conductor.evict()
                 self._submit_unplayed()
@@ -181,13 +189,15 @@ class Rollout:
         *,
         temperature: float,
         also: tuple[str, ...] = (),
+        film: Callable[[EpisodeSpec], bool] | None = None,
         finished: list[Trajectory] | None = None,
         meanwhile: Callable[[], bool] | None = None,
     ) -> Iterator[Trajectory]:
-        """`also`: keys that are recorded besides those that the policy reads."""
+        """`also` and `film` as of `Conductor.run`."""
         outbox: Outbox = queue.SimpleQueue()
+        kwargs = {"also": also, "film": film}
         thread = threading.Thread(
-            target=self._conductor.run, args=(objective, outbox), kwargs={"also": also}, name="rollout", daemon=True
+            target=self._conductor.run, args=(objective, outbox), kwargs=kwargs, name="rollout", daemon=True
         )
         try:
             thread.start()

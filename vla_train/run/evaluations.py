@@ -45,7 +45,7 @@ class RunEvaluations:
             self._episodes = evaluation_plan(
                 env, config.eval, train_fraction=config.train_fraction, split_seed=config.split_seed
             )
-        self._mirrored_images = env.mirrored_images
+        self._env = env
         self._ranks = ranks
         self._display = display
 
@@ -69,7 +69,7 @@ class RunEvaluations:
             rollout,
             self._config,
             folder=folder if ranks.rank == 0 else folder / f"rank_{ranks.rank}",
-            mirrored_images=self._mirrored_images,
+            env=self._env,
             display=self._display,
             filmed=self._filmed_first(),
         )

@@ -13,7 +13,7 @@ from vla_envs.libero.compile import build_libero
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.recent_scenes import shared_scene
 from vla_envs.libero.scene import Placement, Scene
-from vla_envs.vector.base import SETTLING_ACTION
+from vla_envs.vector.settled import SETTLING_ACTION
 
 BOWL_BETWEEN_PLATE_AND_RAMEKIN = ("libero_spatial", 0)
 BOWL_ON_BOX = ("libero_spatial", 3)

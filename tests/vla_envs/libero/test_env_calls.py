@@ -70,7 +70,7 @@ def test_what_moves_all_slots_is_not_called_for_each(envs: LiberoEnv, name: str)
     ("name", "values", "error", "message"),
     [
         ("task_id", [1, 0], AttributeError, "'task_id' cannot be set; reset takes it, as options"),
-        ("suite", "libero_10", AttributeError, "'suite' cannot be set: set_attr takes max_episode_steps"),
+        ("suite", "libero_10", AttributeError, "'suite' cannot be set: set_attr takes max_episode_steps, render_every"),
         ("no_such_name", 1, AttributeError, "no attribute 'no_such_name'"),
         ("max_episode_steps", [5], ValueError, "set_attr takes one value or 2, got 1"),
         ("_max_episode_steps", [5, 6], ValueError, r"all slots have the same _max_episode_steps, got \[5, 6\]"),

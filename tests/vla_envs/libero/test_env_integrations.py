@@ -208,7 +208,7 @@ def test_settled_starts_are_kept_by_their_size_and_the_latest_used_stays(monkeyp
     envs.reset(seed=0, options={"init_state_id": 0})
     (one,) = envs._settled.values()
     assert one.num_bytes > envs._engine.pictures()["agentview"].nbytes > 0
-    monkeypatch.setattr("vla_envs.vector.base.SETTLED_BYTES", 3 * one.num_bytes)
+    monkeypatch.setattr("vla_envs.vector.settled.SETTLED_BYTES", 3 * one.num_bytes)
     for init_state_id in (1, 2, 0, 3, 4):
         envs.reset(options={"init_state_id": init_state_id})
     assert list(envs._settled) == [(0, 0), (0, 3), (0, 4)]

@@ -10,9 +10,9 @@ import warp as wp
 from fast_envs import BOWL_IN_DRAWER, BOWL_ON_PLATE, STOVE_AND_POT, almost_done, loaded_scene
 
 from vla_envs.libero.engine_scene import LiberoEngineScene, LiberoPlayer
-from vla_envs.vector.base import SETTLING_ACTION
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.vector.robot_state import ROBOT_STATE
+from vla_envs.vector.settled import SETTLING_ACTION
 from vla_envs.warp.device import Replayed, WarpDevice
 from vla_envs.warp.engine import WarpEngine
 from vla_envs.warp.worlds import FAULTS, Worlds

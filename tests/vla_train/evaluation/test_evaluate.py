@@ -1,13 +1,14 @@
 """Evaluations count each episode once, whatever interrupts them, and keep videos that people can watch."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from played_episodes import DECISIONS, make_specs, make_trajectory, play_with
+from played_episodes import make_specs, make_trajectory, play_with
 
 from vla_train.evaluation.evaluate import (
     EpisodeResult,
@@ -71,18 +72,18 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
 
     arguments = {"folder": tmp_path, "videos": 1, "mirrored_images": False, "temperature": 0.0}
     with pytest.raises(RuntimeError, match="power cut"):
-        evaluate(specs, lambda episodes: play(episodes, fail_after=4), **arguments)
+        evaluate(specs, lambda episodes, **_: play(episodes, fail_after=4), **arguments)
     progress: list[tuple[int, int, int]] = []
     result = evaluate(
         specs,
-        lambda episodes: play(episodes, fail_after=99),
+        lambda episodes, **_: play(episodes, fail_after=99),
         on_episode=lambda *counts: progress.append(counts),
         **arguments,
     )
     assert played == specs
     assert progress == [(3, 5, 6), (3, 6, 6)], "successes of the first part count too"
     assert (len(result.episodes), result.successes) == (6, 3)
-    assert evaluate(specs, lambda episodes: play(episodes, fail_after=0), **arguments) == result
+    assert evaluate(specs, lambda episodes, **_: play(episodes, fail_after=0), **arguments) == result
     assert len(list((tmp_path / "videos").iterdir())) == 2, "videos kept before the interruption count too"
 
 
@@ -113,7 +114,7 @@ def test_an_episode_whose_line_was_cut_short_is_played_again(tmp_path: Path) -> 
     assert len(read_episodes(journal)) == 2
     again: list[EpisodeSpec] = []
 
-    def play(episodes: Iterable[EpisodeSpec]) -> Iterator[Trajectory]:
+    def play(episodes: Iterable[EpisodeSpec], **_: Any) -> Iterator[Trajectory]:
         for spec in episodes:
             again.append(spec)
             yield make_trajectory(spec, success=True)
@@ -163,7 +164,7 @@ def test_videos_are_h264_and_show_the_scene_as_a_viewer_would_see_it(mirrored: b
     )
     video = tmp_path / "videos" / str(result.episodes[0].video)
     frames = iio.imread(video)
-    assert frames.shape == (DECISIONS, 64, 64, 3)
+    assert frames.shape[1:] == (64, 64, 3)
     left, right = frames[:, :, 8:24, 0].mean(), frames[:, :, 40:56, 0].mean()
     assert (left > 200, right > 200) == (not mirrored, mirrored)
     metadata = iio.immeta(video, plugin="FFMPEG")
@@ -171,10 +172,50 @@ def test_videos_are_h264_and_show_the_scene_as_a_viewer_would_see_it(mirrored: b
     assert metadata["pix_fmt"].startswith("yuv420p")  # what browsers play
 
 
+@pytest.mark.parametrize(("actions_per_s", "seconds"), [(20.0, 48 / 20), (10.0, 48 / 10), (None, 48 / 20)])
+def test_videos_play_in_the_robots_time_and_stay_a_second_on_the_last_picture(
+    actions_per_s: float | None, seconds: float, tmp_path: Path
+) -> None:
+    """The film has a picture for each of six decisions of eight actions, and the end: here a white one."""
+
+    def play(specs: Iterable[EpisodeSpec], **_: Any) -> Iterator[Trajectory]:
+        for spec in specs:
+            trajectory = make_trajectory(spec, success=True)
+            assert trajectory.film is not None
+            trajectory.film[-1] = 255
+            yield trajectory
+
+    given = {"folder": tmp_path, "videos": 1, "mirrored_images": False, "temperature": 0.0}
+    evaluate(make_specs(1, 1), play, actions_per_s=actions_per_s, **given)
+    (video,) = (tmp_path / "videos").iterdir()
+    fps = iio.immeta(video, plugin="FFMPEG")["fps"]
+    white = iio.imread(video).mean(axis=(1, 2, 3)) > 250
+    first_white = int(np.flatnonzero(white)[0])
+    assert first_white / fps == pytest.approx(seconds, rel=0.02)
+    assert white[first_white:].sum() / fps == pytest.approx(1, abs=1.5 / fps)
+
+
+def test_few_episodes_are_filmed_and_one_that_is_not_waits_for_them(tmp_path: Path) -> None:
+    """A later episode may end first; it has a video only if those that are filmed leave room for one."""
+    asked: list[Collection[EpisodeSpec]] = []
+
+    def play(specs: Iterable[EpisodeSpec], *, film: Collection[EpisodeSpec]) -> Iterator[Trajectory]:
+        asked.append(film)
+        return (make_trajectory(spec, success=spec.init_state_id != 6) for spec in reversed(list(specs)))
+
+    specs = make_specs(1, 8)
+    result = evaluate(specs, play, folder=tmp_path, videos=1, mirrored_images=False, temperature=0.0)
+    assert asked == [set(specs[:2])]
+    assert [episode.init_state_id for episode in result.episodes if episode.video] == [1]
+    more = evaluate([*specs, *make_specs(1, 10)[8:]], play, folder=tmp_path, videos=1, mirrored_images=False, temperature=0.0)
+    assert asked[1] == {make_specs(1, 10)[8]}, "one video is there already"
+    assert len(more.episodes) == 10
+
+
 def test_odd_image_sizes_lose_a_row_or_column_and_nothing_else(tmp_path: Path) -> None:
-    write_video(tmp_path / "odd.mp4", np.full((3, 65, 71, 3), 128, np.uint8))
+    write_video(tmp_path / "odd.mp4", np.full((3, 65, 71, 3), 128, np.uint8), fps=2)
     frames = iio.imread(tmp_path / "odd.mp4")
-    assert frames.shape == (3, 64, 70, 3)
+    assert frames.shape == (3 + 2, 64, 70, 3)
     assert np.abs(frames.astype(int) - 128).max() < 6
 
 

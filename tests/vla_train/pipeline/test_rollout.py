@@ -86,6 +86,35 @@ def test_a_chunked_vector_env_starts_each_slot_from_its_stored_initial_state() -
         rollout.close()
 
 
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "worker"),
+    [
+        ("Drift-v0", {}, "thread"),
+        ("Drift-v0", {}, "process"),
+        ("Drift-v0", {"vectorization_mode": "sync"}, "thread"),
+        ("NextStepDrift-v0", {}, "thread"),
+        ("SameStepDrift-v0", {}, "thread"),
+        ("ChunkedDrift-v0", {}, "thread"),
+    ],
+)
+def test_a_film_shows_each_action_up_to_the_end_and_without_one_each_decision_and_the_end(
+    env_id: str, kwargs: dict[str, str], worker: str
+) -> None:
+    """The image shows the step. An env that plays chunks itself and draws once in each has no more to show."""
+    rollout = make_rollout(drift_config(id=f"pipeline_envs:{env_id}", kwargs=kwargs, worker=worker))
+    chunked = env_id == "ChunkedDrift-v0"
+    specs = [make_spec(group, init_state_id=group % 4 if chunked else -1) for group in range(5)]
+    try:
+        for trajectory in rollout.play(specs, temperature=0.0, film=specs[:2]):
+            assert trajectory.film is not None
+            apart = 1 if trajectory.spec in specs[:2] and not chunked else DrawingPolicy.chunk_size
+            assert trajectory.film[:, 0, 0, 1].tolist() == [*range(0, trajectory.length, apart), trajectory.length]
+        groups = rollout.collect(prompts(), mixed).groups if not chunked else ()
+        assert all(trajectory.film is None for group in groups for trajectory in group.trajectories)
+    finally:
+        rollout.close()
+
+
 @pytest.mark.parametrize(("env_id", "kwargs"), [("Drift-v0", {}), ("Drift-v0", {"vectorization_mode": "sync"})])
 def test_a_time_limit_ends_episodes_as_truncated(env_id: str, kwargs: dict[str, str]) -> None:
     rollout = make_rollout(drift_config(id=f"pipeline_envs:{env_id}", kwargs=kwargs, max_episode_steps=4))

@@ -32,7 +32,7 @@ from vla_envs.libero.engine_scene import LiberoEngineScene, LiberoPlayer
 from vla_envs.libero.goals import goal_to_json
 from vla_envs.libero.scene import Scene
 from vla_envs.vector.allowance import allowed_cores
-from vla_envs.vector.base import SETTLING_ACTION
+from vla_envs.vector.settled import SETTLING_ACTION
 
 _log = logging.getLogger(__name__)
 

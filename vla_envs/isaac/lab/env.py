@@ -29,7 +29,7 @@ from isaaclab.envs import ManagerBasedRLEnv
 from vla_envs.errors import NotResetError
 from vla_envs.isaac.lab.observed import Observed
 from vla_envs.isaac.randomize import START_NUMBERS
-from vla_envs.vector.arguments import read_reset_options, read_seeds
+from vla_envs.vector.arguments import check_shape, read_reset_options, read_seeds
 from vla_envs.vector.arrays import giver, on_host
 from vla_envs.vector.conversion import convert_texts_to_themselves
 from vla_envs.vector.infos import with_masks
@@ -174,8 +174,8 @@ class IsaacLabEnv(SlotAttributes, gym.vector.VectorEnv):
         """Play one chunk in every slot whose episode is not over.
 
         Args:
-            actions: (N, K, D), or (N, D) without `chunk_size`, an array or a tensor. Those of a slot that does not play are
-                ignored, but must be finite.
+            actions: (N, K, D) or a shorter chunk, or (N, D) without `chunk_size`, an array or a tensor. Those of a slot that
+                does not play are ignored, but must be finite.
 
         Returns:
             observation; reward (N,) float64, Isaac Lab's, summed over the chunk; terminated and truncated (N,) bool; info as of
@@ -189,11 +189,12 @@ class IsaacLabEnv(SlotAttributes, gym.vector.VectorEnv):
             self._check_open()
             self._check_begun("step", np.ones(self.num_envs, bool))
             chunk = torch.as_tensor(actions, dtype=torch.float32, device=self._env.device)
-            if chunk.shape != self.action_space.shape:
-                raise ValueError(f"actions must have shape {self.action_space.shape}, got {tuple(chunk.shape)}")
+            expected = self.action_space.shape
+            assert expected is not None
+            check_shape("actions", tuple(chunk.shape), expected, chunk_size=self.chunk_size)
             if not bool(chunk.isfinite().all()):
                 raise ValueError(f"actions must be finite, got {float(chunk[~chunk.isfinite()][0])}")
-            return self._step(chunk.detach().reshape(self.num_envs, self.chunk_size or 1, -1).clone())
+            return self._step(chunk.detach().reshape(self.num_envs, -1, expected[-1]).clone())
 
     def _step(self, chunk: torch.Tensor) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         restarting = self._over.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
