@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_envs.errors import UnsupportedTaskError
 from vla_envs.libero.arguments import choose_tasks, task_span
 from vla_envs.libero.cache import exported_file
 from vla_envs.libero.engine_scene import LiberoEngineScene
@@ -143,10 +144,12 @@ class LiberoEnv(ChunkedVectorEnv):
         """A scripted expert for the episode that the slot is in; see `Expert`.
 
         Raises:
-            UnsupportedTaskError: It cannot do the slot's task; the message says why.
+            UnsupportedTaskError: It cannot do the slot's task, or plays other actions than the env; the message says why.
             ValueError: There is no such slot, or `noise` is not in 0..1.
             NotResetError: The slot was never reset, or the env is closed.
         """
+        if self.control != "osc_delta":
+            raise UnsupportedTaskError(self._experts_control)
         return Expert(partial(self.privileged, slot), noise=noise, seed=seed)
 
     def expert_declines(self, slot: int = 0) -> str:
@@ -156,7 +159,12 @@ class LiberoEnv(ChunkedVectorEnv):
             ValueError: There is no such slot.
             NotResetError: The slot was never reset, or the env is closed.
         """
-        return why_declined(self.privileged(slot))
+        view = self.privileged(slot)
+        return why_declined(view) if self.control == "osc_delta" else self._experts_control
+
+    @property
+    def _experts_control(self) -> str:
+        return f"the expert plays actions of control='osc_delta', and this env has control={self.control!r}"
 
     def close_extras(self) -> None:
         super().close_extras()

@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from vla_envs.vector.engine import ACTION_DIM
-
 
 def read_actions(actions: Any, shape: tuple[int, ...]) -> Any:
-    """(N, K, 7) float64 from actions of the action space's shape, (N, 7) or (N, K, 7); a tensor on a GPU stays there, float32.
+    """(N, K, A) float64 from actions of the action space's shape, (N, A) or (N, K, A); a tensor on a GPU stays there, float32.
 
     Raises:
         ValueError: Wrong shape, or a number that is not finite.
@@ -19,13 +17,13 @@ def read_actions(actions: Any, shape: tuple[int, ...]) -> Any:
             raise ValueError(f"actions must have shape {shape}, got {tuple(actions.shape)}")
         if not bool(actions.isfinite().all()):
             raise ValueError(f"actions must be finite, got {float(actions[~actions.isfinite()][0])}")
-        return actions.detach().float().reshape(shape[0], -1, ACTION_DIM)
+        return actions.detach().float().reshape(shape[0], -1, shape[-1])
     chunk = np.asarray(actions, np.float64)
     if chunk.shape != shape:
         raise ValueError(f"actions must have shape {shape}, got {chunk.shape}")
     if not np.isfinite(chunk).all():
         raise ValueError(f"actions must be finite, got {chunk[~np.isfinite(chunk)][0]}")
-    return np.ascontiguousarray(chunk.reshape(shape[0], -1, ACTION_DIM))
+    return np.ascontiguousarray(chunk.reshape(shape[0], -1, shape[-1]))
 
 
 def read_reset_options(options: Mapping[str, Any] | None, num_envs: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -28,6 +28,7 @@ from vla_envs.errors import NotResetError
 from vla_envs.vector.arguments import read_actions, read_reset_options, read_seeds, read_states
 from vla_envs.vector.arrays import as_float32, giver, on_host
 from vla_envs.vector.calibration import Calibration
+from vla_envs.vector.control import CONTROL_MODES
 from vla_envs.vector.conversion import convert_texts_to_themselves
 from vla_envs.vector.engine import ACTION_DIM, Engine, array_bytes
 from vla_envs.vector.infos import with_masks
@@ -60,7 +61,7 @@ class _Settled:
 class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv, ABC):
     """N slots of robot manipulation with chunked actions.
 
-    Shape letters: N slots, K actions of a chunk, H x W pixels.
+    Shape letters: N slots, K actions of a chunk, A numbers of an action, H x W pixels.
 
     Args:
         num_envs: N.
@@ -77,7 +78,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
     mirrored_images = True
     """Whether observed pictures are mirrored left to right, as in the published LIBERO sets; those of `render` are not."""
     robot_type = "panda"
-    control_mode = "relative end-effector pose (OSC_POSE), 20 Hz"
+    control_mode = CONTROL_MODES["osc_delta"].meaning
     gripper_convention = "-1 open, +1 close"
 
     def __init__(
@@ -99,6 +100,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
         self.task_ids = tuple(instructions)
         self.max_episode_steps = options.max_episode_steps or time_limit
         self.chunk_size = options.chunk_size
+        self.control, self.control_mode = options.control, options.control_mode.meaning
         self.render_mode = options.render_mode
         fps = CONTROL_HZ / (options.chunk_size or 1)  # of what `render` shows after each step
         self.metadata = {
@@ -117,7 +119,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
             tuple(self._cameras.values()), self.instructions.values(), self.state_keys
         )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.single_action_space = action_space(options.chunk_size)
+        self.single_action_space = action_space(options.chunk_size, options.control_mode)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
         self._starts: list[Start | None] = [None] * num_envs
@@ -184,8 +186,11 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
         """Play one chunk in every slot whose episode is not over.
 
         Args:
-            actions: (N, K, 7), or (N, 7) without `chunk_size`: translation, rotation (axis-angle), gripper (-1 open, +1
-                close), each in [-1, 1] and clipped to it. Those of a slot that does not play are ignored, but must be finite.
+            actions: (N, K, A), or (N, A) without `chunk_size`; of the A numbers the last is the gripper's (-1 open, +1 close).
+                Those before it, by `control`: translation and rotation (axis-angle) with "osc_delta", each in [-1, 1] and
+                clipped to it; position in m and axis-angle in rad with "osc_absolute", as they are; seven joints, each in
+                [-1, 1] and clipped to it, with "joint_position". Those of a slot that does not play are ignored, but must be
+                finite.
 
         Returns:
             observation; reward (N,) float64, 1 where the goal was reached; terminated (N,) bool, the same; truncated (N,) bool,
@@ -205,7 +210,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
             return self._play(read_actions(actions, self.action_space.shape))  # type: ignore[arg-type]
 
     def _play(self, chunk: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """`step` with checked actions, (N, K, 7)."""
+        """`step` with checked actions, (N, K, A)."""
         restarting = self._over.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
         playing = ~self._over
         num_steps = np.zeros(self.num_envs, np.int32)
