@@ -30,7 +30,7 @@ from vla_envs.vector.arrays import as_float32, giver, on_host
 from vla_envs.vector.calibration import Calibration
 from vla_envs.vector.control import CONTROL_MODES
 from vla_envs.vector.conversion import convert_texts_to_themselves
-from vla_envs.vector.engine import ACTION_DIM, Engine, array_bytes
+from vla_envs.vector.engine import ACTION_DIM, Engine, StepResult, array_bytes
 from vla_envs.vector.infos import with_masks
 from vla_envs.vector.options import RENDER_MODES, EnvOptions
 from vla_envs.vector.remade import Remade
@@ -215,13 +215,14 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
         playing = ~self._over
         num_steps = np.zeros(self.num_envs, np.int32)
         success = np.zeros(self.num_envs, bool)
+        rewards = np.zeros(self.num_envs)
         faults = np.full(self.num_envs, None, dtype=object)
 
         slots = np.flatnonzero(playing).tolist()
         if slots:
             limits = np.clip(self.max_episode_steps - self._elapsed[slots], 0, chunk.shape[1])
             try:
-                result = self._engine.step(slots, chunk[slots], limits)
+                result, rewards[slots] = self._advance(slots, chunk[slots], limits)
             except BaseException:
                 self._forget(slots)
                 raise
@@ -230,7 +231,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
             faults[slots] = [fault or None for fault in result.faults]
         faulted = np.array([fault is not None for fault in faults])
         self._elapsed += num_steps
-        self._returns += success
+        self._returns += rewards
         truncated = playing & ~success & (faulted | (self._elapsed >= self.max_episode_steps))
         ended = success | truncated
         self._over |= ended
@@ -247,7 +248,12 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
             info = with_masks(played, ~ended) | with_masks(self._identity(), everyone)
         else:
             info = with_masks({**played, **self._identity()}, everyone)
-        return self._observe(), success.astype(np.float64), success, truncated, info | (endings if ended.any() else {})
+        return self._observe(), rewards, success, truncated, info | (endings if ended.any() else {})
+
+    def _advance(self, slots: Sequence[int], actions: Any, num_steps: np.ndarray) -> tuple[StepResult, np.ndarray]:
+        """Play chunks as `Engine.step` does; also returns the rewards (n,) float64."""
+        result = self._engine.step(slots, actions, num_steps)
+        return result, result.goal_reached.astype(np.float64)
 
     @property
     def spec(self) -> EnvSpec | None:  # type: ignore[override]

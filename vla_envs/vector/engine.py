@@ -147,7 +147,9 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool = True) -> StepResult:
+    def step(
+        self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool = True, draw: bool = True
+    ) -> StepResult:
         """Play chunks, each until its goal holds, and draw each slot once, as it looks then.
 
         Args:
@@ -155,6 +157,7 @@ class Engine(Protocol):
             actions: (n, K, A), finite: a NumPy array, or a tensor on the engine's device.
             num_steps: (n,) int: how many of the K to play at most.
             until_goal: Whether a chunk ends where its goal holds; False plays it through and judges nothing.
+            draw: Whether slots are drawn; False leaves it to a later `draw`, which shows the same.
         """
         ...
 

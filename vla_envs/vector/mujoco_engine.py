@@ -108,7 +108,7 @@ class MujocoEngine:
         with self._busy:
             self.begin(slots, scenes, states)
             chunks = np.tile(actions, (len(slots), 1, 1))
-            self._step(slots, chunks, np.full(len(slots), len(actions)), until_goal=False, law=OSC_DELTA)
+            self._step(slots, chunks, np.full(len(slots), len(actions)), until_goal=False, draw=True, law=OSC_DELTA)
             return self.save(slots)
 
     def step(
@@ -118,12 +118,16 @@ class MujocoEngine:
         num_steps: np.ndarray,
         *,
         until_goal: bool = True,
+        draw: bool = True,
     ) -> StepResult:
-        return self._step(slots, actions, num_steps, until_goal=until_goal, law=self._law)
+        return self._step(slots, actions, num_steps, until_goal=until_goal, draw=draw, law=self._law)
 
-    def _step(self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool, law: int) -> StepResult:
+    def _step(
+        self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool, draw: bool, law: int
+    ) -> StepResult:
         with self._busy:
-            self._prepare_to_draw()
+            if draw:
+                self._prepare_to_draw()
             actions = np.asarray(on_host(actions), np.float64)
             played = np.zeros(len(slots), np.int32)
             reached = np.zeros(len(slots), bool)
@@ -135,8 +139,9 @@ class MujocoEngine:
                 slot = slots[index]
                 outcome = self._play(slot, actions[index], int(num_steps[index]), until_goal=until_goal, law=law)
                 played[index], reached[index], faults[index] = outcome
-                asked.append(time.perf_counter())
-                frames[index] = self._draw(slot)
+                if draw:
+                    asked.append(time.perf_counter())
+                    frames[index] = self._draw(slot)
 
             try:
                 self._for_each(slots, play)

@@ -162,7 +162,9 @@ class WarpEngine:
                         settled[row] = world
             return settled
 
-    def step(self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool = True) -> StepResult:
+    def step(
+        self, slots: Sequence[int], actions: Any, num_steps: np.ndarray, *, until_goal: bool = True, draw: bool = True
+    ) -> StepResult:
         with self._busy:
             shares = self._shares(slots)
             with self._device.turn():
@@ -173,7 +175,8 @@ class WarpEngine:
                     batch.worlds.play(chunk, wp.array(limits, device="cpu", copy=False), until_goal=until_goal)
                     for name in _OUTCOME:
                         batch.fetch(name)
-                    batch.draw()
+                    if draw:
+                        batch.draw()
             self._device.wait()
             played, reached, faults = np.zeros(len(slots), np.int32), np.zeros(len(slots), bool), [""] * len(slots)
             for batch, rows, worlds in shares:
