@@ -167,7 +167,8 @@ def play_actions(
             control.stale[0] = False
             if substep == 0:
                 _set_goal(law, osc, control, actions[step])
-            _apply_control(law, arrays, osc, control, actions[step, -1])
+            _set_torques(law, osc, control, arrays.qfrc_bias, arrays.ctrl)
+            _move_fingers(osc, control.gripper, actions[step, -1], arrays.ctrl)
             call_c(functions.mj_step2, (arrays.model_address, arrays.data_address))
             if substep == osc.substeps - 2 and not has_fault(arrays, faults):
                 observe(arrays, osc, gripper_dofs, switches, view)
@@ -264,19 +265,23 @@ def _set_goal(law: int, osc: OscConstants, control: ControlState, action: np.nda
 
 
 @compiled
-def _apply_control(law: int, arrays: SlotArrays, osc: OscConstants, control: ControlState, gripper_action: float) -> None:
-    """Write the arm's torques and the fingers' targets for one substep into `ctrl`."""
+def _set_torques(law: int, osc: OscConstants, control: ControlState, bias: np.ndarray, ctrl: np.ndarray) -> None:
+    """Write the arm's torques of one substep into `ctrl`; `bias` (nv,) is what holds it against gravity."""
     torques = np.empty(ARM_JOINTS)
     for joint in range(ARM_JOINTS):
-        torques[joint] = arrays.qfrc_bias[osc.arm_dofs[joint]]
+        torques[joint] = bias[osc.arm_dofs[joint]]
     if law == JOINT_POSITION:
         add_joint_torques(control.sensed, control.goal_joints, torques)
     else:
         add_pose_torques(osc, control.sensed, control.goal_position, control.goal_orientation, torques)
     for joint in range(ARM_JOINTS):
-        arrays.ctrl[osc.arm_actuators[joint]] = min(osc.torque_max[joint], max(osc.torque_min[joint], torques[joint]))
+        ctrl[osc.arm_actuators[joint]] = min(osc.torque_max[joint], max(osc.torque_min[joint], torques[joint]))
+
+
+@compiled
+def _move_fingers(osc: OscConstants, gripper: np.ndarray, action: float, ctrl: np.ndarray) -> None:
+    """Move the fingers' commands (2,) one notch towards the action's sign, and write their targets into `ctrl`."""
     for finger in range(2):
-        notch = osc.gripper_speed * np.sign(gripper_action) * (2.0 * finger - 1.0)
-        control.gripper[finger] = min(1.0, max(-1.0, control.gripper[finger] + notch))
-        command = osc.gripper_bias[finger] + osc.gripper_weight[finger] * control.gripper[finger]
-        arrays.ctrl[osc.gripper_actuators[finger]] = command
+        notch = osc.gripper_speed * np.sign(action) * (2.0 * finger - 1.0)
+        gripper[finger] = min(1.0, max(-1.0, gripper[finger] + notch))
+        ctrl[osc.gripper_actuators[finger]] = osc.gripper_bias[finger] + osc.gripper_weight[finger] * gripper[finger]

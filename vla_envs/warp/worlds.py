@@ -10,7 +10,6 @@ goals are judged by the poses of its last substep.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import mujoco
 import mujoco_warp
@@ -23,9 +22,10 @@ from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.vector.control import CONTROL_MODES, OSC_DELTA, ControlMode
 from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM
 from vla_envs.vector.robot_state import ROBOT_STATE_DIM
-from vla_envs.warp.controller import Constants, axis_angle, constants_on_device, control, forget, new_memory
+from vla_envs.warp.controller import Constants, constants_on_device, control, forget, new_memory
 from vla_envs.warp.device import Replayed, wait
 from vla_envs.warp.goals import Predicates, find_touching, goal_holds, predicates_on_device
+from vla_envs.warp.observe import copy_playing, feel, read_robot
 from vla_envs.warp.sanity import is_bad
 
 _SEEN = ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
@@ -267,15 +267,15 @@ class Worlds:
         for name in _SEEN:
             source = getattr(data, name)
             if source.size:
-                wp.launch(_copy_playing, dim=source.shape[:2], inputs=[self._left, source], outputs=[getattr(seen, name)])
+                wp.launch(copy_playing, dim=source.shape[:2], inputs=[self._left, source], outputs=[getattr(seen, name)])
         wp.launch(
-            _feel,
+            feel,
             dim=self.num_worlds,
             inputs=[self._left, self._constants, data.site_xpos, data.xquat, data.qpos],
             outputs=[self.proprioception],
         )
         wp.launch(
-            _read_robot,
+            read_robot,
             dim=self.num_worlds,
             inputs=[
                 self._left,
@@ -316,13 +316,6 @@ def _room(scene: LiberoEngineScene, num_worlds: int, *, num_pairs: int) -> tuple
 @wp.kernel
 def _choose(chosen: wp.array[int], left: wp.array[int]):
     left[chosen[wp.tid()]] = 1
-
-
-@wp.kernel
-def _copy_playing(left: wp.array[int], source: wp.array2d[Any], target: wp.array2d[Any]):
-    world, item = wp.tid()
-    if left[world] > 0:
-        target[world, item] = source[world, item]
 
 
 @wp.kernel
@@ -375,60 +368,3 @@ def _end_control_step(
     for index in range(qvel.shape[1]):
         qvel[world, index] = qvel_before[world, index]
         qacc_warmstart[world, index] = warmstart_before[world, index]
-
-
-@wp.kernel
-def _feel(
-    left: wp.array[int],
-    constants: Constants,
-    site_xpos: wp.array2d[wp.vec3],
-    xquat: wp.array2d[wp.quat],
-    qpos: wp.array2d[float],
-    proprioception: wp.array2d[float],
-):
-    world = wp.tid()
-    if left[world] == 0:
-        return
-    position = site_xpos[world, constants.grip_site]
-    turned = axis_angle(xquat[world, constants.eef_body])
-    for axis in range(3):
-        proprioception[world, axis] = position[axis]
-        proprioception[world, 3 + axis] = turned[axis]
-    for finger in range(2):
-        proprioception[world, 6 + finger] = qpos[world, constants.finger_qpos[finger]]
-
-
-@wp.kernel
-def _read_robot(
-    left: wp.array[int],
-    constants: Constants,
-    gripper_dofs: wp.array[int],
-    qpos: wp.array2d[float],
-    qvel: wp.array2d[float],
-    site_xpos: wp.array2d[wp.vec3],
-    xquat: wp.array2d[wp.quat],
-    xmat: wp.array2d[wp.mat33],
-    rows: wp.array2d[float],
-):
-    """As `_read_robot` of `libero/controller.py`."""
-    world = wp.tid()
-    if left[world] == 0:
-        return
-    for joint in range(7):
-        angle = qpos[world, constants.arm_qpos[joint]]
-        rows[world, joint] = angle
-        rows[world, 7 + joint] = wp.cos(angle)
-        rows[world, 14 + joint] = wp.sin(angle)
-        rows[world, 21 + joint] = qvel[world, constants.arm_dofs[joint]]
-    position = site_xpos[world, constants.grip_site]
-    wxyz = xquat[world, constants.eef_body]
-    rotation = xmat[world, constants.eef_body]
-    for axis in range(3):
-        rows[world, 28 + axis] = position[axis]
-        rows[world, 31 + axis] = wxyz[1 + axis]
-        for column in range(3):
-            rows[world, 35 + 3 * axis + column] = rotation[axis, column]
-    rows[world, 34] = wxyz[0]
-    for finger in range(2):
-        rows[world, 44 + finger] = qpos[world, constants.finger_qpos[finger]]
-        rows[world, 46 + finger] = qvel[world, gripper_dofs[finger]]
