@@ -1,4 +1,4 @@
-"""What worlds look like and feel at one instant, for cameras and policies: kernels that leave alone the worlds that do not play."""
+"""What worlds look like and feel at one instant, for cameras and policies: kernels that pass over worlds that do not play."""
 
 from typing import Any
 
