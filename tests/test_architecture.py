@@ -47,7 +47,7 @@ OWNERS = {
     "warp": {"vla_envs.warp", "vla_envs.isaac.lab"},
     "mujoco_warp": {"vla_envs.warp.worlds", "vla_envs.warp.cameras", "vla_envs.isaac.lab.physics"},
     "robosuite": {"vla_envs.libero.compile"},
-    "libero": {"vla_envs.libero.compile", "vla_envs.libero.libero_paths", "vla_envs.libero.suites"},
+    "libero": {f"vla_envs.libero.{name}" for name in ("compile", "libero_paths", "own_suite", "suites")},
     "bitsandbytes": {"vla_train.policy.simplevla_oft.nf4"},
     "triton": {"vla_train.policy.simplevla_oft.fp8_kernels"},
     "imageio": {"vla_train.evaluation.evaluate"},
@@ -106,10 +106,10 @@ def test_the_environments_never_import_the_trainer():
     assert [arrow for arrow in arrows("vla_envs") if within(arrow[1], "vla_train", "transformers")] == []
 
 
-def test_the_environments_know_pytorch_only_where_a_user_asks_for_tensors_or_for_isaac_lab():
+def test_the_environments_know_pytorch_only_where_a_user_asks_for_tensors_its_files_or_for_isaac_lab():
     users = {source for source, target in arrows("vla_envs") if within(target, "torch")}
     others = {user for user in users if not within(user, "vla_envs.isaac.lab")}
-    assert others == {"vla_envs.vector.arrays", "vla_envs.warp.device"}
+    assert others == {"vla_envs.vector.arrays", "vla_envs.warp.device", "vla_envs.libero.own_states"}
 
 
 def test_the_trainer_never_imports_the_environments():

@@ -86,6 +86,14 @@ def test_the_examples_env_trains_the_default_policy(tmp_path: Path) -> None:
     assert records(tmp_path / "run", "iteration")[0]["rollout/episodes"] > 0
 
 
+def test_a_task_of_ones_own_is_played_by_the_expert_with_a_reward_of_ones_own() -> None:
+    output = run(str(ROOT / "examples" / "own_task.py"))
+    assert output.startswith("put the bowl on the plate: from starts")
+    returns = re.findall(r"success True, return (\d+\.\d)", output)
+    assert len(returns) == 2
+    assert all(float(total) > 1.0 for total in returns)
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_short(example: Path) -> None:
     assert len(example.read_text().splitlines()) < 100

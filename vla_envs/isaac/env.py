@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from vla_envs.isaac.isaaclab import isaaclab_env
-from vla_envs.isaac.randomize import START_NUMBERS, InitialStates
 from vla_envs.libero.arguments import check_task
+from vla_envs.libero.initial_states import START_NUMBERS, InitialStates
 from vla_envs.libero.randomized_starts import EPISODE_SEEDS, RandomizedStarts
 from vla_envs.libero.recent_scenes import shared_scene
 from vla_envs.libero.suites import suite_tasks

@@ -45,6 +45,8 @@ def isaaclab_env(
     check_integer("num_envs", num_envs, least=1)
     if settings.state_keys:
         raise ValueError(f"state_keys is for the backends 'mujoco' and 'warp', got {settings.state_keys!r} for 'isaaclab'")
+    if settings.control != "osc_delta":
+        raise ValueError(f"control is for the backends 'mujoco' and 'warp', got {settings.control!r} for 'isaaclab'")
     for option, cameras in (("depth", settings.depth), ("segmentation", settings.segmentation)):
         if cameras:
             raise ValueError(f"{option} is for the backends 'mujoco' and 'warp', got {cameras!r} for 'isaaclab'")

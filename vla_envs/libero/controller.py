@@ -1,8 +1,8 @@
-"""LIBERO's control step, compiled: robosuite's OSC_POSE controller and Panda gripper around MuJoCo's own substeps.
+"""LIBERO's control step, compiled: one of robosuite's controllers and its Panda gripper around MuJoCo's own substeps.
 
-One control step is `substeps` physics steps. At its start the action becomes a goal pose relative to the current one; in
-every substep the controller turns the distance to that goal into joint torques between `mj_step1` and `mj_step2`, and the
-gripper's command moves one notch towards the action's sign. Goals are judged at the end of the control step.
+One control step is `substeps` physics steps. At its start the action becomes a goal of the arm; in every substep the law
+(`control_laws.py`) turns the distance to that goal into joint torques between `mj_step1` and `mj_step2`, and the gripper's
+command moves one notch towards the sign of the last number. Whether the task is done is judged at the end of the control step.
 
 Two of robosuite's habits are kept, because what a policy sees depends on them:
 
@@ -10,8 +10,6 @@ Two of robosuite's habits are kept, because what a policy sees depends on them:
 * Images and proprioception are sampled one substep before the end of the control step. `qpos` is then already integrated, while
   body poses are still those of the substep's start. That is when robosuite's observables are due in an episode begun with
   `reset` and `set_init_state`.
-
-Reference: O. Khatib, "A unified approach for motion and force control of robot manipulators", IEEE J-RA 3(1), 1987.
 """
 
 import math
@@ -20,8 +18,18 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
+from vla_envs.libero.control_laws import (
+    ARM_JOINTS,
+    Sensed,
+    add_joint_torques,
+    add_pose_torques,
+    set_absolute_pose,
+    set_joint_goal,
+    set_relative_pose,
+)
 from vla_envs.libero.scene import OscConstants
 from vla_envs.vector.compiled import compiled
+from vla_envs.vector.control import JOINT_POSITION, OSC_ABSOLUTE
 from vla_envs.vector.mujoco_c import CFunctions, ContactLayout, c_functions, call_c
 from vla_envs.vector.slot import (
     ContactPairs,
@@ -34,28 +42,6 @@ from vla_envs.vector.slot import (
     slot_arrays,
 )
 
-_NULL_SPACE_STIFFNESS = 10.0
-_ARM_JOINTS = 7
-
-
-class Sensed(NamedTuple):
-    """What the controller knows of the arm in one substep. Metres, radians, world frame."""
-
-    position: np.ndarray
-    """(3,) of the grip site."""
-    orientation: np.ndarray
-    """(3, 3) of the grip site."""
-    velocity: np.ndarray
-    """(6,): linear, then angular."""
-    joints: np.ndarray
-    """(7,)."""
-    joint_speeds: np.ndarray
-    """(7,)."""
-    jacobian: np.ndarray
-    """(6, 7): translation, then rotation, per arm joint."""
-    mass: np.ndarray
-    """(7, 7): the arm's block of the mass matrix."""
-
 
 class ControlState(NamedTuple):
     """What one slot's controller remembers."""
@@ -67,6 +53,8 @@ class ControlState(NamedTuple):
     """(3,)."""
     goal_orientation: np.ndarray
     """(3, 3): kept until an action asks for a rotation."""
+    goal_joints: np.ndarray
+    """(7,): of `joint_position` alone."""
     gripper: np.ndarray
     """(2,): the fingers' commands in [-1, 1]."""
 
@@ -123,14 +111,15 @@ def new_control_state() -> ControlState:
             position=np.zeros(3),
             orientation=np.zeros((3, 3)),
             velocity=np.zeros(6),
-            joints=np.zeros(_ARM_JOINTS),
-            joint_speeds=np.zeros(_ARM_JOINTS),
-            jacobian=np.zeros((6, _ARM_JOINTS)),
-            mass=np.zeros((_ARM_JOINTS, _ARM_JOINTS)),
+            joints=np.zeros(ARM_JOINTS),
+            joint_speeds=np.zeros(ARM_JOINTS),
+            jacobian=np.zeros((6, ARM_JOINTS)),
+            mass=np.zeros((ARM_JOINTS, ARM_JOINTS)),
         ),
         stale=np.zeros(1, np.bool_),
         goal_position=np.zeros(3),
         goal_orientation=np.zeros((3, 3)),
+        goal_joints=np.zeros(ARM_JOINTS),
         gripper=np.zeros(2),
     )
 
@@ -139,7 +128,7 @@ def copy_control_state(source: ControlState, target: ControlState) -> None:
     """Copy all that `source` remembers into `target`'s own memory."""
     for mine, theirs in zip(target.sensed, source.sensed, strict=True):
         mine[:] = theirs
-    for name in ("stale", "goal_position", "goal_orientation", "gripper"):
+    for name in ("stale", "goal_position", "goal_orientation", "goal_joints", "gripper"):
         getattr(target, name)[:] = getattr(source, name)
 
 
@@ -157,10 +146,11 @@ def play_actions(
     pairs: ContactPairs,
     record: GoalRecord,
     view: View,
+    law: int,
     actions: np.ndarray,
     num_steps: int,
 ) -> int:
-    """Play the first `num_steps` of `actions` (K, 7) float64, clipped as LIBERO clips them.
+    """Play the first `num_steps` of `actions` (K, A) float64 by a control law, clipped as robosuite clips them.
 
     Fills rows 0..num_steps-1 of `record`, and `view` with what is seen of the last control step.
 
@@ -176,8 +166,9 @@ def play_actions(
                 _sense(functions, arrays, osc, scratch, control.sensed)
             control.stale[0] = False
             if substep == 0:
-                _set_goal(osc, control, actions[step])
-            _apply_control(arrays, osc, control, actions[step, 6])
+                _set_goal(law, osc, control, actions[step])
+            _set_torques(law, osc, control, arrays.qfrc_bias, arrays.ctrl)
+            _move_fingers(osc, control.gripper, actions[step, -1], arrays.ctrl)
             call_c(functions.mj_step2, (arrays.model_address, arrays.data_address))
             if substep == osc.substeps - 2 and not has_fault(arrays, faults):
                 observe(arrays, osc, gripper_dofs, switches, view)
@@ -210,7 +201,7 @@ def observe(arrays: SlotArrays, osc: OscConstants, gripper_dofs: np.ndarray, swi
 @compiled
 def _read_robot(arrays: SlotArrays, osc: OscConstants, gripper_dofs: np.ndarray, row: np.ndarray) -> None:
     """Fill a row as `robot_state` has it."""
-    for joint in range(_ARM_JOINTS):
+    for joint in range(ARM_JOINTS):
         angle = arrays.qpos[osc.arm_qpos[joint]]
         row[joint] = angle
         row[7 + joint] = math.cos(angle)
@@ -246,7 +237,7 @@ def _sense(functions: CFunctions, arrays: SlotArrays, osc: OscConstants, scratch
         sensed.velocity[axis] = 0.0
         for dof in range(arrays.qvel.size):
             sensed.velocity[axis] += scratch.jacobian[axis, dof] * arrays.qvel[dof]
-    for joint in range(_ARM_JOINTS):
+    for joint in range(ARM_JOINTS):
         dof = osc.arm_dofs[joint]
         sensed.joints[joint] = arrays.qpos[osc.arm_qpos[joint]]
         sensed.joint_speeds[joint] = arrays.qvel[dof]
@@ -258,144 +249,39 @@ def _sense(functions: CFunctions, arrays: SlotArrays, osc: OscConstants, scratch
             (arrays.model_address, arrays.data_address, scratch.column.ctypes.data, scratch.unit.ctypes.data),
         )
         scratch.unit[dof] = 0.0
-        for other in range(_ARM_JOINTS):
+        for other in range(ARM_JOINTS):
             sensed.mass[other, joint] = scratch.column[osc.arm_dofs[other]]
 
 
 @compiled
-def _set_goal(osc: OscConstants, control: ControlState, action: np.ndarray) -> None:
-    """Goal pose of a control step; without any rotation in the action, the previous goal orientation stays."""
-    delta = np.empty(6)
-    turns = False
-    for axis in range(6):
-        scale = abs(osc.output_max[axis] - osc.output_min[axis]) / abs(osc.input_max[axis] - osc.input_min[axis])
-        clipped = min(osc.input_max[axis], max(osc.input_min[axis], action[axis]))
-        centred = clipped - (osc.input_max[axis] + osc.input_min[axis]) / 2.0
-        delta[axis] = centred * scale + (osc.output_max[axis] + osc.output_min[axis]) / 2.0
-        turns |= axis >= 3 and delta[axis] != 0.0
-    for axis in range(3):
-        control.goal_position[axis] = control.sensed.position[axis] + delta[axis]
-    if turns:
-        rotation = _rotation_matrix(delta[3:])
-        for column in range(3):
-            control.goal_orientation[:, column] = _times(rotation, control.sensed.orientation[:, column])
+def _set_goal(law: int, osc: OscConstants, control: ControlState, action: np.ndarray) -> None:
+    """Where the arm is to go in a control step."""
+    if law == JOINT_POSITION:
+        set_joint_goal(control.sensed, action, control.goal_joints)
+    elif law == OSC_ABSOLUTE:
+        set_absolute_pose(action, control.goal_position, control.goal_orientation)
+    else:
+        set_relative_pose(osc, control.sensed, action, control.goal_position, control.goal_orientation)
 
 
 @compiled
-def _rotation_matrix(axis_angle: np.ndarray) -> np.ndarray:
-    """(3, 3) rotation, rounded to float32 on the way as robosuite's `quat2mat` does."""
-    angle = math.sqrt(axis_angle[0] ** 2 + axis_angle[1] ** 2 + axis_angle[2] ** 2)
-    half_sine = math.sin(angle / 2.0)
-    quaternion = np.empty(4, np.float32)
-    quaternion[0] = math.cos(angle / 2.0)
-    for axis in range(3):
-        quaternion[1 + axis] = axis_angle[axis] / angle * half_sine
-    squared_norm = np.float32(0.0)
-    for component in range(4):
-        squared_norm += quaternion[component] * quaternion[component]
-    norm = math.sqrt(2.0 / squared_norm)
-    for component in range(4):
-        quaternion[component] *= norm
-    products = np.empty((4, 4), np.float32)
-    for row in range(4):
-        for column in range(4):
-            products[row, column] = quaternion[row] * quaternion[column]
-    rotation = np.empty((3, 3))
-    rotation[0, 0] = 1.0 - products[2, 2] - products[3, 3]
-    rotation[0, 1] = products[1, 2] - products[3, 0]
-    rotation[0, 2] = products[1, 3] + products[2, 0]
-    rotation[1, 0] = products[1, 2] + products[3, 0]
-    rotation[1, 1] = 1.0 - products[1, 1] - products[3, 3]
-    rotation[1, 2] = products[2, 3] - products[1, 0]
-    rotation[2, 0] = products[1, 3] - products[2, 0]
-    rotation[2, 1] = products[2, 3] + products[1, 0]
-    rotation[2, 2] = 1.0 - products[1, 1] - products[2, 2]
-    return rotation
+def _set_torques(law: int, osc: OscConstants, control: ControlState, bias: np.ndarray, ctrl: np.ndarray) -> None:
+    """Write the arm's torques of one substep into `ctrl`; `bias` (nv,) is what holds it against gravity."""
+    torques = np.empty(ARM_JOINTS)
+    for joint in range(ARM_JOINTS):
+        torques[joint] = bias[osc.arm_dofs[joint]]
+    if law == JOINT_POSITION:
+        add_joint_torques(control.sensed, control.goal_joints, torques)
+    else:
+        add_pose_torques(osc, control.sensed, control.goal_position, control.goal_orientation, torques)
+    for joint in range(ARM_JOINTS):
+        ctrl[osc.arm_actuators[joint]] = min(osc.torque_max[joint], max(osc.torque_min[joint], torques[joint]))
 
 
 @compiled
-def _apply_control(arrays: SlotArrays, osc: OscConstants, control: ControlState, gripper_action: float) -> None:
-    """Write the arm's torques and the fingers' targets for one substep into `ctrl`.
-
-    With Jacobian J, mass M, Lambda = (J M^-1 J^T)^-1 and its uncoupled position and rotation blocks:
-    torque = J^T [Lambda_pos f; Lambda_rot t] + bias + (I - J^T Lambda J M^-1) M a, where f and t pull towards the goal pose
-    and a pulls the joints towards their initial posture.
-    """
-    sensed, goal = control.sensed, control.goal_orientation
-    jacobian, mass, orientation = sensed.jacobian, sensed.mass, sensed.orientation
-    pull = np.zeros(6)
-    for axis in range(3):
-        pull[axis] = control.goal_position[axis] - sensed.position[axis]
-        second, third = (axis + 1) % 3, (axis + 2) % 3
-        for column in range(3):  # half the sum of the cross products of the axes with their goals
-            turn = orientation[second, column] * goal[third, column] - orientation[third, column] * goal[second, column]
-            pull[3 + axis] += 0.5 * turn
-    for axis in range(6):
-        pull[axis] = osc.kp[axis] * pull[axis] - osc.kd[axis] * sensed.velocity[axis]
-
-    mass_inverse = _inverse(mass)
-    coupling = np.zeros((6, 6))  # J M^-1 J^T
-    for row in range(6):
-        for joint in range(_ARM_JOINTS):
-            mobility = 0.0
-            for other in range(_ARM_JOINTS):
-                mobility += jacobian[row, other] * mass_inverse[other, joint]
-            for column in range(6):
-                coupling[row, column] += mobility * jacobian[column, joint]
-    wrench = np.empty(6)
-    wrench[:3] = _times(_inverse(coupling[:3, :3]), pull[:3])
-    wrench[3:] = _times(_inverse(coupling[3:, 3:]), pull[3:])
-
-    posture = np.empty(_ARM_JOINTS)
-    for joint in range(_ARM_JOINTS):
-        away = osc.initial_joints[joint] - sensed.joints[joint]
-        posture[joint] = _NULL_SPACE_STIFFNESS * away - 2.0 * math.sqrt(_NULL_SPACE_STIFFNESS) * sensed.joint_speeds[joint]
-    posture_torque = _times(mass, posture)
-    wrench -= _times(_inverse(coupling), _times(jacobian, posture))
-
-    for joint in range(_ARM_JOINTS):
-        torque = arrays.qfrc_bias[osc.arm_dofs[joint]] + posture_torque[joint]
-        for axis in range(6):
-            torque += jacobian[axis, joint] * wrench[axis]
-        arrays.ctrl[osc.arm_actuators[joint]] = min(osc.torque_max[joint], max(osc.torque_min[joint], torque))
+def _move_fingers(osc: OscConstants, gripper: np.ndarray, action: float, ctrl: np.ndarray) -> None:
+    """Move the fingers' commands (2,) one notch towards the action's sign, and write their targets into `ctrl`."""
     for finger in range(2):
-        notch = osc.gripper_speed * np.sign(gripper_action) * (2.0 * finger - 1.0)
-        control.gripper[finger] = min(1.0, max(-1.0, control.gripper[finger] + notch))
-        command = osc.gripper_bias[finger] + osc.gripper_weight[finger] * control.gripper[finger]
-        arrays.ctrl[osc.gripper_actuators[finger]] = command
-
-
-@compiled
-def _times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """Matrix times vector."""
-    result = np.zeros(matrix.shape[0])
-    for row in range(matrix.shape[0]):
-        for column in range(matrix.shape[1]):
-            result[row] += matrix[row, column] * vector[column]
-    return result
-
-
-@compiled
-def _inverse(matrix: np.ndarray) -> np.ndarray:
-    """Inverse of a small regular matrix: Gauss-Jordan with partial pivoting."""
-    size = matrix.shape[0]
-    left, right = matrix.copy(), np.eye(size)
-    for column in range(size):
-        pivot = column
-        for row in range(column + 1, size):
-            if abs(left[row, column]) > abs(left[pivot, column]):
-                pivot = row
-        for other in range(size):
-            left[column, other], left[pivot, other] = left[pivot, other], left[column, other]
-            right[column, other], right[pivot, other] = right[pivot, other], right[column, other]
-        scale = 1.0 / left[column, column]
-        for other in range(size):
-            left[column, other] *= scale
-            right[column, other] *= scale
-        for row in range(size):
-            factor = left[row, column]
-            if row != column and factor != 0.0:
-                for other in range(size):
-                    left[row, other] -= factor * left[column, other]
-                    right[row, other] -= factor * right[column, other]
-    return right
+        notch = osc.gripper_speed * np.sign(action) * (2.0 * finger - 1.0)
+        gripper[finger] = min(1.0, max(-1.0, gripper[finger] + notch))
+        ctrl[osc.gripper_actuators[finger]] = osc.gripper_bias[finger] + osc.gripper_weight[finger] * gripper[finger]

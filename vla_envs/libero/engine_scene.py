@@ -24,6 +24,7 @@ from vla_envs.libero.goals import GoalInputs
 from vla_envs.libero.privileged import SceneGeometry
 from vla_envs.libero.scene import Scene
 from vla_envs.vector.arena import limit_arena
+from vla_envs.vector.control import OSC_DELTA
 from vla_envs.vector.engine import PROPRIOCEPTION_DIM, EngineScene, Player
 from vla_envs.vector.mujoco_c import c_functions, contact_layout
 from vla_envs.vector.robot_state import ROBOT_STATE_DIM
@@ -130,7 +131,7 @@ class LiberoPlayer(Player):
         copy_control_state(self._scene.initial_control, self._control)
         self.set_state(state)
 
-    def play(self, actions: np.ndarray, num_steps: int) -> int:
+    def play(self, actions: np.ndarray, num_steps: int, law: int = OSC_DELTA) -> int:
         if len(self.record.qpos) < num_steps:
             self.record = empty_record(self._model, num_steps, self._num_pairs)
         return play_actions(
@@ -146,6 +147,7 @@ class LiberoPlayer(Player):
             self._scene.pairs,
             self.record,
             self.view,
+            law,
             actions,
             num_steps,
         )

@@ -5,15 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from vla_envs.vector.engine import ACTION_DIM
-
 
 def read_actions(actions: Any, shape: tuple[int, ...], *, chunk_size: int | None) -> Any:
-    """(N, k, 7) float64 from actions (N, 7), or (N, k, 7) with k from 1 to K; a tensor on a GPU stays there, float32.
+    """(N, k, A) float64 from actions (N, A), or (N, k, A) with k from 1 to K; a tensor on a GPU stays there, float32.
 
     Args:
         actions: What the user gave.
-        shape: Of the action space: (N, 7) or (N, K, 7).
+        shape: Of the action space: (N, A) or (N, K, A).
         chunk_size: K; None: there are no chunks.
 
     Raises:
@@ -23,12 +21,12 @@ def read_actions(actions: Any, shape: tuple[int, ...], *, chunk_size: int | None
         check_shape("actions", tuple(actions.shape), shape, chunk_size=chunk_size)
         if not bool(actions.isfinite().all()):
             raise ValueError(f"actions must be finite, got {float(actions[~actions.isfinite()][0])}")
-        return actions.detach().float().reshape(shape[0], -1, ACTION_DIM)
+        return actions.detach().float().reshape(shape[0], -1, shape[-1])
     chunk = np.asarray(actions, np.float64)
     check_shape("actions", chunk.shape, shape, chunk_size=chunk_size)
     if not np.isfinite(chunk).all():
         raise ValueError(f"actions must be finite, got {chunk[~np.isfinite(chunk)][0]}")
-    return np.ascontiguousarray(chunk.reshape(shape[0], -1, ACTION_DIM))
+    return np.ascontiguousarray(chunk.reshape(shape[0], -1, shape[-1]))
 
 
 def check_shape(name: str, given: tuple[int, ...], shape: tuple[int, ...], *, chunk_size: int | None) -> None:

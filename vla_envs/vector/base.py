@@ -25,8 +25,9 @@ from vla_envs.errors import NotResetError
 from vla_envs.vector.arguments import read_actions, read_reset_options, read_seeds, read_states
 from vla_envs.vector.arrays import as_float32, giver, on_host
 from vla_envs.vector.calibration import Calibration
+from vla_envs.vector.control import CONTROL_MODES
 from vla_envs.vector.conversion import convert_texts_to_themselves
-from vla_envs.vector.engine import Engine
+from vla_envs.vector.engine import Engine, StepResult
 from vla_envs.vector.filming import Filming, frames_info
 from vla_envs.vector.infos import with_masks
 from vla_envs.vector.options import RENDER_MODES, EnvOptions
@@ -45,7 +46,7 @@ CONTROL_HZ = 20
 class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.VectorEnv, ABC):
     """N slots of robot manipulation with chunked actions.
 
-    Shape letters: N slots, K actions of a chunk, H x W pixels.
+    Shape letters: N slots, K actions of a chunk, A numbers of an action, H x W pixels.
 
     Args:
         num_envs: N.
@@ -62,7 +63,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.
     mirrored_images = True
     """Whether observed pictures are mirrored left to right, as in the published LIBERO sets; those of `render` are not."""
     robot_type = "panda"
-    control_mode = "relative end-effector pose (OSC_POSE), 20 Hz"
+    control_mode = CONTROL_MODES["osc_delta"].meaning
     gripper_convention = "-1 open, +1 close"
 
     def __init__(
@@ -84,6 +85,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.
         self.task_ids = tuple(instructions)
         self.max_episode_steps = options.max_episode_steps or time_limit
         self.chunk_size = options.chunk_size
+        self.control, self.control_mode = options.control, options.control_mode.meaning
         self.render_mode = options.render_mode
         fps = CONTROL_HZ / (options.chunk_size or 1)  # of what `render` shows after each step
         self.metadata = {
@@ -102,7 +104,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.
             tuple(self._cameras.values()), self.instructions.values(), self.state_keys
         )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.single_action_space = action_space(options.chunk_size)
+        self.single_action_space = action_space(options.chunk_size, options.control_mode)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
         self._starts: list[Start | None] = [None] * num_envs
@@ -169,9 +171,11 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.
         """Play one chunk in every slot whose episode is not over.
 
         Args:
-            actions: (N, K, 7) or a shorter chunk (N, k, 7), or (N, 7) without `chunk_size`: translation, rotation (axis-angle),
-                gripper (-1 open, +1 close), each in [-1, 1] and clipped to it. Those of a slot that does not play are ignored,
-                but must be finite.
+            actions: (N, K, A) or a shorter chunk (N, k, A), or (N, A) without `chunk_size`; of the A numbers the last is the
+                gripper's (-1 open, +1 close). Those before it, by `control`: translation and rotation (axis-angle) with
+                "osc_delta", each in [-1, 1] and clipped to it; position in m and axis-angle in rad with "osc_absolute", as they
+                are; seven joints, each in [-1, 1] and clipped to it, with "joint_position". Those of a slot that does not play
+                are ignored, but must be finite.
 
         Returns:
             observation; reward (N,) float64, 1 where the goal was reached; terminated (N,) bool, the same; truncated (N,) bool,
@@ -194,11 +198,12 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.
             return self._play(read_actions(actions, shape, chunk_size=self.chunk_size))  # type: ignore[arg-type]
 
     def _play(self, chunk: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """`step` with checked actions, (N, K, 7)."""
+        """`step` with checked actions, (N, K, A)."""
         restarting = self._over.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
         playing = ~self._over
         num_steps = np.zeros(self.num_envs, np.int32)
         success = np.zeros(self.num_envs, bool)
+        rewards = np.zeros(self.num_envs)
         faults = np.full(self.num_envs, None, dtype=object)
         frames: Mapping[int, np.ndarray] = {}
 
@@ -206,7 +211,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.
         if slots:
             limits = np.clip(self.max_episode_steps - self._elapsed[slots], 0, chunk.shape[1])
             try:
-                result = self._engine.step(slots, chunk[slots], limits, film=self._filmed(slots))
+                result, rewards[slots] = self._advance(slots, chunk[slots], limits)
             except BaseException:
                 self._forget(slots)
                 raise
@@ -216,7 +221,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.
             frames = result.frames
         faulted = np.array([fault is not None for fault in faults])
         self._elapsed += num_steps
-        self._returns += success
+        self._returns += rewards
         truncated = playing & ~success & (faulted | (self._elapsed >= self.max_episode_steps))
         ended = success | truncated
         self._over |= ended
@@ -233,7 +238,12 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.
             info = with_masks(played, ~ended) | frames_info(frames, ~ended) | with_masks(self._identity(), everyone)
         else:
             info = with_masks({**played, **self._identity()}, everyone) | frames_info(frames, everyone)
-        return self._observe(), success.astype(np.float64), success, truncated, info | (endings if ended.any() else {})
+        return self._observe(), rewards, success, truncated, info | (endings if ended.any() else {})
+
+    def _advance(self, slots: Sequence[int], actions: Any, num_steps: np.ndarray) -> tuple[StepResult, np.ndarray]:
+        """Play chunks as `Engine.step` does, and film; also returns the rewards (n,) float64."""
+        result = self._engine.step(slots, actions, num_steps, film=self._filmed(slots))
+        return result, result.goal_reached.astype(np.float64)
 
     @property
     def spec(self) -> EnvSpec | None:  # type: ignore[override]

@@ -2,7 +2,7 @@
 
 An engine knows models, control steps and pictures. The env knows tasks, the order of starts and time limits.
 
-Shape letters: N slots, n slots of one call, K control steps, H x W image.
+Shape letters: N slots, n slots of one call, K control steps, A numbers of an action, H x W image.
 """
 
 import threading
@@ -16,11 +16,12 @@ import mujoco
 import numpy as np
 
 from vla_envs.vector.cameras import DrawnCamera
+from vla_envs.vector.control import OSC_DELTA
 from vla_envs.vector.look import Look
 from vla_envs.vector.slot import GoalRecord, View
 
 ACTION_DIM = 7
-"""Translation (3), rotation (3), gripper (1)."""
+"""Of LIBERO's own controller: translation (3), rotation (3), gripper (1). See `control.py` for the others."""
 PROPRIOCEPTION_DIM = 8
 """End-effector position (m), axis-angle (rad), two gripper joints (m)."""
 
@@ -41,8 +42,8 @@ class Player(ABC):
         """Start an episode from [time, qpos, qvel]: physics, controller and view forget what was before."""
 
     @abstractmethod
-    def play(self, actions: np.ndarray, num_steps: int) -> int:
-        """Play the first `num_steps` of `actions` (K, 7) without the GIL; returns the control steps completed."""
+    def play(self, actions: np.ndarray, num_steps: int, law: int = OSC_DELTA) -> int:
+        """Play the first `num_steps` of `actions` (K, A) by a control law, without the GIL; returns the steps completed."""
 
     @abstractmethod
     def save(self) -> Any:
@@ -156,7 +157,7 @@ class Engine(Protocol):
             slots: n slots whose episodes are over: in an unknown state afterwards.
             scenes: Scene of each state; the first n are those of the slots.
             states: [time, qpos, qvel] each: n, and as many more as there is room for.
-            actions: (K, 7).
+            actions: (K, 7), which LIBERO's own controller (`osc_delta`) plays, whatever the engine's is.
         """
         ...
 
@@ -167,16 +168,19 @@ class Engine(Protocol):
         num_steps: np.ndarray,
         *,
         until_goal: bool = True,
+        draw: bool = True,
         film: Mapping[int, int] = NOBODY,
     ) -> StepResult:
         """Play chunks, each until its goal holds, and draw each slot once, as it looks then; those that are filmed more often.
 
         Args:
             slots: n slots; the others do not move.
-            actions: (n, K, 7), finite: a NumPy array, or a tensor on the engine's device.
+            actions: (n, K, A), finite: a NumPy array, or a tensor on the engine's device.
             num_steps: (n,) int: how many of the K to play at most.
             until_goal: Whether a chunk ends where its goal holds; False plays it through and judges nothing.
-            film: Slots whose first camera is drawn after every so many control steps, and after the last; only with `films`.
+            draw: Whether slots are drawn; False leaves it to a later `draw`, which shows the same.
+            film: Slots whose first camera is drawn after every so many control steps, and after the last; only with `films`
+                and `draw`.
         """
         ...
 

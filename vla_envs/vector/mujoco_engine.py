@@ -24,6 +24,7 @@ from vla_envs.errors import NotResetError
 from vla_envs.vector.allowance import allowed_cores
 from vla_envs.vector.arrays import on_host
 from vla_envs.vector.cameras import Camera, DrawnCamera
+from vla_envs.vector.control import OSC_DELTA
 from vla_envs.vector.engine import NOBODY, PROPRIOCEPTION_DIM, EngineScene, Player, StepResult
 from vla_envs.vector.gl_context import Device, check_device, open_device
 from vla_envs.vector.look import Look
@@ -44,6 +45,7 @@ class MujocoEngine:
         cameras: What is drawn.
         device: Where OpenGL draws.
         num_threads: Threads that play; None takes one per core that this process may use.
+        law: Control law of `step`, a number of `control.py`.
 
     Raises:
         RenderingUnavailableError: There is nothing to draw with here.
@@ -58,12 +60,14 @@ class MujocoEngine:
         cameras: Sequence[DrawnCamera] = (),
         device: Device = "auto",
         num_threads: int | None = None,
+        law: int = OSC_DELTA,
     ) -> None:
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads must be None or at least 1, got {num_threads}")
         if cameras:
             check_device(device)
         self.num_slots = num_slots
+        self._law = law
         self._cameras = {camera.name: camera for camera in cameras}
 
         def pixels(camera: DrawnCamera, channels: int, dtype: type) -> np.ndarray:
@@ -108,7 +112,9 @@ class MujocoEngine:
         with self._busy:
             self.begin(slots, scenes, states)
             chunks = np.tile(actions, (len(slots), 1, 1))
-            self.step(slots, chunks, np.full(len(slots), len(actions)), until_goal=False)
+            self._step(
+                slots, chunks, np.full(len(slots), len(actions)), until_goal=False, draw=True, film=NOBODY, law=OSC_DELTA
+            )
             return self.save(slots)
 
     def step(
@@ -118,10 +124,25 @@ class MujocoEngine:
         num_steps: np.ndarray,
         *,
         until_goal: bool = True,
+        draw: bool = True,
         film: Mapping[int, int] = NOBODY,
     ) -> StepResult:
+        return self._step(slots, actions, num_steps, until_goal=until_goal, draw=draw, film=film, law=self._law)
+
+    def _step(
+        self,
+        slots: Sequence[int],
+        actions: Any,
+        num_steps: np.ndarray,
+        *,
+        until_goal: bool,
+        draw: bool,
+        film: Mapping[int, int],
+        law: int,
+    ) -> StepResult:
         with self._busy:
-            self._prepare_to_draw()
+            if draw:
+                self._prepare_to_draw()
             actions = np.asarray(on_host(actions), np.float64)
             played = np.zeros(len(slots), np.int32)
             reached = np.zeros(len(slots), bool)
@@ -132,15 +153,15 @@ class MujocoEngine:
 
             def play(index: int) -> None:
                 slot = slots[index]
+                chunk, most = actions[index], int(num_steps[index])
                 if slot in film:
-                    outcome = self._film(
-                        slot, actions[index], int(num_steps[index]), films[slot], every=film[slot], until_goal=until_goal
-                    )
+                    outcome = self._film(slot, chunk, most, films[slot], every=film[slot], until_goal=until_goal, law=law)
                 else:
-                    outcome = self._play(slot, actions[index], int(num_steps[index]), until_goal=until_goal)
+                    outcome = self._play(slot, chunk, most, until_goal=until_goal, law=law)
                 played[index], reached[index], faults[index] = outcome
-                asked.append(time.perf_counter())
-                frames[index] = self._draw(slot)
+                if draw:
+                    asked.append(time.perf_counter())
+                    frames[index] = self._draw(slot)
 
             try:
                 self._for_each(slots, play)
@@ -247,12 +268,12 @@ class MujocoEngine:
             self._players[slot] = scene.new_player()
             self._scenes[slot] = scene
 
-    def _play(self, slot: int, actions: np.ndarray, num_steps: int, *, until_goal: bool) -> tuple[int, bool, str]:
+    def _play(self, slot: int, actions: np.ndarray, num_steps: int, *, until_goal: bool, law: int) -> tuple[int, bool, str]:
         """Returns the control steps played, whether the goal holds after them, and why the physics gave up."""
         player, scene = self._player(slot), self._scenes[slot]
         assert scene is not None
         start = player.save() if until_goal and num_steps > 1 else None
-        completed = player.play(actions, num_steps)
+        completed = player.play(actions, num_steps, law)
         holding = np.flatnonzero(scene.judge(player.record, completed)) if until_goal else np.zeros(0)
         if holding.size == 0:
             fault = player.fault() if completed < num_steps else ""
@@ -260,17 +281,17 @@ class MujocoEngine:
         first = int(holding[0]) + 1
         if first < num_steps:
             player.restore(start)
-            player.play(actions, first)
+            player.play(actions, first, law)
         return first, True, ""
 
     def _film(
-        self, slot: int, actions: np.ndarray, num_steps: int, film: list[Frame], *, every: int, until_goal: bool
+        self, slot: int, actions: np.ndarray, num_steps: int, film: list[Frame], *, every: int, until_goal: bool, law: int
     ) -> tuple[int, bool, str]:
         """As `_play`, piece by piece; asks for a picture between any two of them, and adds it to `film`."""
         played, reached, fault = 0, False, ""
         while True:
             piece = min(every, num_steps - played)
-            count, reached, fault = self._play(slot, actions[played : played + piece], piece, until_goal=until_goal)
+            count, reached, fault = self._play(slot, actions[played : played + piece], piece, until_goal=until_goal, law=law)
             played += count
             if played >= num_steps or reached or fault:
                 return played, reached, fault
@@ -352,6 +373,7 @@ def mujoco_engine(num_slots: int, options: EnvOptions) -> MujocoEngine:
         cameras=options.drawn_cameras,
         device=options.device,
         num_threads=options.num_threads,
+        law=options.control_mode.law,
     )
 
 

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 from vla_envs.vector.arrays import ARRAYS
 from vla_envs.vector.cameras import Camera, DrawnCamera, ImageSize, drawn_cameras
+from vla_envs.vector.control import CONTROL_MODES, ControlMode
 from vla_envs.vector.gl_context import Device
 from vla_envs.vector.randomization import Randomization, read_randomization
 from vla_envs.vector.robot_state import check_state_keys
@@ -66,6 +67,14 @@ class EnvOptions:
         metadata=_meaning(
             'Readings of the robot to observe beside `state`, by robosuite\'s names, such as "robot0_joint_pos"; see '
             "docs/environments.md."
+        ),
+    )
+    control: str = field(
+        default="osc_delta",
+        metadata=_meaning(
+            "What an action says, as robosuite's controllers take it: \"osc_delta\" a change of the end-effector's pose, as "
+            'LIBERO has it; "osc_absolute" its pose in the world (m, axis-angle in rad); "joint_position" a change of seven '
+            "joints. The gripper comes last in each."
         ),
     )
     detail: str = field(
@@ -143,6 +152,7 @@ class EnvOptions:
         _ = self.drawn_cameras
         _ = self.drawn_randomization
         check_state_keys(self.state_keys)
+        check_choice("control", self.control, tuple(CONTROL_MODES))
         check_choice("detail", self.detail, ("full", "fast"))
         check_choice("quality", self.quality, ("fast", "match"))
         check_choice("arrays", self.arrays, ARRAYS)
@@ -155,6 +165,11 @@ class EnvOptions:
     def drawn_cameras(self) -> tuple[DrawnCamera, ...]:
         """What `cameras`, `image_size`, `depth` and `segmentation` ask for, in the order of `cameras`."""
         return drawn_cameras(self.cameras, image_size=self.image_size, depth=self.depth, segmentation=self.segmentation)
+
+    @property
+    def control_mode(self) -> ControlMode:
+        """What `control` names."""
+        return CONTROL_MODES[self.control]
 
     @property
     def drawn_randomization(self) -> Randomization | None:

@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 
 from vla_envs.vector.cameras import DrawnCamera
-from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM
+from vla_envs.vector.control import ControlMode
+from vla_envs.vector.engine import PROPRIOCEPTION_DIM
 from vla_envs.vector.instruction import Instruction
 from vla_envs.vector.robot_state import ROBOT_STATE
 
@@ -59,7 +60,9 @@ def _pixels(camera: DrawnCamera, channels: int, low: float, high: float, dtype: 
     return gym.spaces.Box(low, high, (camera.height, camera.width, channels), dtype)
 
 
-def action_space(chunk_size: int | None) -> gym.spaces.Box:
-    """Of one slot: a chunk (K, 7), or one action (7,) without `chunk_size`."""
-    shape = (ACTION_DIM,) if chunk_size is None else (chunk_size, ACTION_DIM)
-    return gym.spaces.Box(-1.0, 1.0, shape, np.float32)
+def action_space(chunk_size: int | None, control: ControlMode) -> gym.spaces.Box:
+    """Of one slot: a chunk (K, A), or one action (A,) without `chunk_size`."""
+    low, high = np.array([control.low, control.high], np.float32)
+    if chunk_size is not None:
+        low, high = np.tile(low, (chunk_size, 1)), np.tile(high, (chunk_size, 1))
+    return gym.spaces.Box(low, high, dtype=np.float32)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, is_dataclass
 from enum import Enum
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -31,4 +32,6 @@ def _plain(value: Any) -> Any:
         return value.value
     if isinstance(value, Path):
         return str(value)
+    if isfunction(value) and "<" not in value.__qualname__:
+        return f"{value.__module__}:{value.__qualname__}"
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

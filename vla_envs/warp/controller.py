@@ -1,4 +1,4 @@
-"""LIBERO's controller for N worlds at once, in Warp: what `libero/controller.py` does for one slot in compiled code.
+"""robosuite's controllers for N worlds at once, in Warp: what `libero/control_laws.py` does for one slot in compiled code.
 
 That module is the reference: its docstring says what is computed, and a test holds the two equal. Here one thread serves one
 world, in float32, between MuJoCo Warp's `step1` and `step2`; nothing is read back, so that a CUDA graph can hold it.
@@ -11,8 +11,10 @@ import mujoco
 import numpy as np
 import warp as wp
 
+from vla_envs.libero.control_laws import JOINT_REACH, JOINT_STIFFNESS
 from vla_envs.libero.controller import ControlState
 from vla_envs.libero.scene import OscConstants
+from vla_envs.vector.control import JOINT_POSITION, OSC_ABSOLUTE
 
 _Vector6 = wp.types.vector(6, float)
 _Vector7 = wp.types.vector(7, float)
@@ -21,6 +23,8 @@ _Matrix67 = wp.types.matrix((6, 7), float)
 _Matrix77 = wp.types.matrix((7, 7), float)
 _STIFFNESS = wp.constant(10.0)
 """Of the pull towards the initial posture, in the arm's null space."""
+_JOINT_STIFFNESS, _JOINT_REACH = wp.constant(JOINT_STIFFNESS), wp.constant(JOINT_REACH)
+_OSC_ABSOLUTE, _JOINT_POSITION = wp.constant(OSC_ABSOLUTE), wp.constant(JOINT_POSITION)
 
 
 @wp.struct
@@ -64,6 +68,8 @@ class Memory:
     """(N,) vec3."""
     goal_orientation: wp.array
     """(N,) mat33."""
+    goal_joints: wp.array
+    """(N, 7) float32: of `joint_position` alone."""
     fingers: wp.array
     """(N, 2) float32: the fingers' commands in [-1, 1]."""
 
@@ -112,6 +118,7 @@ def new_memory(num_worlds: int) -> Memory:
         stale=wp.zeros(num_worlds, dtype=int),
         goal_position=wp.zeros(num_worlds, dtype=wp.vec3),
         goal_orientation=wp.zeros(num_worlds, dtype=wp.mat33),
+        goal_joints=wp.zeros((num_worlds, 7), dtype=float),
         fingers=wp.zeros((num_worlds, 2), dtype=float),
     )
 
@@ -176,78 +183,29 @@ def _solve(factor: Any, vector: Any, size: int):
     return vector
 
 
-@wp.kernel
-def control(
+@wp.func
+def _rotation(axis_angle: wp.vec3) -> wp.mat33:
+    """The rotation about an axis by its length in radians."""
+    angle = wp.length(axis_angle)
+    if angle == 0.0:
+        return wp.identity(n=3, dtype=float)
+    return wp.quat_to_matrix(wp.quat_from_axis_angle(axis_angle / angle, angle))
+
+
+@wp.func
+def _pose_torques(
     constants: Constants,
-    first_substep: bool,
-    actions: wp.array3d[float],
-    played: wp.array[int],
-    left: wp.array[int],
-    qpos: wp.array2d[float],
-    qvel: wp.array2d[float],
-    qfrc_bias: wp.array2d[float],
-    mass_entries: wp.array2d[float],
-    mass_address: wp.array2d[int],
-    anchors: wp.array2d[wp.vec3],
-    axes: wp.array2d[wp.vec3],
-    site_xpos: wp.array2d[wp.vec3],
-    site_xmat: wp.array2d[wp.mat33],
-    stale: wp.array[int],
-    goal_position: wp.array[wp.vec3],
-    goal_orientation: wp.array[wp.mat33],
-    fingers: wp.array2d[float],
-    ctrl: wp.array2d[float],
+    position: wp.vec3,
+    orientation: wp.mat33,
+    joints: Any,
+    speeds: Any,
+    jacobian: Any,
+    mass: Any,
+    goal_position: wp.vec3,
+    goal: wp.mat33,
 ):
-    """Torques and finger targets of one substep, for the worlds that play; the others keep what they have."""
-    world = wp.tid()
-    if left[world] == 0:
-        return
-    position = site_xpos[world, constants.grip_site]
-    orientation = site_xmat[world, constants.grip_site]
-    joints, speeds = _Vector7(), _Vector7()
-    jacobian, mass = _Matrix67(), _Matrix77()
-    for joint in range(7):
-        axis = axes[world, constants.arm_joints[joint]]
-        sweep = wp.cross(axis, position - anchors[world, constants.arm_joints[joint]])
-        for row in range(3):
-            jacobian[row, joint] = sweep[row]
-            jacobian[3 + row, joint] = axis[row]
-        joints[joint] = qpos[world, constants.arm_qpos[joint]]
-        speeds[joint] = qvel[world, constants.arm_dofs[joint]]
-        for other in range(joint + 1):
-            address = mass_address[constants.arm_dofs[joint], constants.arm_dofs[other]]
-            mass[joint, other] = mass_entries[world, address]
-            mass[other, joint] = mass_entries[world, address]
-    if stale[world] == 1:
-        stale[world] = 0
-        position = constants.stale_position
-        orientation = constants.stale_orientation
-        for joint in range(7):
-            joints[joint] = constants.initial_joints[joint]
-            speeds[joint] = 0.0
-            for row in range(6):
-                jacobian[row, joint] = constants.stale_jacobian[row, joint]
-            for other in range(7):
-                mass[other, joint] = constants.stale_mass[other, joint]
-
-    step = played[world]
-    if first_substep:
-        delta = _Vector6()
-        turns = int(0)
-        for axis_id in range(6):
-            clipped = wp.clamp(actions[step, world, axis_id], constants.lowest[axis_id], constants.highest[axis_id])
-            centred = clipped - constants.middle_in[axis_id]
-            delta[axis_id] = centred * constants.scale[axis_id] + constants.middle_out[axis_id]
-            if axis_id >= 3 and delta[axis_id] != 0.0:
-                turns = 1
-        goal_position[world] = position + wp.vec3(delta[0], delta[1], delta[2])
-        if turns == 1:
-            rotation = wp.vec3(delta[3], delta[4], delta[5])
-            angle = wp.length(rotation)
-            goal_orientation[world] = wp.quat_to_matrix(wp.quat_from_axis_angle(rotation / angle, angle)) * orientation
-
-    goal = goal_orientation[world]
-    away = goal_position[world] - position
+    """What the arm's joints need to turn towards a pose, besides what holds them against gravity."""
+    away = goal_position - position
     turn = wp.vec3()
     for column in range(3):
         mine = wp.vec3(orientation[0, column], orientation[1, column], orientation[2, column])
@@ -287,11 +245,100 @@ def control(
     for row in range(3):
         wrench[row] = force[row] - felt[row]
         wrench[3 + row] = torque[row] - felt[3 + row]
-    torques = wp.transpose(jacobian) * wrench
+    return wp.transpose(jacobian) * wrench + posture_torque
+
+
+@wp.kernel
+def control(
+    constants: Constants,
+    law: wp.array[int],
+    first_substep: bool,
+    actions: wp.array3d[float],
+    played: wp.array[int],
+    left: wp.array[int],
+    qpos: wp.array2d[float],
+    qvel: wp.array2d[float],
+    qfrc_bias: wp.array2d[float],
+    mass_entries: wp.array2d[float],
+    mass_address: wp.array2d[int],
+    anchors: wp.array2d[wp.vec3],
+    axes: wp.array2d[wp.vec3],
+    site_xpos: wp.array2d[wp.vec3],
+    site_xmat: wp.array2d[wp.mat33],
+    stale: wp.array[int],
+    goal_position: wp.array[wp.vec3],
+    goal_orientation: wp.array[wp.mat33],
+    goal_joints: wp.array2d[float],
+    fingers: wp.array2d[float],
+    ctrl: wp.array2d[float],
+):
+    """Torques and finger targets of one substep by a control law, (1,), for the worlds that play; the others keep theirs."""
+    world = wp.tid()
+    if left[world] == 0:
+        return
+    position = site_xpos[world, constants.grip_site]
+    orientation = site_xmat[world, constants.grip_site]
+    joints, speeds = _Vector7(), _Vector7()
+    jacobian, mass = _Matrix67(), _Matrix77()
     for joint in range(7):
-        total = torques[joint] + posture_torque[joint] + qfrc_bias[world, constants.arm_dofs[joint]]
-        ctrl[world, constants.arm_actuators[joint]] = wp.clamp(total, constants.torque_min[joint], constants.torque_max[joint])
+        axis = axes[world, constants.arm_joints[joint]]
+        sweep = wp.cross(axis, position - anchors[world, constants.arm_joints[joint]])
+        for row in range(3):
+            jacobian[row, joint] = sweep[row]
+            jacobian[3 + row, joint] = axis[row]
+        joints[joint] = qpos[world, constants.arm_qpos[joint]]
+        speeds[joint] = qvel[world, constants.arm_dofs[joint]]
+        for other in range(joint + 1):
+            address = mass_address[constants.arm_dofs[joint], constants.arm_dofs[other]]
+            mass[joint, other] = mass_entries[world, address]
+            mass[other, joint] = mass_entries[world, address]
+    if stale[world] == 1:
+        stale[world] = 0
+        position = constants.stale_position
+        orientation = constants.stale_orientation
+        for joint in range(7):
+            joints[joint] = constants.initial_joints[joint]
+            speeds[joint] = 0.0
+            for row in range(6):
+                jacobian[row, joint] = constants.stale_jacobian[row, joint]
+            for other in range(7):
+                mass[other, joint] = constants.stale_mass[other, joint]
+
+    step, chosen = played[world], law[0]
+    torques = _Vector7()
     grip = actions[step, world, 6]
+    if chosen == _JOINT_POSITION:
+        grip = actions[step, world, 7]
+        pull = _Vector7()
+        for joint in range(7):
+            if first_substep:
+                goal_joints[world, joint] = joints[joint] + _JOINT_REACH * wp.clamp(actions[step, world, joint], -1.0, 1.0)
+            away = goal_joints[world, joint] - joints[joint]
+            pull[joint] = _JOINT_STIFFNESS * away - 2.0 * wp.sqrt(_JOINT_STIFFNESS) * speeds[joint]
+        torques = mass * pull
+    else:
+        if first_substep and chosen == _OSC_ABSOLUTE:
+            goal_position[world] = wp.vec3(actions[step, world, 0], actions[step, world, 1], actions[step, world, 2])
+            goal_orientation[world] = _rotation(
+                wp.vec3(actions[step, world, 3], actions[step, world, 4], actions[step, world, 5])
+            )
+        elif first_substep:
+            delta = _Vector6()
+            turns = int(0)
+            for axis_id in range(6):
+                clipped = wp.clamp(actions[step, world, axis_id], constants.lowest[axis_id], constants.highest[axis_id])
+                centred = clipped - constants.middle_in[axis_id]
+                delta[axis_id] = centred * constants.scale[axis_id] + constants.middle_out[axis_id]
+                if axis_id >= 3 and delta[axis_id] != 0.0:
+                    turns = 1
+            goal_position[world] = position + wp.vec3(delta[0], delta[1], delta[2])
+            if turns == 1:
+                goal_orientation[world] = _rotation(wp.vec3(delta[3], delta[4], delta[5])) * orientation
+        goal, place = goal_orientation[world], goal_position[world]
+        torques = _pose_torques(constants, position, orientation, joints, speeds, jacobian, mass, place, goal)
+    for joint in range(7):
+        total = torques[joint] + qfrc_bias[world, constants.arm_dofs[joint]]
+        ctrl[world, constants.arm_actuators[joint]] = wp.clamp(total, constants.torque_min[joint], constants.torque_max[joint])
     way = float(0.0)
     if grip != 0.0:
         way = wp.sign(grip)

@@ -18,7 +18,8 @@ from vla_envs.errors import NotResetError
 from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.vector.arrays import on_host
 from vla_envs.vector.cameras import DrawnCamera
-from vla_envs.vector.engine import EngineScene, StepResult
+from vla_envs.vector.control import CONTROL_MODES, ControlMode
+from vla_envs.vector.engine import NOBODY, EngineScene, StepResult
 from vla_envs.vector.look import Look
 from vla_envs.warp.cameras import Cameras
 from vla_envs.warp.device import WarpDevice, silence_explained, wait
@@ -33,9 +34,16 @@ class _Batch:
     """Worlds of one scene with their cameras, and what comes of both."""
 
     def __init__(
-        self, scene: LiberoEngineScene, num_worlds: int, *, cameras: Sequence[DrawnCamera], quality: str, device: WarpDevice
+        self,
+        scene: LiberoEngineScene,
+        num_worlds: int,
+        *,
+        control: ControlMode,
+        cameras: Sequence[DrawnCamera],
+        quality: str,
+        device: WarpDevice,
     ) -> None:
-        self.worlds = Worlds(scene, num_worlds)
+        self.worlds = Worlds(scene, num_worlds, control=control)
         wanted = [(camera, scene.camera_id(camera.name)) for camera in cameras]
         self.cameras = Cameras(self.worlds, wanted, quality=quality) if wanted else None
         self.free = list(range(num_worlds))
@@ -99,14 +107,22 @@ class WarpEngine:
         quality: See `Cameras`.
         device: Where.
         tensors: Give pictures and proprioception as PyTorch tensors on the device, instead of copying them to the host.
+        control: How `step` commands the arm.
     """
 
     films = False
 
     def __init__(
-        self, num_slots: int, *, cameras: Sequence[DrawnCamera], quality: str, device: WarpDevice, tensors: bool
+        self,
+        num_slots: int,
+        *,
+        cameras: Sequence[DrawnCamera],
+        quality: str,
+        device: WarpDevice,
+        tensors: bool,
+        control: ControlMode = CONTROL_MODES["osc_delta"],
     ) -> None:
-        self.num_slots = num_slots
+        self.num_slots, self._control = num_slots, control
         self._cameras, self._quality = tuple(cameras), quality
         self._device, self._tensors = device, tensors
         self._busy = threading.RLock()
@@ -156,7 +172,8 @@ class WarpEngine:
         num_steps: np.ndarray,
         *,
         until_goal: bool = True,
-        film: Mapping[int, int] | None = None,
+        draw: bool = True,
+        film: Mapping[int, int] = NOBODY,
     ) -> StepResult:
         assert not film, "it draws all worlds together, once per chunk"
         with self._busy:
@@ -169,7 +186,8 @@ class WarpEngine:
                     batch.worlds.play(chunk, wp.array(limits, device="cpu", copy=False), until_goal=until_goal)
                     for name in _OUTCOME:
                         batch.fetch(name)
-                    batch.draw()
+                    if draw:
+                        batch.draw()
             self._device.wait()
             played, reached, faults = np.zeros(len(slots), np.int32), np.zeros(len(slots), bool), [""] * len(slots)
             for batch, rows, worlds in shares:
@@ -290,7 +308,14 @@ class WarpEngine:
         assert isinstance(scene, LiberoEngineScene)
         try:
             with self._device.turn(), silence_explained():
-                batch = _Batch(scene, num_worlds, cameras=self._cameras, quality=self._quality, device=self._device)
+                batch = _Batch(
+                    scene,
+                    num_worlds,
+                    control=self._control,
+                    cameras=self._cameras,
+                    quality=self._quality,
+                    device=self._device,
+                )
                 wait()
                 return batch
         except RuntimeError as error:
@@ -323,7 +348,7 @@ class WarpEngine:
         return list(shares.values())
 
     def _spread(self, actions: Any, worlds: Sequence[int], num_worlds: int) -> wp.array:
-        """(K, num_worlds, 7) float32: the actions of these worlds, zeros for the others."""
+        """(K, num_worlds, A) float32: the actions of these worlds, zeros for the others."""
         if not isinstance(actions, np.ndarray):
             return wp.from_torch(self._device.spread_tensor(actions, worlds, num_worlds))
         chunk = np.zeros((actions.shape[1], num_worlds, actions.shape[2]), np.float32)

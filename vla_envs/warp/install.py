@@ -34,6 +34,7 @@ def warp_engine(num_slots: int, options: EnvOptions) -> Engine:
         quality=options.quality,
         device=WarpDevice(options.device),
         tensors=options.arrays == "torch",
+        control=options.control_mode,
     )
 
 

@@ -10,7 +10,6 @@ goals are judged by the poses of its last substep.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import mujoco
 import mujoco_warp
@@ -20,11 +19,13 @@ from mujoco_warp import OverflowType
 
 from vla_envs.libero.controller import gripper_dofs
 from vla_envs.libero.engine_scene import LiberoEngineScene
+from vla_envs.vector.control import CONTROL_MODES, OSC_DELTA, ControlMode
 from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM
 from vla_envs.vector.robot_state import ROBOT_STATE_DIM
-from vla_envs.warp.controller import Constants, axis_angle, constants_on_device, control, forget, new_memory
+from vla_envs.warp.controller import Constants, constants_on_device, control, forget, new_memory
 from vla_envs.warp.device import Replayed, wait
 from vla_envs.warp.goals import Predicates, find_touching, goal_holds, predicates_on_device
+from vla_envs.warp.observe import copy_playing, feel, read_robot
 from vla_envs.warp.sanity import is_bad
 
 _SEEN = ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
@@ -58,11 +59,12 @@ class Worlds:
     Args:
         scene: What is simulated.
         num_worlds: N.
+        control: How `play` commands the arm; A numbers of an action.
     """
 
-    def __init__(self, scene: LiberoEngineScene, num_worlds: int) -> None:
+    def __init__(self, scene: LiberoEngineScene, num_worlds: int, *, control: ControlMode = CONTROL_MODES["osc_delta"]) -> None:
         model = scene.model
-        self.num_worlds = num_worlds
+        self.num_worlds, self._control = num_worlds, control
         self.host_model = model
         self._osc = scene.scene.osc
         self._num_substeps = self._osc.substeps
@@ -92,7 +94,8 @@ class Worlds:
         self.faults = wp.zeros(num_worlds, dtype=int)
         """(N,) int32: why a world gave up in the last chunk; a place in `FAULTS`."""
         self._judging = wp.zeros(1, dtype=int)
-        self._actions = wp.zeros((_LONGEST_CHUNK, num_worlds, ACTION_DIM), dtype=float)
+        self._law = wp.zeros(1, dtype=int)
+        self._actions = wp.zeros((_LONGEST_CHUNK, num_worlds, control.action_dim), dtype=float)
         self._control_step = Replayed(self._launch_control_step)
         self._look = Replayed(self._launch_look)
 
@@ -131,10 +134,13 @@ class Worlds:
         """Play chunks; `played`, `reached` and `faults` then say what happened.
 
         Args:
-            actions: (K, N, 7) float32, on the host or the device.
+            actions: (K, N, A) float32, on the host or the device.
             num_steps: (N,) int32, on either: how many of the K each world plays at most; 0: it does not move.
             until_goal: Whether a world's chunk ends where its goal holds; False judges nothing.
         """
+        self._play(actions, num_steps, until_goal=until_goal, law=self._control.law)
+
+    def _play(self, actions: wp.array, num_steps: wp.array, *, until_goal: bool, law: int) -> None:
         num_actions = actions.shape[0]
         if num_actions > self._actions.shape[0]:
             wait()
@@ -145,18 +151,23 @@ class Worlds:
         for array in (self.played, self.reached, self.faults):
             array.zero_()
         self._judging.fill_(int(until_goal))
+        self._law.fill_(law)
         for _ in range(num_actions):
             self._control_step()
 
     def settle(self, states: Sequence[np.ndarray], actions: np.ndarray) -> list[tuple[np.ndarray, ...]]:
-        """Play (K, 7) actions from each of up to N states, and return what `save` does; afterwards no world has moved."""
+        """Play (K, 7) actions of LIBERO's own controller from each of up to N states, and return what `save` does.
+
+        Afterwards no world has moved.
+        """
         kept = [wp.clone(array) for array in self._everything()]
         worlds = range(len(states))
         self.begin(worlds, states)
-        chunk = np.zeros((len(actions), self.num_worlds, ACTION_DIM), np.float32)
-        chunk[:] = actions[:, None]
+        chunk = np.zeros((len(actions), self.num_worlds, self._control.action_dim), np.float32)
+        chunk[:, :, :ACTION_DIM] = actions[:, None]
         steps = np.where(np.arange(self.num_worlds) < len(states), len(actions), 0).astype(np.int32)
-        self.play(wp.array(chunk, device="cpu", copy=False), wp.array(steps, device="cpu", copy=False), until_goal=False)
+        chunks, limits = (wp.array(array, device="cpu", copy=False) for array in (chunk, steps))
+        self._play(chunks, limits, until_goal=False, law=OSC_DELTA)
         settled = self.save(worlds)
         for array, was in zip(self._everything(), kept, strict=True):
             wp.copy(array, was)
@@ -193,6 +204,7 @@ class Worlds:
                 dim=self.num_worlds,
                 inputs=[
                     self._constants,
+                    self._law,
                     substep == 0,
                     self._actions,
                     self.played,
@@ -207,7 +219,14 @@ class Worlds:
                     data.site_xpos,
                     data.site_xmat,
                 ],
-                outputs=[memory.stale, memory.goal_position, memory.goal_orientation, memory.fingers, data.ctrl],
+                outputs=[
+                    memory.stale,
+                    memory.goal_position,
+                    memory.goal_orientation,
+                    memory.goal_joints,
+                    memory.fingers,
+                    data.ctrl,
+                ],
             )
             mujoco_warp.step2(model, data)
             if substep == self._num_substeps - 2:
@@ -248,15 +267,15 @@ class Worlds:
         for name in _SEEN:
             source = getattr(data, name)
             if source.size:
-                wp.launch(_copy_playing, dim=source.shape[:2], inputs=[self._left, source], outputs=[getattr(seen, name)])
+                wp.launch(copy_playing, dim=source.shape[:2], inputs=[self._left, source], outputs=[getattr(seen, name)])
         wp.launch(
-            _feel,
+            feel,
             dim=self.num_worlds,
             inputs=[self._left, self._constants, data.site_xpos, data.xquat, data.qpos],
             outputs=[self.proprioception],
         )
         wp.launch(
-            _read_robot,
+            read_robot,
             dim=self.num_worlds,
             inputs=[
                 self._left,
@@ -297,13 +316,6 @@ def _room(scene: LiberoEngineScene, num_worlds: int, *, num_pairs: int) -> tuple
 @wp.kernel
 def _choose(chosen: wp.array[int], left: wp.array[int]):
     left[chosen[wp.tid()]] = 1
-
-
-@wp.kernel
-def _copy_playing(left: wp.array[int], source: wp.array2d[Any], target: wp.array2d[Any]):
-    world, item = wp.tid()
-    if left[world] > 0:
-        target[world, item] = source[world, item]
 
 
 @wp.kernel
@@ -356,60 +368,3 @@ def _end_control_step(
     for index in range(qvel.shape[1]):
         qvel[world, index] = qvel_before[world, index]
         qacc_warmstart[world, index] = warmstart_before[world, index]
-
-
-@wp.kernel
-def _feel(
-    left: wp.array[int],
-    constants: Constants,
-    site_xpos: wp.array2d[wp.vec3],
-    xquat: wp.array2d[wp.quat],
-    qpos: wp.array2d[float],
-    proprioception: wp.array2d[float],
-):
-    world = wp.tid()
-    if left[world] == 0:
-        return
-    position = site_xpos[world, constants.grip_site]
-    turned = axis_angle(xquat[world, constants.eef_body])
-    for axis in range(3):
-        proprioception[world, axis] = position[axis]
-        proprioception[world, 3 + axis] = turned[axis]
-    for finger in range(2):
-        proprioception[world, 6 + finger] = qpos[world, constants.finger_qpos[finger]]
-
-
-@wp.kernel
-def _read_robot(
-    left: wp.array[int],
-    constants: Constants,
-    gripper_dofs: wp.array[int],
-    qpos: wp.array2d[float],
-    qvel: wp.array2d[float],
-    site_xpos: wp.array2d[wp.vec3],
-    xquat: wp.array2d[wp.quat],
-    xmat: wp.array2d[wp.mat33],
-    rows: wp.array2d[float],
-):
-    """As `_read_robot` of `libero/controller.py`."""
-    world = wp.tid()
-    if left[world] == 0:
-        return
-    for joint in range(7):
-        angle = qpos[world, constants.arm_qpos[joint]]
-        rows[world, joint] = angle
-        rows[world, 7 + joint] = wp.cos(angle)
-        rows[world, 14 + joint] = wp.sin(angle)
-        rows[world, 21 + joint] = qvel[world, constants.arm_dofs[joint]]
-    position = site_xpos[world, constants.grip_site]
-    wxyz = xquat[world, constants.eef_body]
-    rotation = xmat[world, constants.eef_body]
-    for axis in range(3):
-        rows[world, 28 + axis] = position[axis]
-        rows[world, 31 + axis] = wxyz[1 + axis]
-        for column in range(3):
-            rows[world, 35 + 3 * axis + column] = rotation[axis, column]
-    rows[world, 34] = wxyz[0]
-    for finger in range(2):
-        rows[world, 44 + finger] = qpos[world, constants.finger_qpos[finger]]
-        rows[world, 46 + finger] = qvel[world, gripper_dofs[finger]]

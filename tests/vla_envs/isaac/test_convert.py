@@ -13,8 +13,8 @@ from vla_envs.isaac.env import IsaacEnv
 from vla_envs.isaac.lab.entities import Kind, find_entities, joints_of, prim_name
 from vla_envs.isaac.lab.surfaces import surface_of
 from vla_envs.isaac.lab.task_file import converted_tasks, load_task
-from vla_envs.isaac.randomize import START_NUMBERS
 from vla_envs.libero.engine_scene import LiberoEngineScene
+from vla_envs.libero.initial_states import START_NUMBERS
 from vla_envs.libero.recent_scenes import shared_scene
 
 SHAPES = """

@@ -207,6 +207,7 @@ def test_asking_for_isaac_lab_says_what_to_convert_and_what_to_install(tmp_path:
             {"state_keys": ("robot0_eef_pos",)},
             r"state_keys is for the backends 'mujoco' and 'warp', got \('robot0_eef_pos',\) for 'isaaclab'",
         ),
+        ({"control": "osc_absolute"}, "control is for the backends 'mujoco' and 'warp', got 'osc_absolute' for 'isaaclab'"),
         ({"depth": ("agentview",)}, r"depth is for the backends 'mujoco' and 'warp', got \('agentview',\) for 'isaaclab'"),
         ({"cameras": ("birdview",)}, r"cameras of converted tasks are \('agentview', 'wrist'\), got \('birdview',\)"),
         ({"image_size": (64, 96)}, r"pictures of converted tasks are square, and all of one size, got image_size=\(64, 96\)"),

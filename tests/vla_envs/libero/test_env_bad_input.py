@@ -62,6 +62,7 @@ def assert_refused(envs: LiberoEnv, call: Any, match: str) -> None:
         ({"state_keys": "robot0_eef_pos"}, "state_keys must be any of .* got 'robot0_eef_pos'"),
         ({"state_keys": ["robot0_eef_pos"] * 2}, "state_keys must be any of .*, each once"),
         ({"state_keys": [["robot0_eef_pos"]]}, "state_keys must be any of"),
+        ({"control": "ik"}, "control must be one of 'osc_delta', 'osc_absolute', 'joint_position', got 'ik'"),
         ({"detail": "medium"}, "detail must be one of 'full', 'fast', got 'medium'"),
         ({"device": "tpu"}, "device must be one of 'auto', 'cuda', 'cpu', got 'tpu'"),
         ({"chunk_size": 0}, "chunk_size must be an integer of at least 1, got 0"),

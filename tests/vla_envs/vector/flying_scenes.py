@@ -5,6 +5,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from vla_envs.vector.control import OSC_DELTA
 from vla_envs.vector.engine import ACTION_DIM, EngineScene, Player
 from vla_envs.vector.slot import FAULTS, GoalRecord, View, empty_record
 
@@ -46,7 +47,7 @@ class BallPlayer(Player):
         mujoco.mj_resetData(self._model, self._data)
         self.set_state(state)
 
-    def play(self, actions: np.ndarray, num_steps: int) -> int:
+    def play(self, actions: np.ndarray, num_steps: int, law: int = OSC_DELTA) -> int:
         for step in range(num_steps):
             self._data.qfrc_applied[2] = actions[step, 0]
             mujoco.mj_step(self._model, self._data)

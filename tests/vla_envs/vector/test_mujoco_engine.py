@@ -138,12 +138,12 @@ def test_an_error_in_one_slot_is_raised_when_the_others_have_ended(engine: Mujoc
     engine.begin([0, 1, 2], [fine, broken, fine], [flying(1.0)] * 3)
     play, ended = BallPlayer.play, []
 
-    def play_slowly(player: BallPlayer, actions: np.ndarray, num_steps: int) -> int:
+    def play_slowly(player: BallPlayer, actions: np.ndarray, num_steps: int, law: int) -> int:
         if player._model is broken.model:
             raise RuntimeError("the ball burst")
         time.sleep(0.2)
         ended.append(player)
-        return play(player, actions, num_steps)
+        return play(player, actions, num_steps, law)
 
     monkeypatch.setattr(BallPlayer, "play", play_slowly)
     with pytest.raises(RuntimeError, match="the ball burst"):
@@ -157,11 +157,11 @@ def test_an_interrupt_waits_for_players_before_it_is_raised(engine: MujocoEngine
     play, running = BallPlayer.play, threading.Semaphore(0)
     ended = []
 
-    def play_slowly(player: BallPlayer, actions: np.ndarray, num_steps: int) -> int:
+    def play_slowly(player: BallPlayer, actions: np.ndarray, num_steps: int, law: int) -> int:
         running.release()
         time.sleep(0.5)
         ended.append(player)
-        return play(player, actions, num_steps)
+        return play(player, actions, num_steps, law)
 
     def interrupt() -> None:
         running.acquire()
@@ -181,10 +181,10 @@ def test_an_interrupt_while_work_is_handed_out_waits_for_what_has_begun(engine: 
     engine.begin([0, 1, 2], [BallScene()] * 3, [flying(1.0)] * 3)
     play, submit, begun, ended = BallPlayer.play, engine._workers.submit, threading.Semaphore(0), []
 
-    def play_slowly(player: BallPlayer, actions: np.ndarray, num_steps: int) -> int:
+    def play_slowly(player: BallPlayer, actions: np.ndarray, num_steps: int, law: int) -> int:
         begun.release()
         time.sleep(0.2)
-        completed = play(player, actions, num_steps)
+        completed = play(player, actions, num_steps, law)
         ended.append(player)
         return completed
 
@@ -208,10 +208,10 @@ def test_close_waits_for_a_step_in_another_thread_and_may_be_repeated(engine: Mu
     play, running = BallPlayer.play, threading.Event()
     results = []
 
-    def play_slowly(player: BallPlayer, actions: np.ndarray, num_steps: int) -> int:
+    def play_slowly(player: BallPlayer, actions: np.ndarray, num_steps: int, law: int) -> int:
         running.set()
         time.sleep(0.3)
-        return play(player, actions, num_steps)
+        return play(player, actions, num_steps, law)
 
     monkeypatch.setattr(BallPlayer, "play", play_slowly)
     stepping = threading.Thread(target=lambda: results.append(engine.step([0, 1], pushes(2, 4), np.full(2, 4))))

@@ -10,6 +10,7 @@ import warp as wp
 from fast_envs import BOWL_IN_DRAWER, BOWL_ON_PLATE, STOVE_AND_POT, almost_done, loaded_scene
 
 from vla_envs.libero.engine_scene import LiberoEngineScene, LiberoPlayer
+from vla_envs.vector.control import CONTROL_MODES
 from vla_envs.vector.mujoco_engine import MujocoEngine
 from vla_envs.vector.robot_state import ROBOT_STATE
 from vla_envs.vector.settled import SETTLING_ACTION
@@ -57,6 +58,30 @@ def test_after_fifty_control_steps_the_hand_is_where_mujoco_has_it(device: WarpD
         mine, theirs = ({key: read.of(engine.robot_state(slots)) for key, read in ROBOT_STATE.items()} for engine in engines)
         for key, expected in theirs.items():
             np.testing.assert_allclose(mine[key], expected, atol=0.05 if "vel" in key else 0.01, err_msg=key)
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.parametrize("control", ["osc_absolute", "joint_position"])
+def test_the_arm_goes_where_mujocos_goes_in_the_other_control_modes(control: str, device: WarpDevice):
+    """From the same settled states, which are those of LIBERO's own controller."""
+    mode, slots, scene = CONTROL_MODES[control], [0, 1], loaded_scene(*STOVE_AND_POT)
+    warp = WarpEngine(2, cameras=(), quality="fast", device=device, tensors=False, control=mode)
+    engines = (warp, MujocoEngine(2, law=mode.law))
+    for engine in engines:
+        waiting = np.broadcast_to(SETTLING_ACTION, (2, 7))
+        engine.restore(slots, [scene] * 2, engine.settle(slots, [scene] * 2, list(scene.scene.init_states[:2]), waiting))
+    actions = np.random.default_rng(0).uniform(-1, 1, (2, 8, mode.action_dim))
+    if control == "osc_absolute":
+        actions[..., :3] = engines[1].proprioception(slots)[:, None, :3] + 0.05 * actions[..., :3]
+        actions[..., 3:6] = [2.2, 2.2, 0.0] + 0.2 * actions[..., 3:6]
+    for engine in engines:
+        engine.step(slots, actions, np.array([8, 6]))
+    before = scene.scene.init_states[:2, 1 + scene.scene.osc.arm_qpos]
+    mine, theirs = (ROBOT_STATE["robot0_joint_pos"].of(engine.robot_state(slots)) for engine in engines)
+    np.testing.assert_allclose(mine, theirs, atol=1e-4)
+    assert np.abs(theirs - before).max() > 0.02
+    np.testing.assert_allclose(*(engine.proprioception(slots) for engine in engines), atol=1e-4)
     for engine in engines:
         engine.close()
 

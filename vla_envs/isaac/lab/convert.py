@@ -27,9 +27,9 @@ from vla_envs.isaac.lab.task_file import (
     save_task,
 )
 from vla_envs.isaac.lab.usd_files import EntityWriter, geom_prim, look_label
-from vla_envs.isaac.randomize import InitialStates
 from vla_envs.libero.engine_scene import LiberoEngineScene, LiberoPlayer
 from vla_envs.libero.goals import goal_to_json
+from vla_envs.libero.initial_states import InitialStates
 from vla_envs.libero.scene import Scene
 from vla_envs.vector.allowance import allowed_cores
 from vla_envs.vector.settled import SETTLING_ACTION

@@ -28,7 +28,7 @@ from isaaclab.envs import ManagerBasedRLEnv
 
 from vla_envs.errors import NotResetError
 from vla_envs.isaac.lab.observed import Observed
-from vla_envs.isaac.randomize import START_NUMBERS
+from vla_envs.libero.initial_states import START_NUMBERS
 from vla_envs.vector.arguments import check_shape, read_reset_options, read_seeds
 from vla_envs.vector.arrays import giver, on_host
 from vla_envs.vector.conversion import convert_texts_to_themselves

@@ -24,6 +24,7 @@ from vla_envs.isaac.lab.physics import SolverNames, SubstepSolver
 from vla_envs.isaac.lab.task_file import Controller, Frame, load_task_file
 from vla_envs.libero.controller import new_control_state
 from vla_envs.libero.scene import OscConstants
+from vla_envs.vector.control import OSC_DELTA
 from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM
 from vla_envs.warp.controller import axis_angle, constants_on_device, control, new_memory
 
@@ -71,6 +72,7 @@ class LiberoOscAction(ActionTerm):
         self._memory = new_memory(num_envs)
         self._commands = wp.zeros((num_envs, len(arm + fingers)), dtype=float)
         self._actions = wp.zeros((1, num_envs, ACTION_DIM), dtype=float)
+        self._law = wp.full(1, OSC_DELTA, dtype=int)
         self._first_action = wp.zeros(num_envs, dtype=int)
         self._everyone = wp.full(num_envs, 1, dtype=int)
         self._fresh = wp.full(num_envs, 1, dtype=int)
@@ -147,6 +149,7 @@ class LiberoOscAction(ActionTerm):
             dim=self.num_envs,
             inputs=[
                 self._constants,
+                self._law,
                 self._substep == 0,
                 self._actions,
                 self._first_action,
@@ -161,7 +164,14 @@ class LiberoOscAction(ActionTerm):
                 self._frames.xpos,
                 self._frames.xmat,
             ],
-            outputs=[memory.stale, memory.goal_position, memory.goal_orientation, memory.fingers, self._commands],
+            outputs=[
+                memory.stale,
+                memory.goal_position,
+                memory.goal_orientation,
+                memory.goal_joints,
+                memory.fingers,
+                self._commands,
+            ],
         )
         wp.launch(
             _push,

@@ -8,9 +8,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from vla_envs.isaac.randomize import InitialStates
 from vla_envs.libero.compile import build_libero
 from vla_envs.libero.engine_scene import LiberoEngineScene
+from vla_envs.libero.initial_states import InitialStates
 from vla_envs.libero.recent_scenes import shared_scene
 from vla_envs.libero.scene import Placement, Scene
 from vla_envs.vector.settled import SETTLING_ACTION
