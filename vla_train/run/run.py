@@ -173,14 +173,16 @@ class Run:
         """Play the groups of the next iteration, or wait for those that are being played in the background."""
         self._began = time.perf_counter()
         self._announce_compiling("sampling")
-        with self.display.phase("rollout", total=self._rollout_config.groups_per_iteration, unit="groups with signal") as show:
+        groups = self._rollout_config.groups_per_iteration
+        with self.ranks.apart(), self.display.phase("rollout", total=groups, unit="groups with signal") as show:
             self._show_rollout = lambda progress: show(progress.kept, progress_text(progress))
             try:
                 if self._next is None:
                     self._push_weights()
-                    return self._play()
-                with self._interruptible():
-                    result = self._next.result()
+                    result = self._play()
+                else:
+                    with self._interruptible():
+                        result = self._next.result()
             finally:
                 self._show_rollout = _show_nothing
         self._next = self._before_next = None
@@ -191,11 +193,12 @@ class Run:
         if self.done + 1 >= self.config.iterations:
             return
         if self._rollout_config.max_staleness > 0:
-            if groups:
-                self._announce_compiling("updates")
-                with self.display.waiting("preparing updates"):
-                    self.trainer.prepare_for(groups)
-            self._push_weights()
+            with self.ranks.apart():
+                if groups:
+                    self._announce_compiling("updates")
+                    with self.display.waiting("preparing updates"):
+                        self.trainer.prepare_for(groups)
+                self._push_weights()
             self.rollout.release()  # the update that follows ends, or nothing is saved any more
             self._before_next = self._rollout_state()
             self._next = self._background.submit(self._play)
@@ -249,10 +252,11 @@ class Run:
 
     def evaluate(self) -> None:
         """Play the evaluation episodes with the trained weights; each rank plays its share."""
-        if self._next is not None:
-            with self.display.waiting("finishing the rollout under way"), self._interruptible():
-                self._next.result()
-        self._push_weights()
+        with self.ranks.apart():
+            if self._next is not None:
+                with self.display.waiting("finishing the rollout under way"), self._interruptible():
+                    self._next.result()
+            self._push_weights()
         self._announce_compiling("sampling")
         title = f"after iteration {self.done}" if self.done else "before training"
         self._score, record = self._evaluations.play(self.rollout, iteration=self.done, title=title)
