@@ -121,7 +121,10 @@ class Run:
             ranks=ranks,
         )
         prepare_run(
-            config.output, trainer=self.trainer, rollout_bytes=self.rollout.max_state_bytes, keep=config.keep_checkpoints
+            config.output,
+            trainer=self.trainer,
+            rollout_bytes=ranks.size * self.rollout.max_state_bytes,
+            keep=config.keep_checkpoints,
         )
         stream = PromptStream(
             self.env.task_ids,

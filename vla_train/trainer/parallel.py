@@ -150,16 +150,16 @@ def make_mesh(size: int) -> DeviceMesh:
 
 
 def share_of_rank(config: RolloutConfig, ranks: Ranks) -> RolloutConfig:
-    """What one of several ranks plays. Ranks meet at each update, so none plays ahead: their states stay simple."""
-    if ranks.size == 1:
-        return config
+    """What one of several ranks plays: its part of each iteration's groups."""
     if config.groups_per_iteration % ranks.size:
         raise ValueError(f"rollout.groups_per_iteration {config.groups_per_iteration} must be a multiple of {ranks.size} ranks")
-    return replace(config, groups_per_iteration=config.groups_per_iteration // ranks.size, deterministic=True)
+    return replace(config, groups_per_iteration=config.groups_per_iteration // ranks.size)
 
 
 def useful_slots(env: EnvConfig, rollout: RolloutConfig) -> EnvConfig:
-    """As many envs as can play at once where nothing is played ahead."""
+    """As many envs as can play at once: where nothing is played ahead, the episodes of an iteration are all there are."""
+    if not rollout.deterministic:
+        return env
     episodes = rollout.groups_per_iteration * rollout.group_size
     return replace(env, envs_per_worker=min(env.envs_per_worker, -(-episodes // env.num_workers)))
 

@@ -27,7 +27,9 @@ from vla_train.run.lock import lock_run
 from vla_train.run.tracking import read_records
 from vla_train.trainer import parallel
 from vla_train.trainer.checkpoint_folder import list_checkpoints
+from vla_train.trainer.group_trainer import UpdateMetrics
 from vla_train.trainer.parallel import Ranks
+from vla_train.types import Group
 
 MakeRun = Callable[..., TrainConfig]
 ONE_WORKER = {"num_workers": 1, "envs_per_worker": 4}
@@ -182,6 +184,38 @@ def test_an_evaluation_of_two_ranks_goes_on_with_what_neither_has_played(small_r
         assert all(after[name][: len(episodes)] == episodes for name, episodes in before.items())
         assert sorted(episode.seed for episodes in after.values() for episode in episodes) == [spec.seed for spec in specs]
         assert [record["episodes"] for record in read_records(resumed.output, "eval")] == [12, 12]
+
+
+def trained_on(ranks: Ranks, config: TrainConfig) -> tuple[str, list[int]]:
+    """How a part of a run ended, and the groups that this rank's updates learnt from."""
+    run = set_up(config)
+    groups_seen: list[int] = []
+    update = run.update
+
+    def noted(groups: tuple[Group, ...]) -> UpdateMetrics:
+        groups_seen.extend(group.group_id for group in groups)
+        return update(groups)
+
+    run.update = noted  # type: ignore[method-assign]
+    return outcome(functools.partial(iterate, run)), groups_seen
+
+
+def test_ranks_that_play_ahead_train_on_each_group_once_also_on_another_number_of_ranks(small_run: MakeRun) -> None:
+    everything = {"deterministic": False, "min_success_rate": 0.0, "max_success_rate": 1.0}
+    config = faulty(small_run, "ahead", "terminate", rollout=everything, checkpoint_every=100)
+    (ended, first), (also_ended, second) = run_ranks(trained_on, 2, config)
+    assert ended == also_ended == "exit 130"
+    assert first == [0, 2, 4][: len(first)]
+    assert second == [1, 3, 5][: len(second)]
+    (path,) = list_checkpoints(config.output)
+    with np.load(path / "rollout.npz") as begun:
+        assert {group_id for group_id in begun["specs"][:, 0].tolist() if group_id >= 2 * len(first)}
+
+    three = replace(config, iterations=6, rollout=replace(config.rollout, groups_per_iteration=3))
+    for rank, (ended, seen) in enumerate(run_ranks(trained_on, 3, three)):
+        left = [group_id for group_id in range(rank, 99, 3) if group_id not in first + second]
+        assert ended == "done"
+        assert seen == left[: 6 - len(first)]
 
 
 def journals(config: TrainConfig) -> dict[str, list[EpisodeResult]]:
