@@ -141,16 +141,15 @@ def test_a_rank_that_is_gone_ends_the_other_and_they_go_on_from_the_newest_check
 
 
 def signalled_around_updates(ranks: Ranks, config: TrainConfig) -> list[str]:
-    """All ranks get each signal twice, as from torchrun inside of SLURM; rank 1 in an update, rank 0 after it."""
+    """All ranks get each signal twice, as from torchrun inside of SLURM; rank 1 before an update, rank 0 after it."""
     run = set_up(config)
     method = "update" if ranks.rank else "record"
     work = getattr(run, method)
 
     def signalled(*arguments: object) -> object:
         signal.raise_signal(signal.SIGTERM)
-        result = work(*arguments)
         signal.raise_signal(signal.SIGTERM)
-        return result
+        return work(*arguments)
 
     setattr(run, method, signalled)
     return [outcome(functools.partial(iterate, run)), *train_all(ranks, [config])]
