@@ -11,6 +11,7 @@ from vla_train.display import Display
 from vla_train.interruption import Interruption
 from vla_train.run.ending import saved_when_it_ends
 from vla_train.run.run import Run
+from vla_train.run.together import end_together, set_up_together
 from vla_train.trainer.parallel import join_ranks
 
 
@@ -28,7 +29,8 @@ def set_up(config: TrainConfig) -> Run:
         RunError: A worker or a Ray actor was lost while it started, or an env has a bug.
     """
     ranks = join_ranks()
-    return Run(config, ranks=ranks, display=Display(config.display if ranks.rank == 0 else "none"))
+    with set_up_together(ranks):
+        return Run(config, ranks=ranks, display=Display(config.display if ranks.rank == 0 else "none"))
 
 
 def iterate(run: Run) -> None:
@@ -38,12 +40,14 @@ def iterate(run: Run) -> None:
         RunError, SystemExit: It ended before it was done; see `saved_when_it_ends`.
     """
     interruption = Interruption(
-        lambda: run.display.line("ending: this step is finished and saved first; Ctrl-C again ends at once, and loses it")
+        lambda: run.display.line("ending: this step is finished and saved first; Ctrl-C again ends at once, and loses it"),
+        on_ask=run.ranks.call,
     )
     run.interrupt_in(interruption.allowed)
-    with closing(run), interruption.watch(), saved_when_it_ends(run, interruption):
+    with closing(run), end_together(run, interruption), interruption.watch(), saved_when_it_ends(run, interruption):
         while True:
-            interruption.check()
+            with run.ranks.apart():
+                interruption.check()
             if run.evaluation_due:
                 run.evaluate()
             if run.checkpoint_due:

@@ -9,7 +9,7 @@ import multiprocessing.connection
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -25,8 +25,11 @@ _TIMEOUT_S = 300
 """Only a deadlock takes that long."""
 
 
-def run_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
+def run_ranks(function: Callable[..., Any], size: int, *arguments: Any, lost: Collection[int] = ()) -> list[Any]:
     """What `function(ranks, *arguments)` returns on each of `size` ranks.
+
+    Args:
+        lost: Ranks that give no result: their processes end or stand still. The others do not wait for them.
 
     Raises:
         AssertionError: It raised on one of them, or they wait for each other; the message holds the traceback.
@@ -37,20 +40,22 @@ def run_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[
     pipes, processes = [], []
     for rank in range(size):
         receiving, sending = context.Pipe(duplex=False)
-        processes.append(context.Process(target=_run_rank, args=(rank, size, store.port, sending, function, arguments)))
+        processes.append(
+            context.Process(target=_run_rank, args=(rank, size, store.port, sending, function, arguments, not lost))
+        )
         processes[-1].start()
         sending.close()  # so that the pipe ends with the process
         pipes.append(receiving)
     try:
-        return _results(pipes)
+        return _results(pipes, lost)
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-def _results(pipes: list[multiprocessing.connection.Connection]) -> list[Any]:
-    results: dict[int, Any] = {}
+def _results(pipes: list[multiprocessing.connection.Connection], lost: Collection[int]) -> list[Any]:
+    results: dict[int, Any] = dict.fromkeys(lost)
     deadline = time.monotonic() + _TIMEOUT_S
     while len(results) < len(pipes):
         waiting = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
@@ -74,6 +79,7 @@ def _run_rank(
     results: multiprocessing.connection.Connection,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
+    together: bool,
 ) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
@@ -81,7 +87,8 @@ def _run_rank(
     try:
         ranks: Ranks = join_ranks()
         answer = function(ranks, *arguments), None
-        ranks.barrier()  # nobody leaves while another still needs it
+        if together:
+            ranks.barrier()  # nobody leaves while another still needs it
     except BaseException:
         answer = None, traceback.format_exc()
     results.send(answer)

@@ -22,8 +22,9 @@ class ReachEnv(gym.Env[dict[str, Any], np.ndarray]):
     """See the module's docstring.
 
     Args:
-        fault: What happens in the middle of the episode with reset seed `fault_seed`: "kill", "terminate" or "interrupt" are
-            signals to this process; "raise" is an error of the env. It happens once for each marker that is not there yet.
+        fault: What happens in the middle of the episode with reset seed `fault_seed`: "kill", "stop", "terminate" or
+            "interrupt" are signals to this process; "raise" is an error of the env. It happens once for each marker that is not
+            there yet.
         fault_seed: Reset seed of that episode.
         marker: File that is made when it happens; while it is there, nothing happens.
     """
@@ -73,6 +74,8 @@ class ReachEnv(gym.Env[dict[str, Any], np.ndarray]):
         match self._fault:
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
             case "terminate":
                 os.kill(os.getpid(), signal.SIGTERM)
             case "interrupt":

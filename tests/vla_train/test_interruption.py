@@ -57,6 +57,42 @@ def test_the_second_signal_raises_wherever_it_comes(number: int) -> None:
     assert interruption.broke_off
 
 
+def test_on_several_ranks_signals_that_come_together_are_one_and_all_are_told_once() -> None:
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    interruption = Interruption(lambda: told.put("it waits"), on_ask=lambda: told.put("all are told"))
+    with interruption.watch():
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert {told.get(timeout=60), told.get(timeout=60)} == {"it waits", "all are told"}
+        assert told.empty()
+        with pytest.raises(Interrupted):
+            interruption.check()
+    assert not interruption.broke_off
+
+
+def test_another_rank_breaks_off_what_a_signal_breaks_off() -> None:
+    interruption = Interruption(lambda: pytest.fail("nothing has to wait"), on_ask=lambda: pytest.fail("nobody is told"))
+    nothing: queue.SimpleQueue[None] = queue.SimpleQueue()
+    with interruption.watch(), pytest.raises(Interrupted):
+        work(interruption, threading.Thread(target=interruption.ask).start, lambda: nothing.get(timeout=60))
+    assert not interruption.broke_off
+
+
+def test_what_another_rank_asked_for_does_not_make_a_signal_the_second() -> None:
+    interruption = Interruption(lambda: None, on_ask=lambda: None)
+    with interruption.watch():
+        interruption.ask()
+        send(signal.SIGTERM)
+    assert not interruption.broke_off
+
+
+def test_a_rank_that_asks_late_ends_nothing() -> None:
+    interruption = Interruption(lambda: None, on_ask=lambda: None)
+    with interruption.watch():
+        pass
+    interruption.ask()
+
+
 def test_what_swallows_the_exception_does_not_swallow_the_signal() -> None:
     interruption = Interruption(lambda: None)
     with interruption.watch(), pytest.raises(Interrupted), interruption.allowed(), contextlib.suppress(Interrupted):

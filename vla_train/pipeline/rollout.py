@@ -275,11 +275,17 @@ class Rollout:
         decisions = math.ceil((env.max_episode_steps or 0) / self._policy.chunk_size)
         return self._max_carried * decisions * sum(env.observations[key].num_bytes for key in self._read_keys)
 
-    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on with the groups of a `state_dict`; what this rollout holds is dropped."""
+    def load_state_dict(self, *states: Mapping[str, np.ndarray], is_own: Callable[[int], bool] = lambda group_id: True) -> None:
+        """Go on with the groups of one `state_dict` or more; what this rollout holds is dropped.
+
+        Args:
+            states: Of rollouts whose groups are distinct.
+            is_own: By the id of a group, whether this rollout goes on with it.
+        """
+        groups = [group for state in states for group in unpack_groups(state) if is_own(group.specs[0].group_id)]
         with self._exclusive():
             self._conductor.evict()
-            self._sampling.restore(unpack_groups(state))
+            self._sampling.restore(sorted(groups, key=lambda group: group.specs[0].group_id))
             self._submit_unplayed()
 
     def _submit_unplayed(self) -> None:

@@ -40,23 +40,27 @@ def saved_when_it_ends(run: SavedRun, interruption: Interruption) -> Iterator[No
         CheckpointError: A checkpoint could not be written; older ones are as they were.
         RunError: Something else could not be written, or a GPU's memory is too small; the same.
         SystemExit: It was interrupted.
+
+    On several ranks, `apart` blocks see to it that what is saved ends all of them at the same point: they save together.
     """
-    alone = run.ranks.size == 1  # ranks save together, and others may be in the middle of an update
     try:
         yield
     except KeyboardInterrupt:
-        if alone and not interruption.broke_off:
+        if interruption.broke_off:
+            run.display.line(f"interrupted twice; {newest_text(run.config.output)}")
+            run.ranks.leave("it was interrupted twice")
+        else:
             run.save()
-        run.display.line("interrupted; the same command goes on from the newest checkpoint")
+            run.display.line("interrupted; the same command goes on from the newest checkpoint")
         raise SystemExit(130) from None
     except (WorkerError, DataError) as error:
-        raise type(error)(f"{error}; {_save(run) if alone else _newest(run.config.output)}") from error.__cause__
+        raise type(error)(f"{error}; {_save(run)}") from error.__cause__
     except DivergedError as error:
-        raise DivergedError(f"{error}; {_newest(run.config.output)}; lower optim.learning_rate first") from error
+        raise DivergedError(f"{error}; {newest_text(run.config.output)}; lower optim.learning_rate first") from error
     except torch.OutOfMemoryError as error:
-        raise RunError(f"{gpu_too_small(error)}; {_newest(run.config.output)}") from error
+        raise RunError(f"{gpu_too_small(error)}; {newest_text(run.config.output)}") from error
     except OSError as error:
-        raise RunError(f"{run.config.output} cannot be written to ({error}); {_newest(run.config.output)}") from error
+        raise RunError(f"{run.config.output} cannot be written to ({error}); {newest_text(run.config.output)}") from error
 
 
 def _save(run: SavedRun) -> str:
@@ -68,7 +72,7 @@ def _save(run: SavedRun) -> str:
     return f"{run.done} {run.unit} are saved, and the same command goes on from there"
 
 
-def _newest(output: Path) -> str:
+def newest_text(output: Path) -> str:
     """What the run goes on from without another checkpoint."""
     checkpoints = list_checkpoints(output)
     where = f"goes on from {checkpoints[-1].name}" if checkpoints else "starts again: nothing was saved yet"

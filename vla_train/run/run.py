@@ -9,7 +9,7 @@ Invariant: what the folder says of iteration i was computed by the weights after
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
@@ -24,6 +24,7 @@ from vla_train.config_json import config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
 from vla_train.pipeline.episodes import PromptStream
+from vla_train.pipeline.prompt_share import PromptPosition, PromptShare
 from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
 from vla_train.pipeline.rollout_result import combine_stats
 from vla_train.pipeline.timeline import Timeline
@@ -39,7 +40,7 @@ from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, pre
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.parallel import Ranks, share_of_rank, useful_slots
 from vla_train.trainer.schedule import planned_steps
-from vla_train.types import EpisodeSpec, Group
+from vla_train.types import Group
 
 
 class Run:
@@ -120,9 +121,12 @@ class Run:
             ranks=ranks,
         )
         prepare_run(
-            config.output, trainer=self.trainer, rollout_bytes=self.rollout.max_state_bytes, keep=config.keep_checkpoints
+            config.output,
+            trainer=self.trainer,
+            rollout_bytes=ranks.size * self.rollout.max_state_bytes,
+            keep=config.keep_checkpoints,
         )
-        self._prompts = PromptStream(
+        stream = PromptStream(
             self.env.task_ids,
             self.env.num_init_states,
             group_size=config.rollout.group_size,
@@ -130,6 +134,7 @@ class Run:
             split_seed=config.split_seed,
             seed=config.seed,
         )
+        self._prompts = PromptShare(stream, rank=ranks.rank, size=ranks.size)
         self._evaluations = RunEvaluations(config, self.env, ranks=ranks, display=self.display)
         resumed = self._restore()
         self.trainer.push_weights(self.policy)
@@ -171,14 +176,16 @@ class Run:
         """Play the groups of the next iteration, or wait for those that are being played in the background."""
         self._began = time.perf_counter()
         self._announce_compiling("sampling")
-        with self.display.phase("rollout", total=self._rollout_config.groups_per_iteration, unit="groups with signal") as show:
+        groups = self._rollout_config.groups_per_iteration
+        with self.ranks.apart(), self.display.phase("rollout", total=groups, unit="groups with signal") as show:
             self._show_rollout = lambda progress: show(progress.kept, progress_text(progress))
             try:
                 if self._next is None:
                     self._push_weights()
-                    return self._play()
-                with self._interruptible():
-                    result = self._next.result()
+                    result = self._play()
+                else:
+                    with self._interruptible():
+                        result = self._next.result()
             finally:
                 self._show_rollout = _show_nothing
         self._next = self._before_next = None
@@ -189,16 +196,17 @@ class Run:
         if self.done + 1 >= self.config.iterations:
             return
         if self._rollout_config.max_staleness > 0:
-            if groups:
-                self._announce_compiling("updates")
-                with self.display.waiting("preparing updates"):
-                    self.trainer.prepare_for(groups)
-            self._push_weights()
+            with self.ranks.apart():
+                if groups:
+                    self._announce_compiling("updates")
+                    with self.display.waiting("preparing updates"):
+                        self.trainer.prepare_for(groups)
+                self._push_weights()
             self.rollout.release()  # the update that follows ends, or nothing is saved any more
             self._before_next = self._rollout_state()
             self._next = self._background.submit(self._play)
         else:
-            self.rollout.prefetch(self._own_prompts())
+            self.rollout.prefetch(self._prompts)
 
     def update(self, groups: tuple[Group, ...]) -> UpdateMetrics:
         """Train on the groups."""
@@ -247,10 +255,11 @@ class Run:
 
     def evaluate(self) -> None:
         """Play the evaluation episodes with the trained weights; each rank plays its share."""
-        if self._next is not None:
-            with self.display.waiting("finishing the rollout under way"), self._interruptible():
-                self._next.result()
-        self._push_weights()
+        with self.ranks.apart():
+            if self._next is not None:
+                with self.display.waiting("finishing the rollout under way"), self._interruptible():
+                    self._next.result()
+            self._push_weights()
         self._announce_compiling("sampling")
         title = f"after iteration {self.done}" if self.done else "before training"
         self._score, record = self._evaluations.play(self.rollout, iteration=self.done, title=title)
@@ -273,13 +282,14 @@ class Run:
             CheckpointError: It could not be written; older ones are as they were.
         """
         state = self._before_next or self._rollout_state()
+        position = self._prompts.position(self.ranks.gather_objects(state["next_group_id"]))
         with self.display.waiting(f"writing the checkpoint of iteration {self.done}"):
             path = save_checkpoint(
                 self.config.output,
                 iteration=self.done,
                 trainer=self.trainer,
                 rollout_state=state["rollout"],
-                extra={"next_group_ids": self.ranks.gather_objects(state["next_group_id"])},
+                extra=asdict(position),
                 score=self._score,
                 keep=self.config.keep_checkpoints,
             )
@@ -302,16 +312,10 @@ class Run:
         path = newest_checkpoint(self.config.output, self.ranks)
         if path is not None:
             checkpoint = load_checkpoint(path, trainer=self.trainer)
-            next_group_ids = checkpoint.extra["next_group_ids"]
-            if len(next_group_ids) != self.ranks.size:
-                raise ValueError(
-                    f"{path} was written by {len(next_group_ids)} ranks: go on with as many, not {self.ranks.size}"
-                )
             self.done = self._saved = checkpoint.iteration
             self._score = checkpoint.score
-            self._prompts.next_group_id = next_group_ids[self.ranks.rank]
-            if self.ranks.rank == 0:
-                self.rollout.load_state_dict(checkpoint.rollout_state)
+            self._prompts.go_on_from(PromptPosition.from_json(checkpoint.extra))
+            self.rollout.load_state_dict(*checkpoint.rollout_states, is_own=self._prompts.is_own)
             asked = f"of {self.config.iterations}"
             if self.complete:
                 asked = f"and no more than {self.config.iterations} were asked for: nothing is left to train"
@@ -336,15 +340,11 @@ class Run:
             return has_signal(group, self.config.rollout, self.config.algo)
 
         return self.rollout.collect(
-            self._own_prompts(),
+            self._prompts,
             keep,
             lambda progress: self._show_rollout(progress),
             meanwhile=self.trainer.accumulate if self.config.optim.accumulate_during_rollout else None,
         )
-
-    def _own_prompts(self) -> Iterator[tuple[EpisodeSpec, ...]]:
-        """This rank's part of the stream: every rank draws the same prompts and plays those whose turn is its own."""
-        return (prompt for prompt in self._prompts if prompt[0].group_id % self.ranks.size == self.ranks.rank)
 
 
 def _show_nothing(progress: RolloutProgress) -> None:

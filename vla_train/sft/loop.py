@@ -9,6 +9,7 @@ from contextlib import closing
 from vla_train.display import Display
 from vla_train.interruption import Interruption
 from vla_train.run.ending import saved_when_it_ends
+from vla_train.run.together import end_together, set_up_together
 from vla_train.sft.config import SftConfig
 from vla_train.sft.run import SftRun
 from vla_train.trainer.parallel import join_ranks
@@ -28,7 +29,8 @@ def set_up(config: SftConfig) -> SftRun:
         RunError: A worker was lost while it started, or an env has a bug.
     """
     ranks = join_ranks()
-    return SftRun(config, ranks=ranks, display=Display(config.display if ranks.rank == 0 else "none"))
+    with set_up_together(ranks):
+        return SftRun(config, ranks=ranks, display=Display(config.display if ranks.rank == 0 else "none"))
 
 
 def iterate(run: SftRun) -> None:
@@ -37,11 +39,14 @@ def iterate(run: SftRun) -> None:
     Raises:
         RunError, SystemExit: It ended before it was done; see `saved_when_it_ends`.
     """
-    interruption = Interruption(lambda: run.display.line("ending: this step is finished and saved first"))
+    interruption = Interruption(
+        lambda: run.display.line("ending: this step is finished and saved first"), on_ask=run.ranks.call
+    )
     run.rollout.breakable = interruption.allowed
-    with closing(run), interruption.watch(), saved_when_it_ends(run, interruption):
+    with closing(run), end_together(run, interruption), interruption.watch(), saved_when_it_ends(run, interruption):
         while True:
-            interruption.check()
+            with run.ranks.apart():
+                interruption.check()
             if run.evaluation_due:
                 run.evaluate()
             if run.checkpoint_due:
@@ -52,5 +57,6 @@ def iterate(run: SftRun) -> None:
                 while not run.due:
                     run.step()
                     show(run.done, "")
-                    interruption.check()
+                    with run.ranks.apart():
+                        interruption.check()
     run.show_end()

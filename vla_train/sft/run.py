@@ -221,10 +221,11 @@ class SftRun:
         """Train on the rows of the next step."""
         if self._next is None or self._next[0] != self.done:
             self._next = self.done, self._ahead.submit(self._batches.of_step, self.done)
-        try:
-            batch = self._next[1].result()
-        except ValueError as error:  # a picture, say: what is small was checked before
-            raise DataError(f"{self.config.data} is damaged: {error}") from error
+        with self.ranks.apart():
+            try:
+                batch = self._next[1].result()
+            except ValueError as error:  # a picture, say: what is small was checked before
+                raise DataError(f"{self.config.data} is damaged: {error}") from error
         self._next = None
         if self.done + 1 < self.config.steps:
             self._next = self.done + 1, self._ahead.submit(self._batches.of_step, self.done + 1)

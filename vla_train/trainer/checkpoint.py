@@ -4,14 +4,16 @@
         manifest.json            iteration, score, counters, `extra`, and size and SHA-256 of every other file
         trainer-00001.safetensors ...   float32 weights and AdamW's moments: whole tensors, for any number of ranks
         random.safetensors       states of the random number generators, by rank
-        rollout.npz              groups finished or begun, but not trained on
+        rollout.npz              groups finished or begun, but not trained on; those of rank 1 in rollout-1.npz, and so on
         policy/                  the policy as it saves itself: SimpleVLA-OFT in the published layout, or, where adapters
                                  were trained on a checkpoint, these alone, in peft's layout; they name that checkpoint
 
 Invariant: a folder named `step_*` is complete. It is written under another name, flushed to the disk and renamed; whatever
-happens meanwhile, the older ones stay as they are. Nothing in a checkpoint is a pickle, and nothing in it is run.
+happens meanwhile, the older ones stay as they are. All ranks write into it and read it: they share that disk. Nothing in a
+checkpoint is a pickle, and nothing in it is run.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -36,11 +38,10 @@ from vla_train.trainer.checkpoint_folder import (
     step_name,
 )
 from vla_train.trainer.manifest import CheckpointError, read_manifest, write_manifest
-from vla_train.trainer.parallel import Ranks
+from vla_train.trainer.parallel import ONE_RANK, Ranks
 from vla_train.trainer.trainer import Trainer
 from vla_train.units import format_bytes
 
-_ROLLOUT = "rollout.npz"
 _POLICY = "policy"
 _SHARD_BYTES = 2_000_000_000
 _SPARE_BYTES = 100_000_000
@@ -55,7 +56,8 @@ class Checkpoint:
     """Iterations done."""
     score: float | None
     """Success rate of the evaluation at this iteration; None where there was none."""
-    rollout_state: dict[str, np.ndarray]
+    rollout_states: tuple[dict[str, np.ndarray], ...]
+    """What each rank gave, of those whose groups the reading rank may have to go on with."""
     extra: dict[str, Any]
     """Whatever JSON data the loop keeps (the prompt counter, say)."""
 
@@ -134,7 +136,7 @@ def save_checkpoint(
         run: The run's folder.
         iteration: Iterations done.
         trainer: Its weights, optimizer and counters are saved, and its policy exported.
-        rollout_state: `Rollout.state_dict()`.
+        rollout_state: This rank's `Rollout.state_dict()`.
         extra: JSON data.
         score: Success rate of the evaluation at this iteration.
         keep: At least 1.
@@ -151,16 +153,21 @@ def save_checkpoint(
         if ranks.rank == 0:
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir(parents=True)
-            np.savez(writing / _ROLLOUT, **dict(rollout_state))  # type: ignore[arg-type]
     except OSError as error:
         failure = error
     random_states = ranks.gather_objects(_random_state())
+    try:
+        if failure is None and (ranks.rank == 0 or rollout_state):
+            np.savez(writing / _rollout_file(ranks.rank), **dict(rollout_state))  # type: ignore[arg-type]
+    except OSError as error:
+        failure = error
     failure = _write_tensors(writing, trainer.state(), write=ranks.rank == 0 and failure is None) or failure
     try:
         trainer.export(writing / _POLICY)
     except (OSError, SafetensorError) as error:
         failure = failure or OSError(str(error))
-    if ranks.rank == 0 and failure is None:
+    failures = ranks.gather_objects(None if failure is None else str(failure))  # all files of others are written
+    if ranks.rank == 0 and not any(failures):
         try:
             save_file(_named_random_states(random_states), writing / "random.safetensors")
             write_manifest(
@@ -176,7 +183,8 @@ def save_checkpoint(
             put_in_place(writing, target)
         except (OSError, SafetensorError) as error:
             failure = OSError(str(error))
-    causes = [cause for cause in ranks.gather_objects(None if failure is None else str(failure)) if cause is not None]
+    failures += ranks.gather_objects(None if failure is None else str(failure))
+    causes = [cause for cause in failures if cause is not None]
     if causes:
         if ranks.rank == 0:
             shutil.rmtree(writing, ignore_errors=True)
@@ -214,18 +222,35 @@ def load_checkpoint(path: Path, *, trainer: Trainer | None = None) -> Checkpoint
         with ExitStack() as stack:
             trainer.load_state(_reader(path, stack), num_updates=manifest["num_updates"], version=manifest["version"])
             _restore_random_state(path, trainer.ranks.rank, _reader(path, stack))
-    try:
-        with np.load(path / _ROLLOUT, allow_pickle=False) as arrays:
-            rollout_state = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged: {_ROLLOUT} ({error})") from error
     return Checkpoint(
         path=path,
         iteration=manifest["iteration"],
         score=manifest["score"],
-        rollout_state=rollout_state,
+        rollout_states=_rollout_states(path, manifest["files"], trainer.ranks if trainer is not None else ONE_RANK),
         extra=manifest["extra"],
     )
+
+
+# --- groups
+
+
+def _rollout_file(rank: int) -> str:
+    return f"rollout-{rank}.npz" if rank else "rollout.npz"
+
+
+def _rollout_states(path: Path, files: Mapping[str, Any], ranks: Ranks) -> tuple[dict[str, np.ndarray], ...]:
+    """What each of the ranks that wrote the checkpoint held, where it can concern this one; group g is that of rank g % W."""
+    writers = 1 + sum(name.startswith("rollout-") for name in files)
+    common = math.gcd(writers, ranks.size)
+    states = []
+    for rank in range(ranks.rank % common, writers, common):
+        name = _rollout_file(rank)
+        try:
+            with np.load(path / name, allow_pickle=False) as arrays:
+                states.append({key: arrays[key] for key in arrays.files})
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} ({error})") from error
+    return tuple(states)
 
 
 # --- tensors

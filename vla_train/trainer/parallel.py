@@ -5,10 +5,14 @@
 
 Gradients are sums over all ranks, not means: the weights of the loss are normalised over all ranks already.
 Tensors that exist once per rank and not in parts (the images of a batch, say) are exchanged on the host, through gloo.
+
+Ranks begin and end everything together: work that each does by itself stands in an `apart` block, at whose end all learn what
+ended it on any of them (see `roll_call`).
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
@@ -21,9 +25,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from vla_train.config import EnvConfig, RolloutConfig
+from vla_train.errors import RunError
+from vla_train.trainer.rank_lines import open_lines
+from vla_train.trainer.roll_call import RollCall
 
 _TIMEOUT = timedelta(hours=1)
-"""The longest a rank may wait for another, whose rollout may take longer than its own."""
+"""The longest that a collective may take: others wait while the first rank writes a checkpoint."""
 _SHARD_ABOVE = 0.1
 """Sharding pays where more than this fraction of the weights is trained."""
 
@@ -36,6 +43,41 @@ class Ranks:
     size: int = 1
     mesh: DeviceMesh | None = None
     """One-dimensional; None for one process."""
+    roll_call: RollCall | None = None
+    """How they end together; None for one process."""
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """A block that this rank does by itself, however long it takes; after it, all ranks meet.
+
+        All ranks must enter it. What is raised in it on one rank ends it on all: the others are asked to break off what a
+        signal may break off.
+
+        Raises:
+            RankLostError: Another rank is gone.
+            RunError, KeyboardInterrupt: It ended so on another rank; or whatever it raised here.
+        """
+        if self.roll_call is None:
+            yield
+            return
+        ended: BaseException | None = None
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            ended = error
+            self.roll_call.call()
+        if self.roll_call.meet(asked=ended is not None):
+            raise _first_of(ended, self.gather_objects(_as_told(ended)))
+
+    @property
+    def call(self) -> Callable[[], None] | None:
+        """See `RollCall.call`; None for one process."""
+        return None if self.roll_call is None else self.roll_call.call
+
+    def leave(self, text: str | None = None) -> None:
+        """See `RollCall.leave`."""
+        if self.roll_call is not None:
+            self.roll_call.leave(text)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's value, by rank. All ranks must call this."""
@@ -66,6 +108,24 @@ class Ranks:
 ONE_RANK = Ranks()
 
 
+def _as_told(ended: BaseException | None) -> tuple[type[RunError], str] | None:
+    """What other ranks are told of what ended a block here; nothing of an interruption."""
+    if ended is None or isinstance(ended, KeyboardInterrupt):
+        return None
+    return (type(ended), str(ended)) if isinstance(ended, RunError) else (RunError, f"{type(ended).__name__}: {ended}")
+
+
+def _first_of(ended: BaseException | None, told: list[tuple[type[RunError], str] | None]) -> BaseException:
+    """What to raise: this rank's own error, another's, or an interruption."""
+    if ended is not None and not isinstance(ended, KeyboardInterrupt):
+        return ended
+    for rank, other in enumerate(told):
+        if other is not None:
+            kind, text = other
+            return kind(f"rank {rank}: {text}")
+    return ended or KeyboardInterrupt()
+
+
 def join_ranks() -> Ranks:
     """Join the processes that torchrun started (it says in the environment who they are); one process stays alone.
 
@@ -80,7 +140,8 @@ def join_ranks() -> Ranks:
             dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT)
         else:
             dist.init_process_group("gloo", timeout=_TIMEOUT)
-    return Ranks(rank=dist.get_rank(), size=size, mesh=make_mesh(size))
+    ranks = Ranks(rank=dist.get_rank(), size=size, mesh=make_mesh(size))
+    return replace(ranks, roll_call=RollCall(ranks.rank, open_lines(ranks.rank, size, ranks.gather_objects)))
 
 
 def make_mesh(size: int) -> DeviceMesh:
@@ -89,16 +150,16 @@ def make_mesh(size: int) -> DeviceMesh:
 
 
 def share_of_rank(config: RolloutConfig, ranks: Ranks) -> RolloutConfig:
-    """What one of several ranks plays. Ranks meet at each update, so none plays ahead: their states stay simple."""
-    if ranks.size == 1:
-        return config
+    """What one of several ranks plays: its part of each iteration's groups."""
     if config.groups_per_iteration % ranks.size:
         raise ValueError(f"rollout.groups_per_iteration {config.groups_per_iteration} must be a multiple of {ranks.size} ranks")
-    return replace(config, groups_per_iteration=config.groups_per_iteration // ranks.size, deterministic=True)
+    return replace(config, groups_per_iteration=config.groups_per_iteration // ranks.size)
 
 
 def useful_slots(env: EnvConfig, rollout: RolloutConfig) -> EnvConfig:
-    """As many envs as can play at once where nothing is played ahead."""
+    """As many envs as can play at once: where nothing is played ahead, the episodes of an iteration are all there are."""
+    if not rollout.deterministic:
+        return env
     episodes = rollout.groups_per_iteration * rollout.group_size
     return replace(env, envs_per_worker=min(env.envs_per_worker, -(-episodes // env.num_workers)))
 

@@ -64,9 +64,10 @@ def test_groups_that_cannot_be_shared_between_ranks_are_refused(small_run: MakeR
 
 def test_ranks_start_no_more_envs_than_can_play_at_once() -> None:
     env = EnvConfig(num_workers=3, envs_per_worker=64)
-    rollout = RolloutConfig(groups_per_iteration=2, group_size=8)
+    rollout = RolloutConfig(groups_per_iteration=2, group_size=8, deterministic=True)
     assert useful_slots(env, rollout).envs_per_worker == 6
     assert useful_slots(dataclasses.replace(env, envs_per_worker=4), rollout).envs_per_worker == 4
+    assert useful_slots(env, dataclasses.replace(rollout, deterministic=False)) == env
 
 
 def test_a_run_is_done_where_its_checkpoint_says_so(small_run: MakeRun) -> None:

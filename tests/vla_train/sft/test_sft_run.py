@@ -1,6 +1,7 @@
 """Whole runs of supervised training: they learn, go on where they were, and give what GRPO and eval start from."""
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from vla_train.report import write_report
 from vla_train.run.identity import split_warning, start_of
 from vla_train.run.tracking import read_records
 from vla_train.sft.config import SftConfig
-from vla_train.sft.loop import iterate, sft
+from vla_train.sft.loop import iterate, set_up, sft
 from vla_train.sft.run import SftRun
 from vla_train.trainer.checkpoint_folder import list_checkpoints
 from vla_train.trainer.parallel import ONE_RANK, Ranks
@@ -129,17 +130,30 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(make_sft: MakeSft, tmp_
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-def train_on(ranks: Ranks, config: SftConfig) -> None:
+def train_in_two_parts(ranks: Ranks, config: SftConfig) -> None:
+    """A signal to one rank ends the first part on all of them."""
     torch.set_num_threads(1)
-    iterate(SftRun(config, ranks=ranks, display=Display("none")))
+    run = set_up(config)
+    step = run.step
+
+    def signalled() -> None:
+        step()
+        if run.done == 2 and ranks.rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    run.step = signalled  # type: ignore[method-assign]
+    with pytest.raises(SystemExit):
+        iterate(run)
+    assert run.done == 2
+    iterate(set_up(config))
 
 
 @pytest.mark.parametrize("sharding", ["shard", "replicate"])
-def test_two_ranks_give_the_weights_of_one(make_sft: MakeSft, tmp_path: Path, sharding: str) -> None:
+def test_two_ranks_give_the_weights_of_one_also_after_a_signal(make_sft: MakeSft, tmp_path: Path, sharding: str) -> None:
     alone = make_sft(steps=4, optim={"microbatch_rows": 3}, eval={"every": 4})
     sft(alone)
     together = replace(alone, output=tmp_path / "together", optim=replace(alone.optim, sharding=sharding))
-    run_ranks(train_on, 2, together)
+    run_ranks(train_in_two_parts, 2, together)
     np.testing.assert_allclose(curve(together), curve(alone), rtol=1e-5)
     ours, theirs = read_records(alone.output, "eval")[0], read_records(together.output, "eval")[0]
     assert theirs["validation/loss"] == pytest.approx(ours["validation/loss"], rel=1e-3)

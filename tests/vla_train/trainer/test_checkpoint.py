@@ -131,9 +131,10 @@ def test_what_the_loop_keeps_comes_back(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save(tmp_path, trainer, 1, score=0.25))
     assert checkpoint.extra == {"next_group_id": 7, "history": [0.1, 0.2]}
     assert checkpoint.score == 0.25
-    assert checkpoint.rollout_state.keys() == ROLLOUT_STATE.keys()
+    (state,) = checkpoint.rollout_states
+    assert state.keys() == ROLLOUT_STATE.keys()
     for name, value in ROLLOUT_STATE.items():
-        np.testing.assert_array_equal(checkpoint.rollout_state[name], value)
+        np.testing.assert_array_equal(state[name], value)
     exported = load_file(checkpoint.policy / "model.safetensors")
     assert all(torch.equal(exported[name], value) for name, value in weights_of(policy).items())
 
