@@ -75,7 +75,8 @@ def state(config: TrainConfig) -> dict[str, np.ndarray]:
 
 def assert_same(config: TrainConfig, expected: TrainConfig, *, exactly: bool) -> None:
     """The same losses and final state; up to rounding where the number of ranks was another."""
-    np.testing.assert_allclose(losses(config), losses(expected), rtol=0 if exactly else 1e-4, atol=0)
+    rtol, atol = (0.0, 0.0) if exactly else (1e-4, 1e-6)  # a loss is the small difference of numbers of about 1
+    np.testing.assert_allclose(losses(config), losses(expected), rtol=rtol, atol=atol)
     assert any(loss[2] > 0 for loss in losses(config)), "nothing was learnt, so nothing was compared"
     ours, theirs = state(config), state(expected)
     assert ours.keys() == theirs.keys()
