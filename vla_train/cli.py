@@ -260,7 +260,8 @@ def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateCo
         train_fraction=run.train_fraction,
         split_seed=run.split_seed,
         env=run.env,
-        policy=replace(run.policy, checkpoint=None, random_weights=False),
+        # What the run's start lacked, its own checkpoints hold.
+        policy=replace(run.policy, checkpoint=None, companion=None, adapters="auto", random_weights=False),
         rollout=run.rollout,
         eval=replace(run.eval, initial_states="all") if nothing_held_out else run.eval,
     )

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from vla_train.config import PolicyConfig
+from vla_train.policy.checkpoint_name import require_checkpoint
 from vla_train.policy.precision import chosen_device, chosen_dtype, limit_memory
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.adapter_files import AdapterFiles
 from vla_train.policy.simplevla_oft.checkpoint import (
-    STATISTICS_FILE,
     CheckpointFiles,
     check_checkpoint_files,
     is_here,
@@ -54,14 +54,18 @@ def check_options(config: PolicyConfig) -> None:
                 f"policy.size {config.size} goes on from a trained policy: name one with --policy.checkpoint, or try the "
                 "machinery on random weights with --policy.random-weights"
             )
+        if config.companion is not None:
+            raise ValueError(f"policy.companion {config.companion} supplies what a checkpoint lacks: name that, too")
     elif config.random_weights:
         raise ValueError(
             f"policy.random_weights contradicts policy.checkpoint {config.checkpoint}: a checkpoint brings its own weights"
         )
     else:
         check_checkpoint_files(config.checkpoint)
-        if is_here(config.checkpoint):
-            open_checkpoint(config.checkpoint)
+        if config.companion is not None:
+            require_checkpoint(config.companion)
+        if all(name is None or is_here(name) for name in (config.checkpoint, config.companion)):
+            _open(config)
 
 
 def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> SimpleVLAOFTPolicy:
@@ -79,13 +83,13 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
     action_low, action_high, suite = env.action_low, env.action_high, env.suite
     check_options(config)
     device, dtype = chosen_device(config), chosen_dtype(config)
-    if config.checkpoint is None:
-        files = _without_weights(config, action_low, action_high, suite=suite)
-    else:
-        files = open_checkpoint(config.checkpoint)
+    files = _without_weights(config, action_low, action_high, suite=suite) if config.checkpoint is None else _open(config)
     shape, companions = files.config, dict(files.companions)
     if TOKENIZER_FILE not in companions:
-        raise ValueError(f"{config.checkpoint} has no {TOKENIZER_FILE}: without it prompts cannot be encoded")
+        raise ValueError(
+            f"{config.checkpoint} has no {TOKENIZER_FILE}, without which prompts cannot be encoded: name a checkpoint that has "
+            "it (the one that this was trained from, say) with policy.companion"
+        )
     if shape.chunk_size != config.chunk_size:
         raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {shape.chunk_size} actions")
     prompts = PromptEncoder.from_json(companions[TOKENIZER_FILE], shape)
@@ -121,6 +125,11 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
         graphs=config.compile,
         recompute_by_memory=config.activation_checkpointing == "auto",
     )
+
+
+def _open(config: PolicyConfig) -> CheckpointFiles:
+    assert config.checkpoint is not None
+    return open_checkpoint(config.checkpoint, companion=config.companion, nested=config.adapters)
 
 
 def _merges(config: PolicyConfig, adapters: AdapterFiles) -> bool:
@@ -161,12 +170,11 @@ def _without_weights(
         config=replace(shape, gripper=None, jpeg=False, norm_stats={dataset: statistics.to_json()}),
         weights=(),
         companions={TOKENIZER_FILE: tokenizer.to_str().encode()},
+        has_statistics=True,
     )
 
 
 def _statistics_name(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, suite: str | None) -> str:
-    if not shape.norm_stats:
-        raise ValueError(f"{config.checkpoint} has no action statistics: {STATISTICS_FILE} is missing or empty")
     return select_statistics(shape.norm_stats, key=config.statistics_key, unnorm_key=shape.unnorm_key, suite=suite)
 
 

@@ -70,7 +70,8 @@ def select_statistics(norm_stats: Mapping[str, Any], *, key: str | None, unnorm_
     if not fitting:
         raise ValueError(
             f"the checkpoint has no action statistics of suite {suite}, only of {known}: to play it with those all the same, "
-            "name one with policy.statistics_key"
+            "name one with policy.statistics_key; a trainer may have left them out, then name a checkpoint that has them with "
+            "policy.companion"
         )
     if len(fitting) > 1:
         fits = ", ".join(sorted(fitting))
