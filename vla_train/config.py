@@ -92,6 +92,8 @@ class PolicyConfig:
     """Sampling copies that share each batch (with worker = ray), each on a GPU of its own where the model runs on GPUs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Weights and activations; auto: bfloat16 on GPUs and on CPUs that have it, else float32. Log-probs are always float32."""
+    images: Literal["auto", "openvla", "rlinf"] = "auto"
+    """openvla: JPEG, Lanczos, centre crop; rlinf: bicubic alone; auto: as the checkpoint says or its trainer did."""
     jpeg: Literal["auto", "on", "off"] = "auto"
     """Pass images through JPEG (quality 95) first; auto: as the checkpoint says, otherwise on for LIBERO's datasets."""
     compile: bool = False
@@ -112,6 +114,10 @@ class PolicyConfig:
         require_known(self.factory, POLICIES, option="policy.factory")
         check_at_least(self, "policy.", 1, "chunk_size", "replicas")
         check_at_least(self, "policy.", 0, "lora_rank")
+        require(
+            not (self.images == "rlinf" and self.jpeg == "on"),
+            "policy.jpeg on contradicts policy.images rlinf, which has no JPEG",
+        )
         if self.gpu_memory_gb is not None:
             check_positive(self, "policy.", "gpu_memory_gb")
         require(

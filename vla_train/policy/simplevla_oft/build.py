@@ -1,7 +1,7 @@
 """Builds the policy that a run asks for: a checkpoint, or random weights of a named size.
 
-What a published checkpoint does not say (its statistics, its gripper, JPEG) is settled here, by the user's word, the
-checkpoint's, or that of its datasets (`datasets.py`), and said in the log.
+What a published checkpoint does not say (its statistics, its gripper, its images) is settled here, by the user's word, the
+checkpoint's, or that of its datasets (`datasets.py`, `image_choice.py`), and said in the log.
 """
 
 import logging
@@ -22,8 +22,9 @@ from vla_train.policy.simplevla_oft.checkpoint import (
     open_checkpoint,
 )
 from vla_train.policy.simplevla_oft.config import Gripper, SimpleVLAOFTConfig, named_config
-from vla_train.policy.simplevla_oft.datasets import gripper_of, passes_jpeg, select_statistics
+from vla_train.policy.simplevla_oft.datasets import gripper_of, select_statistics
 from vla_train.policy.simplevla_oft.frozen import quantise_base, require_base_dtype
+from vla_train.policy.simplevla_oft.image_choice import image_path, passes_jpeg
 from vla_train.policy.simplevla_oft.images import settings_from_json, settings_to_json
 from vla_train.policy.simplevla_oft.json_files import json_bytes, json_object
 from vla_train.policy.simplevla_oft.lora import add_lora, lora_layers
@@ -94,18 +95,20 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
         raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {shape.chunk_size} actions")
     prompts = PromptEncoder.from_json(companions[TOKENIZER_FILE], shape)
     dataset = _statistics_name(config, shape, suite=suite)
+    codec = _codec(config, shape, dataset=dataset, action_low=action_low, action_high=action_high)
+    path = image_path(config, shape, files.weights, dataset=dataset)
     preprocessor = companions.get(_PREPROCESSOR_FILE)
     images = settings_from_json(
         {} if preprocessor is None else json_object(preprocessor, name=_PREPROCESSOR_FILE),
         image_size=shape.image_size,
-        jpeg=_jpeg(config, shape, dataset=dataset),
+        jpeg=path == "openvla" and passes_jpeg(config, shape, dataset=dataset),
+        path=path,
     )
     companions.setdefault(_PREPROCESSOR_FILE, json_bytes(settings_to_json(images)))
-    codec = _codec(config, shape, dataset=dataset, action_low=action_low, action_high=action_high)
     if config.gpu_memory_gb is not None and device.type == "cuda":
         limit_memory(config.gpu_memory_gb, device)
     # Saved checkpoints say what was settled here. Weights come last: reading them can take minutes.
-    shape = replace(shape, unnorm_key=dataset, gripper=codec.gripper, jpeg=images.jpeg)
+    shape = replace(shape, unnorm_key=dataset, gripper=codec.gripper, jpeg=images.jpeg, images=path)
     files = replace(files, config=shape, companions=companions)
     if config.checkpoint is None:
         model = SimpleVLAOFT.from_random(shape, seed=seed, dtype=dtype, device=device)
@@ -176,17 +179,6 @@ def _without_weights(
 
 def _statistics_name(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, suite: str | None) -> str:
     return select_statistics(shape.norm_stats, key=config.statistics_key, unnorm_key=shape.unnorm_key, suite=suite)
-
-
-def _jpeg(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, dataset: str) -> bool:
-    """What the config says, else what the checkpoint says, else how its dataset was stored."""
-    if config.jpeg != "auto":
-        return config.jpeg == "on"
-    if shape.jpeg is not None:
-        return shape.jpeg
-    passes = passes_jpeg(dataset)
-    _log.info("images %s JPEG, by the name of dataset %s", "pass through" if passes else "do not pass through", dataset)
-    return passes
 
 
 def _codec(

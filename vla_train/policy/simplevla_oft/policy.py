@@ -24,7 +24,7 @@ from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.adapter_files import num_published_values
 from vla_train.policy.simplevla_oft.checkpoint_saving import save_adapters
-from vla_train.policy.simplevla_oft.images import CROP_AREA, ImageSettings, preprocess
+from vla_train.policy.simplevla_oft.images import ImageSettings, preprocess
 from vla_train.policy.simplevla_oft.lora import AdaptersInProducts, lora_layers
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
 from vla_train.types import IMAGE, INSTRUCTION, Observation, PolicyOutput
@@ -120,8 +120,8 @@ class SimpleVLAOFTPolicy:
 
     @property
     def crop_area(self) -> float:
-        """Share of the image's area that the centre crop keeps."""
-        return CROP_AREA
+        """Share of the image's area that the model sees."""
+        return self._images.crop_area
 
     def use_statistics(self, name: str, statistics: Mapping[str, Any]) -> None:
         """Divide what these statistics span into bins; the gripper is played as decoded. See `SupervisedPolicy`.

@@ -46,6 +46,7 @@ def test_simplevla_rls_releases_play_as_they_are(layout, put, make_policy):
     policy = make_policy(checkpoint=put(layout))
     assert policy.model.config.unnorm_key == "libero_spatial_no_noops"
     assert policy.codec.gripper == "libero"
+    assert (policy.model.config.images, policy.model.config.jpeg) == ("openvla", True)
     assert torch.equal(weight(policy), golden_weight())
 
 
@@ -98,6 +99,8 @@ def test_a_grpo_release_of_rlinf_plays_all_suites_without_its_value_head(put, ma
         policy = make_policy(checkpoint=name, suite="libero_90")
     assert "the value head (5 tensors) is left out" in caplog.text
     assert policy.model.config.unnorm_key == "libero_130_no_noops_trajall"
+    assert "images are prepared as RLinf does" in caplog.text
+    assert policy.model.config.images == "rlinf"
     assert torch.equal(weight(policy), golden_weight())
 
 
@@ -108,9 +111,11 @@ def test_other_weights_that_the_model_lacks_are_refused_still(make_policy, tmp_p
         make_policy(checkpoint=str(folder))
 
 
-def test_adapters_beside_weights_that_were_made_of_another_base_are_not_merged_again(put, make_policy):
+def test_adapters_beside_weights_that_were_made_of_another_base_are_not_merged_again(put, make_policy, caplog):
     name = put(layouts.rlinf_base_lora, record="/mnt/public/openvla-7b")
-    assert torch.equal(weight(make_policy(checkpoint=name)), golden_weight())
+    with caplog.at_level(logging.INFO):
+        assert torch.equal(weight(make_policy(checkpoint=name)), golden_weight())
+    assert "figures of RLinf's dataset libero_130_no_noops_trajall are without: policy.images rlinf" in caplog.text
 
 
 @pytest.mark.parametrize("record", [None, "", ".", "/mnt/public/policy", "someone/policy"])
