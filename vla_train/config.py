@@ -14,6 +14,7 @@ from vla_train.config_pairs import KEY_VALUE_PAIRS
 from vla_train.registry import ESTIMATORS, LOSSES, POLICIES, require_known
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
+ProtocolName = Literal["none", "simplevla-rl", "rlinf", "openvla-oft"]
 DEMO_CHECKPOINT = "demo"
 """Name of the small policy that comes along with this package."""
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
@@ -331,6 +332,8 @@ class EvaluateConfig:
     """A run's folder (its newest checkpoint), one of its checkpoints, or a folder or hub id of weights or LoRA adapters."""
     output: Path | None = None
     """Folder of the results, by default in the run or beside the checkpoint; episodes that it holds are not played again."""
+    protocol: ProtocolName = "none"
+    """Whose figures to compare with: sets temperature, states, time limit, images and detail; options given come on top."""
     seed: int = 0
     """Seed of what a policy that samples draws."""
     train_fraction: float = 0.8

@@ -72,6 +72,7 @@ class LiberoEnv(ChunkedVectorEnv):
             time_limit=tasks[chosen[0]].max_episode_steps,
             options=settings,
         )
+        self.simulation = {"engine": engine, "detail": settings.detail, "settle_steps": settings.settle_steps}
         self.num_init_states = {chosen_id: tasks[chosen_id].num_init_states for chosen_id in chosen}
         self._turns = chosen
         self._scenes = RecentScenes(suite, settings.detail, folder)

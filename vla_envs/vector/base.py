@@ -76,6 +76,8 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, gym.vector.VectorEnv
     num_init_states: Mapping[int, int] = {}
     mirrored_images = True
     """Whether observed pictures are mirrored left to right, as in the published LIBERO sets; those of `render` are not."""
+    simulation: Mapping[str, str | int] = {}
+    """What simulates and draws, and how, for the record of an evaluation."""
     robot_type = "panda"
     control_mode = "relative end-effector pose (OSC_POSE), 20 Hz"
     gripper_convention = "-1 open, +1 close"

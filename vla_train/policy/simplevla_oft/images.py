@@ -48,11 +48,6 @@ class ImageSettings:
         """Share of the frame's area that the model sees."""
         return CROP_AREA if self.path == "openvla" else 1.0
 
-    def __str__(self) -> str:
-        if self.path == "rlinf":
-            return "rlinf (bicubic, no JPEG, no crop)"
-        return f"openvla ({'JPEG' if self.jpeg else 'no JPEG'}, Lanczos, crop to {CROP_AREA:.0%} of the area)"
-
 
 def settings_from_json(data: Mapping[str, Any], *, image_size: int, jpeg: bool, path: ImagePath = "openvla") -> ImageSettings:
     """Settings from a checkpoint's `preprocessor_config.json`, which wins over the defaults where it says something.

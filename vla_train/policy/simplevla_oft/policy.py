@@ -119,6 +119,16 @@ class SimpleVLAOFTPolicy:
         return self._codec
 
     @property
+    def played_with(self) -> dict[str, Any]:
+        """What was settled about how it plays."""
+        return {
+            "images": self._images.path,
+            "jpeg": self._images.jpeg,
+            "statistics": self.model.config.unnorm_key,
+            "gripper": self._codec.gripper or "as decoded",
+        }
+
+    @property
     def crop_area(self) -> float:
         """Share of the image's area that the model sees."""
         return self._images.crop_area
