@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from vla_train.config import PolicyConfig
-from vla_train.policy.checkpoint_name import require_checkpoint
 from vla_train.policy.precision import chosen_device, chosen_dtype, limit_memory
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.adapter_files import AdapterFiles
 from vla_train.policy.simplevla_oft.checkpoint import (
     CheckpointFiles,
     check_checkpoint_files,
+    check_companion,
     is_here,
     open_checkpoint,
 )
@@ -64,7 +64,7 @@ def check_options(config: PolicyConfig) -> None:
     else:
         check_checkpoint_files(config.checkpoint)
         if config.companion is not None:
-            require_checkpoint(config.companion)
+            check_companion(config.companion)
         if all(name is None or is_here(name) for name in (config.checkpoint, config.companion)):
             _open(config)
 
@@ -85,6 +85,8 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
     check_options(config)
     device, dtype = chosen_device(config), chosen_dtype(config)
     files = _without_weights(config, action_low, action_high, suite=suite) if config.checkpoint is None else _open(config)
+    for note in files.notes:
+        _log.info("%s", note)
     shape, companions = files.config, dict(files.companions)
     if TOKENIZER_FILE not in companions:
         raise ValueError(
@@ -171,7 +173,7 @@ def _without_weights(
     dataset = "actions" if suite is None else f"{suite}_no_noops"
     return CheckpointFiles(
         config=replace(shape, gripper=None, jpeg=False, norm_stats={dataset: statistics.to_json()}),
-        weights=(),
+        weights=tuple,
         companions={TOKENIZER_FILE: tokenizer.to_str().encode()},
         has_statistics=True,
     )

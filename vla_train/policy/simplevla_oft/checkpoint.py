@@ -8,8 +8,9 @@ along. Tensors go one by one onto the device; at no time is there a second copy 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,13 +20,13 @@ from vla_train.config import DEMO_CHECKPOINT
 from vla_train.policy.checkpoint_name import checkpoint_folder, require_checkpoint
 from vla_train.policy.simplevla_oft.adapter_files import (
     ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
     Adapter,
     AdapterFiles,
     open_adapters,
 )
 from vla_train.policy.simplevla_oft.companion import (
     Companion,
-    log_supplied,
     require_same_model,
     supplied_files,
     with_statistics_of,
@@ -35,7 +36,7 @@ from vla_train.policy.simplevla_oft.config_json import config_from_json
 from vla_train.policy.simplevla_oft.continuous import refuse_continuous_config, refuse_continuous_files
 from vla_train.policy.simplevla_oft.hub import fetch, hub_file_names
 from vla_train.policy.simplevla_oft.json_files import read_json
-from vla_train.policy.simplevla_oft.nested_adapters import NestedAdapters, adapters_beside
+from vla_train.policy.simplevla_oft.nested_adapters import NestedAdapters, adapters_beside, require_other_than_nested
 from vla_train.policy.simplevla_oft.published_names import published_pieces
 from vla_train.policy.simplevla_oft.trainer_saves import names_of_saves, refuse_trainer_save
 from vla_train.policy.simplevla_oft.weight_files import (
@@ -54,6 +55,8 @@ _UNNORM_KEY = "unnorm_key"
 _WRITTEN_BY_US = {"config.json", STATISTICS_FILE, INDEX_FILE, ADAPTER_CONFIG_FILE}
 _COMPANION_PATTERNS = ("*.json", "*.py", "tokenizer.model")
 """Kept as bytes. The Python files are the published classes, which the published loaders look for beside the weights."""
+_ALL_BUT_WEIGHTS = (*_COMPANION_PATTERNS, f"*{ADAPTER_WEIGHTS_FILE}")
+_ALL_PATTERNS = (*_ALL_BUT_WEIGHTS, "*.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +64,8 @@ class CheckpointFiles:
     """A checkpoint, its weights not read yet."""
 
     config: SimpleVLAOFTConfig
-    weights: tuple[Path, ...]
-    """Safetensors files."""
+    weights: Callable[[], tuple[Path, ...]]
+    """Safetensors files; those on the hub are fetched when this is called, after all else was looked at."""
     companions: dict[str, bytes]
     """Tokenizer, image settings and the like, by file name."""
     name: str | None = None
@@ -71,12 +74,14 @@ class CheckpointFiles:
     """What is to be added to the weights."""
     has_statistics: bool
     """Whether it has action statistics in a file of their own. Those in `config.json` alone are often of its ancestors."""
+    notes: tuple[str, ...] = ()
+    """What was settled when it was opened, for the log."""
 
 
 def open_checkpoint(
     path_or_hub_id: str | Path, *, companion: str | None = None, nested: NestedAdapters = "auto"
 ) -> CheckpointFiles:
-    """Read everything but the weights.
+    """Read everything but the weights, which are not fetched either.
 
     Args:
         path_or_hub_id: `demo`, a folder, or `owner/name` on the Hugging Face hub; any of them may hold adapters.
@@ -107,22 +112,42 @@ def _open(name: str, *, nested: NestedAdapters) -> CheckpointFiles:
         _check_base(adapters)  # those of a hub id were not seen before
         # What its record names is the weights as they are, whatever else lies beside them.
         return _with_adapters(_open(adapters.base, nested="merged"), adapters, name=name)
-    own_name = name if name == DEMO_CHECKPOINT or checkpoint_folder(name) is None else str(folder.resolve())
+    on_hub = checkpoint_folder(name) is None
+    nested_adapters, note = adapters_beside(folder, name=name, asked=nested)
     return CheckpointFiles(
         config=_with_statistics(_read_config(folder, name=name), folder),
-        weights=tuple(weight_files(folder)),
+        weights=partial(_fetched_weights, name) if on_hub else partial(tuple, weight_files(folder)),
         companions=_companions(folder),
-        name=own_name,
-        adapters=adapters_beside(folder, name=name, asked=nested),
-        has_statistics=(folder / STATISTICS_FILE).exists(),
+        name=name if on_hub or name == DEMO_CHECKPOINT else str(folder.resolve()),
+        adapters=nested_adapters,
+        has_statistics=_has_statistics(folder),
+        notes=() if note is None else (note,),
     )
+
+
+def _fetched_weights(hub_id: str) -> tuple[Path, ...]:
+    return tuple(weight_files(fetch(hub_id, _ALL_PATTERNS)))
+
+
+def check_companion(name: str) -> None:
+    """Refuse what can supply nothing, by its files' names: nothing is fetched or read.
+
+    Raises:
+        ValueError: There is no such folder, the hub has no such checkpoint, or it is none.
+    """
+    require_checkpoint(name)
+    if "config.json" not in _file_names(name):
+        raise ValueError(f"policy.companion {name} has no config.json: name a checkpoint in the published layout")
 
 
 def _open_companion(name: str) -> Companion:
     """What a checkpoint can supply; its weights need not be there, and are not fetched."""
-    require_checkpoint(name)
+    check_companion(name)
     folder = checkpoint_folder(name) or fetch(name, _COMPANION_PATTERNS)
-    config = _with_statistics(config_from_json(read_json(folder / "config.json")), folder)
+    try:
+        config = _with_statistics(config_from_json(read_json(folder / "config.json")), folder)
+    except ValueError as error:
+        raise ValueError(f"policy.companion {name}: {error}") from None
     return Companion(name=name, config=config, files=_companions(folder))
 
 
@@ -132,8 +157,8 @@ def _with_companion(files: CheckpointFiles, companion: Companion, *, name: str) 
     config, names = files.config, sorted(supplied)
     if not files.has_statistics:
         config, names = with_statistics_of(config, companion), [STATISTICS_FILE, *names]
-    log_supplied(companion, names, name=name)
-    return replace(files, config=config, companions=files.companions | supplied)
+    note = f"{companion.name} supplies {', '.join(names) if names else 'nothing: nothing is missing'} of {name}"
+    return replace(files, config=config, companions=files.companions | supplied, notes=(*files.notes, note))
 
 
 def _file_names(name: str) -> list[str]:
@@ -142,7 +167,7 @@ def _file_names(name: str) -> list[str]:
 
 
 def _folder_here(name: str) -> Path:
-    return checkpoint_folder(name) or fetch(name, ["*.safetensors", *_COMPANION_PATTERNS])
+    return checkpoint_folder(name) or fetch(name, _ALL_BUT_WEIGHTS)
 
 
 def _read_config(folder: Path, *, name: str) -> SimpleVLAOFTConfig:
@@ -176,7 +201,7 @@ def _with_adapters(base: CheckpointFiles, adapters: AdapterFiles, *, name: str) 
         config=_with_statistics(config, folder),
         companions=base.companions | _companions(folder),
         adapters=adapters,
-        has_statistics=base.has_statistics or (folder / STATISTICS_FILE).exists(),
+        has_statistics=base.has_statistics or _has_statistics(folder),
     )
 
 
@@ -198,6 +223,8 @@ def _check_base(adapters: AdapterFiles) -> None:
             f"{adapters.folder} holds adapters of {adapters.base}, which holds adapters itself: export that, and name the "
             f"export as base_model_name_or_path of {ADAPTER_CONFIG_FILE}"
         )
+    if (base := checkpoint_folder(adapters.base)) is not None:
+        require_other_than_nested(adapters, base)
 
 
 def is_here(name: str) -> bool:
@@ -205,6 +232,10 @@ def is_here(name: str) -> bool:
     folder = checkpoint_folder(name)
     adapters = None if folder is None else open_adapters(folder)
     return folder is not None and (adapters is None or checkpoint_folder(adapters.base) is not None)
+
+
+def _has_statistics(folder: Path) -> bool:
+    return (folder / STATISTICS_FILE).exists() and bool(read_json(folder / STATISTICS_FILE))
 
 
 def _with_statistics(config: SimpleVLAOFTConfig, folder: Path) -> SimpleVLAOFTConfig:

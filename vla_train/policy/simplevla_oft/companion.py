@@ -7,14 +7,12 @@ Invariant: what a checkpoint has itself is kept (but for the rest of a tokenizer
 tokenizer come from one place.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatch
 
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 
-_log = logging.getLogger(__name__)
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Belong together; a tokenizer without the first cannot be used here."""
 _ONE_BY_ONE = ("preprocessor_config.json", "processor_config.json", "generation_config.json", "*.py")
@@ -64,8 +62,3 @@ def require_same_model(config: SimpleVLAOFTConfig, companion: Companion, *, name
             raise ValueError(
                 f"policy.companion {companion.name} is of another model than {name}: {field.name} is {theirs}, not {ours}"
             )
-
-
-def log_supplied(companion: Companion, names: list[str], *, name: str) -> None:
-    """Say what came from where."""
-    _log.info("%s supplies %s of %s", companion.name, ", ".join(names) if names else "nothing: nothing is missing", name)

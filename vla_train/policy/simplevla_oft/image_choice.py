@@ -4,7 +4,7 @@ The wrong one costs success and raises nothing. What is told by traces alone is 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from vla_train.config import PolicyConfig
@@ -17,7 +17,9 @@ _KEY_OF_RLINF = "add_value_head"
 """RLinf's trainer writes its options into `config.json`; nobody else has this one."""
 
 
-def image_path(config: PolicyConfig, shape: SimpleVLAOFTConfig, weights: Sequence[Path], *, dataset: str) -> ImagePath:
+def image_path(
+    config: PolicyConfig, shape: SimpleVLAOFTConfig, weights: Callable[[], tuple[Path, ...]], *, dataset: str
+) -> ImagePath:
     """The way of preparing images.
 
     In this order: `policy.images`; what the checkpoint says; RLinf's where its trainer has left a value head or its options;
@@ -26,7 +28,7 @@ def image_path(config: PolicyConfig, shape: SimpleVLAOFTConfig, weights: Sequenc
     Args:
         config: What the user says.
         shape: What `config.json` says.
-        weights: Safetensors files; their headers are read.
+        weights: Gives the safetensors files; headers are read where nothing else says how.
         dataset: Whose statistics are used.
 
     Raises:
@@ -40,14 +42,16 @@ def image_path(config: PolicyConfig, shape: SimpleVLAOFTConfig, weights: Sequenc
     return path
 
 
-def _path(config: PolicyConfig, shape: SimpleVLAOFTConfig, weights: Sequence[Path], *, dataset: str) -> ImagePath:
+def _path(
+    config: PolicyConfig, shape: SimpleVLAOFTConfig, weights: Callable[[], tuple[Path, ...]], *, dataset: str
+) -> ImagePath:
     if config.images != "auto":
         return config.images
     if shape.images is not None:
         return shape.images
     if shape.jpeg is not None:  # a checkpoint of ours, from when there was one way
         return "openvla"
-    if _KEY_OF_RLINF in shape.published or value_head_keys(weights):
+    if _KEY_OF_RLINF in shape.published or value_head_keys(weights()):
         _log.info("images are prepared as RLinf does, without JPEG and crop: its trainer wrote the checkpoint")
         return "rlinf"
     if datasets.is_of_rlinf(dataset):

@@ -30,8 +30,8 @@ def refuse_trainer_save(names: Iterable[str], *, where: str) -> None:
     saves = [name for name in found if _SAVE.fullmatch(name)]
     if saves and not any("/" not in name and name.endswith(".safetensors") for name in found):
         raise ValueError(
-            f"{where} is a save of RLinf's trainer ({saves[0]}), which is not read here: convert it by RLinf's "
-            f"`{_CONVERTER}`, and name the folder that it writes"
+            f"{where} holds a trainer's own save ({saves[0]}), as RLinf writes them, which is not read here: convert it by "
+            f"RLinf's `{_CONVERTER}`, and name the folder that it writes"
         )
 
 

@@ -55,7 +55,7 @@ def test_the_code_that_a_release_lacks_comes_from_a_companion(put, make_policy, 
     name = put(layouts.simplevla_rl)
     with caplog.at_level(logging.INFO):
         policy = make_policy(checkpoint=name, companion=companion)
-    assert f"{companion} supplies {', '.join(REMOTE_CODE[:2])} of {name}" in caplog.text
+    assert caplog.text.count(f"{companion} supplies {', '.join(REMOTE_CODE[:2])} of {name}") == 1
     policy.save_pretrained(str(tmp_path / "saved"))
     assert {path.name for path in (tmp_path / "saved").glob("*.py")} == set(REMOTE_CODE)
 
@@ -137,6 +137,20 @@ def test_adapters_beside_their_base_are_put_on_top_where_that_is_asked_for(put, 
     torch.testing.assert_close(weight(make_policy(checkpoint=str(tmp_path / "saved"))), merged)
 
 
+def test_adapters_that_are_named_themselves_are_not_merged_into_weights_that_may_hold_them(make_policy, tmp_path):
+    folder = layouts.rlinf_base_lora(tmp_path / "policy", record=str(tmp_path / "policy"))
+    with pytest.raises(
+        ValueError, match=r"lora_adapter holds the adapters that lie in .*policy/lora_adapter too.*adapters mer"
+    ):
+        check_options(PolicyConfig(checkpoint=str(folder / "lora_adapter")))
+    other = layouts.simplevla_sft(tmp_path / "other")
+    record = folder / "lora_adapter" / "adapter_config.json"
+    write(record, {**read(record), "base_model_name_or_path": str(other)})
+    a, b = adapter_factors()
+    policy = make_policy(checkpoint=str(folder / "lora_adapter"))
+    torch.testing.assert_close(weight(policy), golden_weight() + 2 * b @ a)
+
+
 def test_adapters_that_are_asked_for_and_are_not_there_are_an_error(make_policy, tmp_path):
     with pytest.raises(ValueError, match=r"policy\.adapters is separate, but .* has no lora_adapter/adapter_config\.json"):
         make_policy(checkpoint=str(layouts.simplevla_sft(tmp_path / "sft")), adapters="separate")
@@ -154,7 +168,9 @@ def test_a_save_of_rlinfs_trainer_is_refused_with_the_converter_named(below, hub
     folder = layouts.rlinf_trainer_save(tmp_path / "global_step_10") / below
     hub.upload("someone/save", folder)
     for name in (str(folder), "someone/save"):
-        with pytest.raises(ValueError, match=r"save of RLinf's trainer .*rlinf\.utils\.ckpt_convertor\.fsdp_convertor"):
+        with pytest.raises(
+            ValueError, match=r"trainer's own save .*convert it by RLinf's .*rlinf\.utils\.ckpt_convertor\.fsdp_convertor"
+        ):
             check_options(PolicyConfig(checkpoint=name))
     assert hub.fetched == []
 
@@ -176,6 +192,48 @@ def test_a_companion_of_another_model_is_refused_before_weights_are_read(make_po
     write(other / "config.json", {**config, "text_config": {**config["text_config"], "hidden_size": 64}})
     with pytest.raises(ValueError, match=r"policy\.companion .*other is of another model than .*save: language is .*64"):
         check_options(PolicyConfig(checkpoint=str(folder), companion=str(other)))
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "message"),
+    [
+        (layouts.simplevla_lora_save, {}, r"policy\.companion"),
+        (layouts.simplevla_full_save, {}, r"policy\.companion"),
+        (layouts.openvla_7b, {}, r"policy\.statistics_key"),
+        (layouts.simplevla_sft, {"chunk_size": 4}, "chunk_size is 4"),
+        (layouts.simplevla_sft, {"companion": "nobody/nothing"}, "nobody/nothing is no folder here"),
+    ],
+)
+def test_what_cannot_play_is_refused_before_its_weights_are_fetched(layout, options, message, hub, make_policy, tmp_path):
+    hub.upload("someone/policy", layout(tmp_path / "made"))
+    with pytest.raises(ValueError, match=message):
+        make_policy(checkpoint="someone/policy", **options)
+    assert not [name for name in hub.fetched if name.endswith(".safetensors") and "adapter" not in name]
+
+
+def test_a_companions_weights_are_not_fetched(hub, make_policy, tmp_path):
+    hub.upload("someone/sft", layouts.simplevla_sft(tmp_path / "sft"))
+    make_policy(checkpoint=str(layouts.simplevla_full_save(tmp_path / "save")), companion="someone/sft")
+    assert not [name for name in hub.fetched if name.endswith(".safetensors")]
+
+
+def test_a_companion_that_is_no_checkpoint_is_refused_by_name(tmp_path):
+    (tmp_path / "run").mkdir()
+    config = PolicyConfig(checkpoint=str(layouts.simplevla_sft(tmp_path / "sft")), companion=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"policy\.companion .*run has no config\.json"):
+        check_options(config)
+    write(tmp_path / "run" / "config.json", {"iterations": 3})
+    with pytest.raises(ValueError, match=r"policy\.companion .*run: config\.json has no 'timm_model_ids'"):
+        check_options(config)
+
+
+def test_an_empty_file_of_statistics_is_none(make_policy, tmp_path):
+    folder = layouts.simplevla_full_save(tmp_path / "save")
+    write(folder / "dataset_statistics.json", {})
+    with pytest.raises(ValueError, match=r"policy\.companion"):
+        make_policy(checkpoint=str(folder))
+    policy = make_policy(checkpoint=str(folder), companion=str(layouts.simplevla_sft(tmp_path / "sft")))
+    assert policy.model.config.unnorm_key == "libero_spatial_no_noops"
 
 
 @pytest.mark.parametrize("companion", ["no/such/folder", "nowhere"])
