@@ -18,6 +18,7 @@ RANKS = (
     (
         *("vla_train.types", "vla_train.errors", "vla_train.units", "vla_train.safetensors_file"),
         *("vla_train.registry", "vla_train.config", "vla_train.config_checks", "vla_train.config_json"),
+        "vla_train.config_pairs",
     ),
     ("vla_train.policy", "vla_train.algo"),
     ("vla_train.envs", "vla_train.pipeline", "vla_train.trainer", "vla_train.distributed"),
@@ -54,7 +55,7 @@ OWNERS = {
     "imageio_ffmpeg": {"vla_train.demonstrations.videos"},
     "pyarrow": {"vla_train.demonstrations.parquet"},
     "wandb": {"vla_train.run.tracking"},
-    "tyro": {"vla_train.cli", "vla_train.config"},
+    "tyro": {"vla_train.cli", "vla_train.config_pairs"},
 }
 """Libraries that few modules, or those of one folder, may touch."""
 HEAVY = {

@@ -25,6 +25,7 @@ from vla_train.config_json import RENAMED, for_another_env, without_demo
 from vla_train.demonstrations.config import CollectConfig
 from vla_train.errors import RunError, gpu_too_small
 from vla_train.export_config import ExportConfig
+from vla_train.protocols import PROTOCOLS, with_protocol
 from vla_train.recipes import DEFAULT_RECIPE, RECIPES
 from vla_train.recipes.demo import demo
 from vla_train.sft.config import SftConfig
@@ -238,7 +239,7 @@ def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig:
         description="Play a checkpoint, and write success rates per task and videos. The checkpoint of a run takes "
         "that run's options as defaults: name it to see them here.\n\n--config FILE takes options from a file, JSON or TOML, "
         "as the config.json of a run holds them. Options given here come on top.",
-        default=_evaluate_defaults(arguments, file),
+        default=_with_protocol(_evaluate_defaults(arguments, file), arguments),
         args=arguments,
     )
 
@@ -260,10 +261,17 @@ def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateCo
         train_fraction=run.train_fraction,
         split_seed=run.split_seed,
         env=run.env,
-        policy=replace(run.policy, checkpoint=None, random_weights=False),
+        # What the run's start lacked, its own checkpoints hold.
+        policy=replace(run.policy, checkpoint=None, companion=None, adapters="auto", random_weights=False),
         rollout=run.rollout,
         eval=replace(run.eval, initial_states="all") if nothing_held_out else run.eval,
     )
+
+
+def _with_protocol(config: EvaluateConfig, arguments: Sequence[str]) -> EvaluateConfig:
+    asked = _value_of(arguments, "--protocol")
+    name = next((name for name in PROTOCOLS if name == asked), None)  # what is unknown is refused with the other options
+    return config if name is None else with_protocol(config, name)
 
 
 def _config_of_run(checkpoint: str) -> RunConfig | None:

@@ -9,30 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from tyro.constructors import PrimitiveConstructorSpec
-
 from vla_train.config_checks import check_at_least, check_fields, check_positive, require
+from vla_train.config_pairs import KEY_VALUE_PAIRS
 from vla_train.registry import ESTIMATORS, LOSSES, POLICIES, require_known
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
+ProtocolName = Literal["none", "simplevla-rl", "rlinf", "openvla-oft"]
 DEMO_CHECKPOINT = "demo"
 """Name of the small policy that comes along with this package."""
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
-
-
-def _parse_pairs(pairs: list[str]) -> dict[str, str]:
-    for pair in pairs:
-        require("=" in pair, f"expected KEY=VALUE, got {pair!r}")
-    return {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
-
-
-_KEY_VALUE_PAIRS = PrimitiveConstructorSpec(
-    nargs="*",
-    metavar="KEY=VALUE",
-    instance_from_str=_parse_pairs,
-    is_instance=lambda value: isinstance(value, dict),
-    str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +26,7 @@ class EnvConfig:
 
     id: str = "Libero-v0"
     """Gymnasium id, or MODULE:ID where importing MODULE registers it. Any env with continuous, bounded actions works."""
-    kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
+    kwargs: Annotated[dict[str, str], KEY_VALUE_PAIRS] = field(default_factory=dict)
     """Arguments of the env, values JSON or text, such as suite=libero_10 task_ids=[0,3]; they replace all defaults shown."""
     num_workers: int = 2
     """Workers that take turns with the policy: with 2 or more, one simulates while the policy decides for another."""
@@ -82,10 +67,14 @@ class PolicyConfig:
 
     factory: str = "simplevla_oft"
     """What builds the policy: simplevla_oft, or MODULE:FUNCTION of your own (see docs/model.md)."""
-    kwargs: Annotated[dict[str, str], _KEY_VALUE_PAIRS] = field(default_factory=dict)
+    kwargs: Annotated[dict[str, str], KEY_VALUE_PAIRS] = field(default_factory=dict)
     """Arguments for a factory of your own, as KEY=VALUE; simplevla_oft takes none."""
     checkpoint: str | None = None
     """A run's folder, one of its checkpoints, a folder or hub id of weights or LoRA adapters, or demo; None: random weights."""
+    companion: str | None = None
+    """Folder or hub id of what the checkpoint lacks: tokenizer, statistics, image settings. The one it came from has them."""
+    adapters: Literal["auto", "merged", "separate"] = "auto"
+    """A lora_adapter/ beside whole weights: merged (they hold it), separate (it goes on top); auto: by its record, or asks."""
     size: Literal["tiny", "small", "openvla-7b"] = "tiny"
     """Size of the model where no checkpoint is given: about 5 million, 16 million, or 7.5 billion weights."""
     random_weights: bool = False
@@ -104,6 +93,8 @@ class PolicyConfig:
     """Sampling copies that share each batch (with worker = ray), each on a GPU of its own where the model runs on GPUs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Weights and activations; auto: bfloat16 on GPUs and on CPUs that have it, else float32. Log-probs are always float32."""
+    images: Literal["auto", "openvla", "rlinf"] = "auto"
+    """openvla: JPEG, Lanczos, centre crop; rlinf: bicubic alone; auto: as the checkpoint says or its trainer did."""
     jpeg: Literal["auto", "on", "off"] = "auto"
     """Pass images through JPEG (quality 95) first; auto: as the checkpoint says, otherwise on for LIBERO's datasets."""
     compile: bool = False
@@ -124,6 +115,10 @@ class PolicyConfig:
         require_known(self.factory, POLICIES, option="policy.factory")
         check_at_least(self, "policy.", 1, "chunk_size", "replicas")
         check_at_least(self, "policy.", 0, "lora_rank")
+        require(
+            not (self.images == "rlinf" and self.jpeg == "on"),
+            "policy.jpeg on contradicts policy.images rlinf, which has no JPEG",
+        )
         if self.gpu_memory_gb is not None:
             check_positive(self, "policy.", "gpu_memory_gb")
         require(
@@ -337,6 +332,8 @@ class EvaluateConfig:
     """A run's folder (its newest checkpoint), one of its checkpoints, or a folder or hub id of weights or LoRA adapters."""
     output: Path | None = None
     """Folder of the results, by default in the run or beside the checkpoint; episodes that it holds are not played again."""
+    protocol: ProtocolName = "none"
+    """Whose figures to compare with: sets temperature, states, time limit, images and detail; options given come on top."""
     seed: int = 0
     """Seed of what a policy that samples draws."""
     train_fraction: float = 0.8

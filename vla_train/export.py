@@ -30,7 +30,9 @@ class Export:
         if self.output.exists() and not (self.output.is_dir() and not any(self.output.iterdir())):
             raise ValueError(f"{self.output} exists and is no empty folder: choose another --output, or delete it")
         name = resolve_checkpoint(config.checkpoint)
-        files = open_checkpoint(name)
+        files = open_checkpoint(name, companion=config.companion, nested=config.adapters)
+        for note in files.notes:
+            _log.info("%s", note)
         _log.info("reading %s%s", name, "" if files.adapters is None else f" and its base {files.adapters.base}")
         self._model = SimpleVLAOFT.from_files(files, dtype=getattr(torch, config.dtype), device="cpu")
 

@@ -13,6 +13,10 @@ class ExportConfig:
 
     checkpoint: str
     """A run's folder (its newest checkpoint), one of its checkpoints, or any folder or hub id of weights or adapters."""
+    companion: str | None = None
+    """Folder or hub id of what the checkpoint lacks: tokenizer, statistics, image settings; it is written along."""
+    adapters: Literal["auto", "merged", "separate"] = "auto"
+    """A lora_adapter/ beside whole weights: merged (they hold it), separate (merge it now); auto: by its record, or asks."""
     output: Path
     """Folder to write to; it must be empty or new."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

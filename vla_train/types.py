@@ -97,6 +97,8 @@ class EnvDescription:
     """Name of the robot, as datasets give it; None where the env does not say."""
     actions_per_s: float | None = None
     """Actions that the robot takes in a second of its time; None where the env does not say."""
+    simulation: Mapping[str, Any] = field(default_factory=dict)
+    """What simulates and draws, and how (an env says so in an attribute of this name), for the record."""
     whole_resets: bool = False
     """Slots can only be reset all at once (an env without `reset_mask`): less dense, equally correct."""
 

@@ -62,6 +62,8 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.
     num_init_states: Mapping[int, int] = {}
     mirrored_images = True
     """Whether observed pictures are mirrored left to right, as in the published LIBERO sets; those of `render` are not."""
+    simulation: Mapping[str, str | int] = {}
+    """What simulates and draws, and how, for the record of an evaluation."""
     robot_type = "panda"
     control_mode = CONTROL_MODES["osc_delta"].meaning
     gripper_convention = "-1 open, +1 close"

@@ -195,6 +195,7 @@ class _PolicyActor:
         """What the policy says of itself, and the node it is on."""
         self._policy = factory()
         said = {name: getattr(self._policy, name) for name in _SAID}
+        said["played_with"] = dict(getattr(self._policy, "played_with", {}))
         return said, ray.get_runtime_context().get_node_id()
 
     def act(self, observation: Observation, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
@@ -255,6 +256,7 @@ class RayPolicy:
         self.observation_keys: tuple[str, ...] = said["observation_keys"]
         self.num_uniforms: int = said["num_uniforms"]
         self.version: int = said["version"]
+        self.played_with: dict[str, Any] = said["played_with"]
         self.node_ids = [node_id for _, node_id in built]
         """Ray's id of the node that each replica was started on."""
 

@@ -82,6 +82,7 @@ class SingleEnvsShard(EnvShard):
             max_episode_steps=limit,
             whole_resets=False,
             robot_type=getattr(env.unwrapped, "robot_type", None),
+            simulation=dict(getattr(env.unwrapped, "simulation", {})),
             actions_per_s=env.metadata.get("render_fps"),
         )
 

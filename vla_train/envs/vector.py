@@ -104,6 +104,7 @@ class VectorShard(EnvShard):
             max_episode_steps=limit if limit is not None else own_limit,
             whole_resets=self._whole_resets,
             robot_type=getattr(unwrapped, "robot_type", None),
+            simulation=dict(getattr(unwrapped, "simulation", {})),
             actions_per_s=None if fps is None else float(fps) * (self._chunk_size if self._chunked else 1),
         )
 

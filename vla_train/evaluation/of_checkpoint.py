@@ -2,7 +2,7 @@
 
     OUTPUT/evaluation.json    what was asked for
     OUTPUT/episodes.jsonl     one line per finished episode: an interrupted evaluation goes on from there
-    OUTPUT/results.json       rates with intervals, in all and per task
+    OUTPUT/results.json       rates with intervals, in all and per task, and how they were played
     OUTPUT/videos/
 
 Invariant: all episodes in a folder were played by the same weights on the same env.
@@ -21,6 +21,7 @@ from vla_train.display import Display
 from vla_train.envs.workers import make_workers
 from vla_train.evaluation.display import evaluate_with_progress, show_evaluation
 from vla_train.evaluation.evaluate import EvaluationResult
+from vla_train.evaluation.played import played
 from vla_train.evaluation.record import evaluation_record
 from vla_train.interruption import Interruption
 from vla_train.pipeline.episodes import evaluation_plan
@@ -73,6 +74,8 @@ class CheckpointEvaluation:
                 use_gpu=None if config.policy.device == "auto" else config.policy.device == "cuda",
             )
             undo.callback(close_policy)
+            self.played = played(config, env, self.episodes, policy)
+            """What the result will mean."""
             self._rollout = Rollout(config.rollout, policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
             _claim(self.output, identity)
             self._undo = undo.pop_all()
@@ -84,6 +87,8 @@ class CheckpointEvaluation:
             RunError: A worker failed more often than it may, or the policy gives no numbers.
             SystemExit: It was interrupted.
         """
+        if self.played.differs:
+            self._display.line(self.played.lines()[-1])
         if self.config.policy.compile:
             self._display.line("compiling the policy: this takes about a minute")
         interruption = Interruption(lambda: None)
@@ -101,8 +106,11 @@ class CheckpointEvaluation:
             except KeyboardInterrupt:
                 self._display.line("interrupted; the same command goes on with the episodes that are missing")
                 raise SystemExit(130) from None
-        (self.output / "results.json").write_text(json.dumps(evaluation_record(results), indent=1) + "\n")
+        record = {**evaluation_record(results), "played": self.played.to_json()}
+        (self.output / "results.json").write_text(json.dumps(record, indent=1) + "\n")
         show_evaluation(self._display, results, title=self.checkpoint)
+        for line in self.played.lines():
+            self._display.line(line)
         self._display.line(f"results: {self.output}/results.json, videos: {self.output}/videos")
         return results
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """Chooses a chunk of actions for each row of a mixed batch; rows do not influence each other.
 
-    One that sets an attribute `takes_tensors` to True is given what an env observes on a GPU as PyTorch tensors there.
+    One that sets an attribute `takes_tensors` to True is given what an env observes on a GPU as PyTorch tensors there. One that
+    has settled how it plays (how it prepares images, say) may name that in an attribute `played_with`, a mapping of plain
+    values, which evaluations print and write down.
     """
 
     @property

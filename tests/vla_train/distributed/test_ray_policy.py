@@ -34,6 +34,7 @@ class WeighedPolicy(DrawingPolicy):
     """
 
     weight = 0.0
+    played_with = {"images": "as drawn"}  # noqa: RUF012
 
     def __init__(self, *, fault: str = "", marker: Path | None = None) -> None:
         super().__init__()
@@ -76,6 +77,7 @@ def test_replicas_decide_what_one_policy_would(ray_nodes: RayNodes) -> None:
     policy, local = make_policy(replicas=2), WeighedPolicy()
     try:
         assert policy.node_ids == [ray_nodes.policy_node] * 2
+        assert policy.played_with == local.played_with
         for version, rows in enumerate((1, 2, 7), start=1):
             weights = {"weight": torch.full((1000,), version / 16, dtype=torch.bfloat16)}
             local.load_weights(weights, version=version)

@@ -66,6 +66,7 @@ def test_a_run_a_checkpoint_of_it_and_its_policy_give_the_runs_own_evaluation(
         if record["kind"] == "eval"
     ]
     results = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert results.pop("played")["initial_states"] == "drawn"
     assert results == {name: record[name] for name in results}
     assert results["episodes"] == 5
     own = read_episodes(run.output / "evaluations" / "iteration_000002" / "episodes.jsonl")

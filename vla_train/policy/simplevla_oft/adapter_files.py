@@ -24,7 +24,7 @@ from vla_train.policy.simplevla_oft.published_names import Piece, published_piec
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
-_BASE = "base_model_name_or_path"
+BASE_KEY = "base_model_name_or_path"
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight")
 _NOT_PLAIN_LORA = (
     *("use_rslora", "use_dora", "use_qalora", "lora_bias", "modules_to_save", "layer_replication"),
@@ -129,9 +129,9 @@ def open_adapters(folder: Path) -> AdapterFiles | None:
     start = data.get("init_lora_weights")
     if start not in _STARTS_THAT_KEEP_THE_BASE:
         raise ValueError(f"{file}: init_lora_weights {start!r} changes the weights under the adapters, which is not read")
-    base = data.get(_BASE)
+    base = data.get(BASE_KEY)
     if not isinstance(base, str) or not base:
-        raise ValueError(f"{file}: {_BASE} must name the checkpoint under the adapters, got {base!r}")
+        raise ValueError(f"{file}: {BASE_KEY} must name the checkpoint under the adapters, got {base!r}")
     ranks, alphas = (_pattern(file, data, key) for key in ("rank_pattern", "alpha_pattern"))
     for key, value in [("r", data.get("r")), *ranks.items()]:
         if type(value) is not int or value < 1:
@@ -241,7 +241,7 @@ def peft_config(adapters: Mapping[str, Adapter], *, base: str) -> dict[str, Any]
     rank, alpha = len(smallest.lora_a), _alpha(smallest)
     return {
         "peft_type": "LORA",
-        _BASE: base,
+        BASE_KEY: base,
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": {name: len(a.lora_a) for name, a in adapters.items() if len(a.lora_a) != rank},

@@ -1,7 +1,7 @@
 """Builds the policy that a run asks for: a checkpoint, or random weights of a named size.
 
-What a published checkpoint does not say (its statistics, its gripper, JPEG) is settled here, by the user's word, the
-checkpoint's, or that of its datasets (`datasets.py`), and said in the log.
+What a published checkpoint does not say (its statistics, its gripper, its images) is settled here, by the user's word, the
+checkpoint's, or that of its datasets (`datasets.py`, `image_choice.py`), and said in the log.
 """
 
 import logging
@@ -15,15 +15,16 @@ from vla_train.policy.precision import chosen_device, chosen_dtype, limit_memory
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.adapter_files import AdapterFiles
 from vla_train.policy.simplevla_oft.checkpoint import (
-    STATISTICS_FILE,
     CheckpointFiles,
     check_checkpoint_files,
+    check_companion,
     is_here,
     open_checkpoint,
 )
 from vla_train.policy.simplevla_oft.config import Gripper, SimpleVLAOFTConfig, named_config
-from vla_train.policy.simplevla_oft.datasets import gripper_of, passes_jpeg, select_statistics
+from vla_train.policy.simplevla_oft.datasets import gripper_of, select_statistics
 from vla_train.policy.simplevla_oft.frozen import quantise_base, require_base_dtype
+from vla_train.policy.simplevla_oft.image_choice import image_path, passes_jpeg
 from vla_train.policy.simplevla_oft.images import settings_from_json, settings_to_json
 from vla_train.policy.simplevla_oft.json_files import json_bytes, json_object
 from vla_train.policy.simplevla_oft.lora import add_lora, lora_layers
@@ -54,14 +55,18 @@ def check_options(config: PolicyConfig) -> None:
                 f"policy.size {config.size} goes on from a trained policy: name one with --policy.checkpoint, or try the "
                 "machinery on random weights with --policy.random-weights"
             )
+        if config.companion is not None:
+            raise ValueError(f"policy.companion {config.companion} supplies what a checkpoint lacks: name that, too")
     elif config.random_weights:
         raise ValueError(
             f"policy.random_weights contradicts policy.checkpoint {config.checkpoint}: a checkpoint brings its own weights"
         )
     else:
         check_checkpoint_files(config.checkpoint)
-        if is_here(config.checkpoint):
-            open_checkpoint(config.checkpoint)
+        if config.companion is not None:
+            check_companion(config.companion)
+        if all(name is None or is_here(name) for name in (config.checkpoint, config.companion)):
+            _open(config)
 
 
 def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> SimpleVLAOFTPolicy:
@@ -79,29 +84,33 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
     action_low, action_high, suite = env.action_low, env.action_high, env.suite
     check_options(config)
     device, dtype = chosen_device(config), chosen_dtype(config)
-    if config.checkpoint is None:
-        files = _without_weights(config, action_low, action_high, suite=suite)
-    else:
-        files = open_checkpoint(config.checkpoint)
+    files = _without_weights(config, action_low, action_high, suite=suite) if config.checkpoint is None else _open(config)
+    for note in files.notes:
+        _log.info("%s", note)
     shape, companions = files.config, dict(files.companions)
     if TOKENIZER_FILE not in companions:
-        raise ValueError(f"{config.checkpoint} has no {TOKENIZER_FILE}: without it prompts cannot be encoded")
+        raise ValueError(
+            f"{config.checkpoint} has no {TOKENIZER_FILE}, without which prompts cannot be encoded: name a checkpoint that has "
+            "it (the one that this was trained from, say) with policy.companion"
+        )
     if shape.chunk_size != config.chunk_size:
         raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {shape.chunk_size} actions")
     prompts = PromptEncoder.from_json(companions[TOKENIZER_FILE], shape)
     dataset = _statistics_name(config, shape, suite=suite)
+    codec = _codec(config, shape, dataset=dataset, action_low=action_low, action_high=action_high)
+    path = image_path(config, shape, files.weights, dataset=dataset)
     preprocessor = companions.get(_PREPROCESSOR_FILE)
     images = settings_from_json(
         {} if preprocessor is None else json_object(preprocessor, name=_PREPROCESSOR_FILE),
         image_size=shape.image_size,
-        jpeg=_jpeg(config, shape, dataset=dataset),
+        jpeg=path == "openvla" and passes_jpeg(config, shape, dataset=dataset),
+        path=path,
     )
     companions.setdefault(_PREPROCESSOR_FILE, json_bytes(settings_to_json(images)))
-    codec = _codec(config, shape, dataset=dataset, action_low=action_low, action_high=action_high)
     if config.gpu_memory_gb is not None and device.type == "cuda":
         limit_memory(config.gpu_memory_gb, device)
     # Saved checkpoints say what was settled here. Weights come last: reading them can take minutes.
-    shape = replace(shape, unnorm_key=dataset, gripper=codec.gripper, jpeg=images.jpeg)
+    shape = replace(shape, unnorm_key=dataset, gripper=codec.gripper, jpeg=images.jpeg, images=path)
     files = replace(files, config=shape, companions=companions)
     if config.checkpoint is None:
         model = SimpleVLAOFT.from_random(shape, seed=seed, dtype=dtype, device=device)
@@ -121,6 +130,11 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
         graphs=config.compile,
         recompute_by_memory=config.activation_checkpointing == "auto",
     )
+
+
+def _open(config: PolicyConfig) -> CheckpointFiles:
+    assert config.checkpoint is not None
+    return open_checkpoint(config.checkpoint, companion=config.companion, nested=config.adapters)
 
 
 def _merges(config: PolicyConfig, adapters: AdapterFiles) -> bool:
@@ -159,26 +173,14 @@ def _without_weights(
     dataset = "actions" if suite is None else f"{suite}_no_noops"
     return CheckpointFiles(
         config=replace(shape, gripper=None, jpeg=False, norm_stats={dataset: statistics.to_json()}),
-        weights=(),
+        weights=tuple,
         companions={TOKENIZER_FILE: tokenizer.to_str().encode()},
+        has_statistics=True,
     )
 
 
 def _statistics_name(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, suite: str | None) -> str:
-    if not shape.norm_stats:
-        raise ValueError(f"{config.checkpoint} has no action statistics: {STATISTICS_FILE} is missing or empty")
     return select_statistics(shape.norm_stats, key=config.statistics_key, unnorm_key=shape.unnorm_key, suite=suite)
-
-
-def _jpeg(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, dataset: str) -> bool:
-    """What the config says, else what the checkpoint says, else how its dataset was stored."""
-    if config.jpeg != "auto":
-        return config.jpeg == "on"
-    if shape.jpeg is not None:
-        return shape.jpeg
-    passes = passes_jpeg(dataset)
-    _log.info("images %s JPEG, by the name of dataset %s", "pass through" if passes else "do not pass through", dataset)
-    return passes
 
 
 def _codec(

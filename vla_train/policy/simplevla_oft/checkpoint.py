@@ -7,40 +7,56 @@ Nothing from a checkpoint is executed: weights are read from safetensors only, e
 along. Tensors go one by one onto the device; at no time is there a second copy of the model.
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vla_train.config import DEMO_CHECKPOINT
 from vla_train.policy.checkpoint_name import checkpoint_folder, require_checkpoint
 from vla_train.policy.simplevla_oft.adapter_files import (
     ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
     Adapter,
     AdapterFiles,
     open_adapters,
+)
+from vla_train.policy.simplevla_oft.companion import (
+    Companion,
+    require_same_model,
+    supplied_files,
+    with_statistics_of,
 )
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.config_json import config_from_json
 from vla_train.policy.simplevla_oft.continuous import refuse_continuous_config, refuse_continuous_files
 from vla_train.policy.simplevla_oft.hub import fetch, hub_file_names
 from vla_train.policy.simplevla_oft.json_files import read_json
+from vla_train.policy.simplevla_oft.nested_adapters import NestedAdapters, adapters_beside, require_other_than_nested
 from vla_train.policy.simplevla_oft.published_names import published_pieces
+from vla_train.policy.simplevla_oft.trainer_saves import names_of_saves, refuse_trainer_save
+from vla_train.policy.simplevla_oft.weight_files import (
+    INDEX_FILE,
+    is_left_out,
+    require_one_save,
+    tensors,
+    value_head_keys,
+    weight_files,
+)
 
+_log = logging.getLogger(__name__)
 STATISTICS_FILE = "dataset_statistics.json"
 _GENERATION_FILE = "generation_config.json"
 _UNNORM_KEY = "unnorm_key"
-INDEX_FILE = "model.safetensors.index.json"
 _WRITTEN_BY_US = {"config.json", STATISTICS_FILE, INDEX_FILE, ADAPTER_CONFIG_FILE}
 _COMPANION_PATTERNS = ("*.json", "*.py", "tokenizer.model")
 """Kept as bytes. The Python files are the published classes, which the published loaders look for beside the weights."""
-_IGNORED_KEYS = re.compile(r".*\.rotary_emb\.inv_freq")
-"""Constants that old checkpoints store and we compute."""
+_ALL_BUT_WEIGHTS = (*_COMPANION_PATTERNS, f"*{ADAPTER_WEIGHTS_FILE}")
+_ALL_PATTERNS = (*_ALL_BUT_WEIGHTS, "*.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,39 +64,101 @@ class CheckpointFiles:
     """A checkpoint, its weights not read yet."""
 
     config: SimpleVLAOFTConfig
-    weights: tuple[Path, ...]
-    """Safetensors files."""
+    weights: Callable[[], tuple[Path, ...]]
+    """Safetensors files; those on the hub are fetched when this is called, after all else was looked at."""
     companions: dict[str, bytes]
     """Tokenizer, image settings and the like, by file name."""
     name: str | None = None
     """What the weights' files can be found by from anywhere on this machine; None where there are none."""
     adapters: AdapterFiles | None = None
     """What is to be added to the weights."""
+    has_statistics: bool
+    """Whether it has action statistics in a file of their own. Those in `config.json` alone are often of its ancestors."""
+    notes: tuple[str, ...] = ()
+    """What was settled when it was opened, for the log."""
 
 
-def open_checkpoint(path_or_hub_id: str | Path) -> CheckpointFiles:
-    """Read everything but the weights.
+def open_checkpoint(
+    path_or_hub_id: str | Path, *, companion: str | None = None, nested: NestedAdapters = "auto"
+) -> CheckpointFiles:
+    """Read everything but the weights, which are not fetched either.
 
     Args:
         path_or_hub_id: `demo`, a folder, or `owner/name` on the Hugging Face hub; any of them may hold adapters.
+        companion: The same; supplies files and statistics that the checkpoint lacks.
+        nested: Whether whole weights hold the adapters of a `lora_adapter/` beside them already, or are to get them.
 
     Raises:
         ValueError: There is no such checkpoint, a file is missing, damaged or a pickle, or it holds another model (continuous
             OpenVLA-OFT, say), or adapters of a base that is not here. The message names the file.
     """
     name = str(path_or_hub_id)
+    files = _open(name, nested=nested)
+    if companion is not None:
+        files = _with_companion(files, _open_companion(companion), name=name)
+    if not files.config.norm_stats:
+        raise ValueError(
+            f"{name} has no action statistics: {STATISTICS_FILE} is missing, and config.json has no norm_stats; name a "
+            "checkpoint that has them (the one that it was trained from, say) with policy.companion"
+        )
+    return files
+
+
+def _open(name: str, *, nested: NestedAdapters) -> CheckpointFiles:
     check_checkpoint_files(name)
     folder = _folder_here(name)
     adapters = open_adapters(folder)
     if adapters is not None:
         _check_base(adapters)  # those of a hub id were not seen before
-        return _with_adapters(open_checkpoint(adapters.base), adapters, name=name)
+        # What its record names is the weights as they are, whatever else lies beside them.
+        return _with_adapters(_open(adapters.base, nested="merged"), adapters, name=name)
+    on_hub = checkpoint_folder(name) is None
+    nested_adapters, note = adapters_beside(folder, name=name, asked=nested)
     return CheckpointFiles(
         config=_with_statistics(_read_config(folder, name=name), folder),
-        weights=tuple(_weight_files(folder)),
+        weights=partial(_fetched_weights, name) if on_hub else partial(tuple, weight_files(folder)),
         companions=_companions(folder),
-        name=name if name == DEMO_CHECKPOINT or checkpoint_folder(name) is None else str(folder.resolve()),
+        name=name if on_hub or name == DEMO_CHECKPOINT else str(folder.resolve()),
+        adapters=nested_adapters,
+        has_statistics=_has_statistics(folder),
+        notes=() if note is None else (note,),
     )
+
+
+def _fetched_weights(hub_id: str) -> tuple[Path, ...]:
+    return tuple(weight_files(fetch(hub_id, _ALL_PATTERNS)))
+
+
+def check_companion(name: str) -> None:
+    """Refuse what can supply nothing, by its files' names: nothing is fetched or read.
+
+    Raises:
+        ValueError: There is no such folder, the hub has no such checkpoint, or it is none.
+    """
+    require_checkpoint(name)
+    if "config.json" not in _file_names(name):
+        raise ValueError(f"policy.companion {name} has no config.json: name a checkpoint in the published layout")
+
+
+def _open_companion(name: str) -> Companion:
+    """What a checkpoint can supply; its weights need not be there, and are not fetched."""
+    check_companion(name)
+    folder = checkpoint_folder(name) or fetch(name, _COMPANION_PATTERNS)
+    try:
+        config = _with_statistics(config_from_json(read_json(folder / "config.json")), folder)
+    except ValueError as error:
+        raise ValueError(f"policy.companion {name}: {error}") from None
+    return Companion(name=name, config=config, files=_companions(folder))
+
+
+def _with_companion(files: CheckpointFiles, companion: Companion, *, name: str) -> CheckpointFiles:
+    require_same_model(files.config, companion, name=name)
+    supplied = supplied_files(files.companions, companion)
+    config, names = files.config, sorted(supplied)
+    if not files.has_statistics:
+        config, names = with_statistics_of(config, companion), [STATISTICS_FILE, *names]
+    note = f"{companion.name} supplies {', '.join(names) if names else 'nothing: nothing is missing'} of {name}"
+    return replace(files, config=config, companions=files.companions | supplied, notes=(*files.notes, note))
 
 
 def _file_names(name: str) -> list[str]:
@@ -89,7 +167,7 @@ def _file_names(name: str) -> list[str]:
 
 
 def _folder_here(name: str) -> Path:
-    return checkpoint_folder(name) or fetch(name, ["*.safetensors", *_COMPANION_PATTERNS])
+    return checkpoint_folder(name) or fetch(name, _ALL_BUT_WEIGHTS)
 
 
 def _read_config(folder: Path, *, name: str) -> SimpleVLAOFTConfig:
@@ -123,6 +201,7 @@ def _with_adapters(base: CheckpointFiles, adapters: AdapterFiles, *, name: str) 
         config=_with_statistics(config, folder),
         companions=base.companions | _companions(folder),
         adapters=adapters,
+        has_statistics=base.has_statistics or _has_statistics(folder),
     )
 
 
@@ -144,6 +223,8 @@ def _check_base(adapters: AdapterFiles) -> None:
             f"{adapters.folder} holds adapters of {adapters.base}, which holds adapters itself: export that, and name the "
             f"export as base_model_name_or_path of {ADAPTER_CONFIG_FILE}"
         )
+    if (base := checkpoint_folder(adapters.base)) is not None:
+        require_other_than_nested(adapters, base)
 
 
 def is_here(name: str) -> bool:
@@ -151,6 +232,10 @@ def is_here(name: str) -> bool:
     folder = checkpoint_folder(name)
     adapters = None if folder is None else open_adapters(folder)
     return folder is not None and (adapters is None or checkpoint_folder(adapters.base) is not None)
+
+
+def _has_statistics(folder: Path) -> bool:
+    return (folder / STATISTICS_FILE).exists() and bool(read_json(folder / STATISTICS_FILE))
 
 
 def _with_statistics(config: SimpleVLAOFTConfig, folder: Path) -> SimpleVLAOFTConfig:
@@ -162,8 +247,6 @@ def _with_statistics(config: SimpleVLAOFTConfig, folder: Path) -> SimpleVLAOFTCo
     norm_stats = dict(config.norm_stats)
     if (folder / STATISTICS_FILE).exists():
         norm_stats = read_json(folder / STATISTICS_FILE)
-    elif not norm_stats:
-        raise ValueError(f"{folder / STATISTICS_FILE} is missing, and config.json has no norm_stats: no action statistics")
     generation = read_json(folder / _GENERATION_FILE) if (folder / _GENERATION_FILE).exists() else {}
     named = (config.unnorm_key, generation.get(_UNNORM_KEY), norm_stats.pop(_UNNORM_KEY, None))
     unnorm_key = next((name for name in named if name is not None), None)
@@ -173,52 +256,20 @@ def _with_statistics(config: SimpleVLAOFTConfig, folder: Path) -> SimpleVLAOFTCo
 
 
 def check_checkpoint_files(path_or_hub_id: str) -> None:
-    """Refuse what is no checkpoint, or one of continuous OpenVLA-OFT, by its files' names: nothing is fetched or read.
+    """Refuse what is no checkpoint, or another trainer's or model's, by its files' names: nothing is fetched or read.
 
     Raises:
-        ValueError: There is no such folder, the hub has no such checkpoint, or it is one of continuous OpenVLA-OFT; or this
-            is so of the base of a folder of adapters.
+        ValueError: There is no such folder, the hub has no such checkpoint, or it is one of continuous OpenVLA-OFT or a save
+            of RLinf's trainer; or this is so of the base of a folder of adapters.
     """
     require_checkpoint(path_or_hub_id)
-    folder = checkpoint_folder(path_or_hub_id)
-    refuse_continuous_files(_file_names(path_or_hub_id), where=path_or_hub_id)
+    folder, names = checkpoint_folder(path_or_hub_id), _file_names(path_or_hub_id)
+    refuse_continuous_files(names, where=path_or_hub_id)
+    refuse_trainer_save([*names, *(() if folder is None else names_of_saves(folder))], where=path_or_hub_id)
     adapters = None if folder is None else open_adapters(folder)
     if adapters is not None:
         _check_base(adapters)
         check_checkpoint_files(adapters.base)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX_FILE).exists():
-        weight_map = read_json(folder / INDEX_FILE).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{folder / INDEX_FILE} has no weight_map")
-        names = sorted(set(weight_map.values()))
-        foreign = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-        if foreign:
-            raise ValueError(f"{folder / INDEX_FILE} names {foreign[0]!r}, which is no safetensors file of this folder")
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    missing = [path for path in files if not path.exists()]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing, though {INDEX_FILE} names it")
-    if not files:
-        pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
-        reason = f"only pickles, which can run code and are not read: {', '.join(pickles)}" if pickles else "no *.safetensors"
-        raise ValueError(f"{folder} holds {reason}; convert the weights to safetensors")
-    return files
-
-
-def _tensors(files: Sequence[Path], device: torch.device) -> Iterator[tuple[Path, str, Any, Any]]:
-    """(file, key, shape, function that reads the tensor onto the device) of every stored tensor."""
-    for path in files:
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                for key in file.keys():  # noqa: SIM118 (not a mapping)
-                    yield path, key, tuple(file.get_slice(key).get_shape()), lambda file=file, key=key: file.get_tensor(key)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or no safetensors file (a pickle is never read): {error}") from None
 
 
 @torch.no_grad()
@@ -234,12 +285,15 @@ def fill(model: nn.Module, files: Sequence[Path], *, device: torch.device, adapt
     Raises:
         ValueError: Weights are missing, extra, mis-shaped or not finite. The message names the file or key.
     """
+    require_one_save(files)
+    if head := value_head_keys(files):
+        _log.info("%s: the value head (%d tensors) is left out: only PPO needs one", files[0].parent, len(head))
     parameters = dict(model.named_parameters())
     pieces = published_pieces(parameters)
     seen: dict[str, Path] = {}
-    for path, key, shape, read in _tensors(files, device):
+    for path, key, shape, read in tensors(files, device):
         if key not in pieces:
-            if _IGNORED_KEYS.fullmatch(key):
+            if is_left_out(key):
                 continue
             raise ValueError(f"{path} holds {key}, which this model does not have")
         if key in seen:

@@ -20,13 +20,14 @@ from vla_train.policy.simplevla_oft.adapter_files import (
     peft_tensors,
     published_adapters,
 )
-from vla_train.policy.simplevla_oft.checkpoint import INDEX_FILE, STATISTICS_FILE
+from vla_train.policy.simplevla_oft.checkpoint import STATISTICS_FILE
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.config_json import config_to_json
 from vla_train.policy.simplevla_oft.frozen import QuantisedLinear
 from vla_train.policy.simplevla_oft.json_files import json_bytes
 from vla_train.policy.simplevla_oft.lora import LoraLinear, full_tensor, lora_layers
 from vla_train.policy.simplevla_oft.published_names import published_pieces
+from vla_train.policy.simplevla_oft.weight_files import INDEX_FILE
 from vla_train.safetensors_file import save_file
 
 _SHARD_BYTES = 5_000_000_000

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Gripper = Literal["libero"] | None
+ImagePath = Literal["openvla", "rlinf"]
+"""How frames become the model's input; see `images.py`."""
 
 
 def _require_positive(owner: str, config: object, *names: str) -> None:
@@ -129,6 +131,8 @@ class SimpleVLAOFTConfig:
     as decoded. Published checkpoints do not say."""
     jpeg: bool | None = None
     """Whether frames take a JPEG round trip first. None: published checkpoints do not say."""
+    images: ImagePath | None = None
+    """How frames become the model's input. None: published checkpoints do not say."""
     norm_stats: Mapping[str, Any] = field(default_factory=dict)
     """Action statistics by dataset, as `dataset_statistics.json` has them."""
     unnorm_key: str | None = None

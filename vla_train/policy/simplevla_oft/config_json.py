@@ -2,13 +2,13 @@
 
 They name their towers by timm id alone and leave out what all of them share. Keys of our own, absent there: `vision_towers`
 (sizes of towers that are not the published ones), and `chunk_size`, `action_dim`, `prompt_end_token_id`, `gripper`,
-`jpeg`. Keys that we do not use are kept and written back, so that the published code finds what it wrote.
+`jpeg`, `images`. Keys that we do not use are kept and written back, so that the published code finds what it wrote.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
-from vla_train.policy.simplevla_oft.config import PUBLISHED_TOWERS, LanguageConfig, SimpleVLAOFTConfig, TowerConfig
+from vla_train.policy.simplevla_oft.config import PUBLISHED_TOWERS, ImagePath, LanguageConfig, SimpleVLAOFTConfig, TowerConfig
 
 _KINDS: dict[type, tuple[str, type | tuple[type, ...]]] = {
     int: ("a whole number", int),
@@ -55,6 +55,10 @@ def config_from_json(data: Mapping[str, Any]) -> SimpleVLAOFTConfig:
         optional["gripper"] = data["gripper"]
     if "jpeg" in data:
         optional["jpeg"] = _required(data, "jpeg", bool)
+    if data.get("images") is not None:
+        optional["images"] = data["images"]
+        if optional["images"] not in get_args(ImagePath):
+            raise ValueError(f"config.json: images must be one of {', '.join(get_args(ImagePath))}, got {data['images']!r}")
     if data.get("unnorm_key") is not None:
         optional["unnorm_key"] = _required(data, "unnorm_key", str)
     text = _required(data, "text_config", dict)
@@ -110,6 +114,8 @@ def config_to_json(config: SimpleVLAOFTConfig) -> dict[str, Any]:
         data["gripper"] = config.gripper
     if config.jpeg is not None:
         data["jpeg"] = config.jpeg
+    if config.images is not None:
+        data["images"] = config.images
     if config.unnorm_key is not None:
         data["unnorm_key"] = config.unnorm_key
     data["text_config"] = {

@@ -20,6 +20,8 @@ _COLLECTIONS = {
     "libero_130": _SUITES,
 }
 """Datasets of several suites."""
+_OF_RLINF = ("libero_90_no_noops_trajall", "libero_130_no_noops_trajall")
+"""Datasets whose checkpoints RLinf alone publishes."""
 _NEAR = 0.05
 """Quantiles of a gripper that is open or closed are its two values, but for a few values in between."""
 
@@ -70,7 +72,8 @@ def select_statistics(norm_stats: Mapping[str, Any], *, key: str | None, unnorm_
     if not fitting:
         raise ValueError(
             f"the checkpoint has no action statistics of suite {suite}, only of {known}: to play it with those all the same, "
-            "name one with policy.statistics_key"
+            "name one with policy.statistics_key; a trainer may have left them out, then name a checkpoint that has them with "
+            "policy.companion"
         )
     if len(fitting) > 1:
         fits = ", ".join(sorted(fitting))
@@ -84,6 +87,11 @@ def passes_jpeg(dataset: str) -> bool:
     All of LIBERO's were, as they are published for OpenVLA, whatever suite and ending their names have.
     """
     return is_libero(dataset)
+
+
+def is_of_rlinf(dataset: str) -> bool:
+    """Whether RLinf has published the checkpoints of this dataset, and figures by its own way of preparing images."""
+    return dataset in _OF_RLINF
 
 
 def gripper_of(dataset: str, statistics: ActionStatistics, *, low: float, high: float) -> Gripper:

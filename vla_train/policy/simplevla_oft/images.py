@@ -1,12 +1,14 @@
 """From the env's uint8 frames to the model's input, batched, on the device the frames are on.
 
-    [JPEG round trip] -> Lanczos resize -> centre crop of 90 % of the area, resized back -> each tower's normalisation
+    openvla:  [JPEG round trip] -> Lanczos resize -> centre crop of 90 % of the area, resized back -> each tower's normalisation
+    rlinf:                         bicubic resize ------------------------------------------------> each tower's normalisation
 
-Resampling is linear and separable: one matrix for the rows, one for the columns. Each step rounds to whole numbers, as the
-8-bit images of the reference do.
+OpenVLA's is how the published checkpoints were taught and evaluated, RLinf's how RLinf trains and evaluates them. Resampling is
+linear and separable: one matrix for the rows, one for the columns. Each step rounds to whole numbers, as the 8-bit images of
+the reference do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_train.policy.simplevla_oft.config import ImagePath
 from vla_train.policy.simplevla_oft.jpeg import jpeg_round_trip
 
 CROP_AREA = 0.9
@@ -35,9 +38,18 @@ class ImageSettings:
     """Per tower and colour."""
     jpeg: bool = False
     """Whether frames take a JPEG round trip at quality 95 first."""
+    path: ImagePath = "openvla"
+
+    def __post_init__(self) -> None:
+        assert not (self.jpeg and self.path == "rlinf")
+
+    @property
+    def crop_area(self) -> float:
+        """Share of the frame's area that the model sees."""
+        return CROP_AREA if self.path == "openvla" else 1.0
 
 
-def settings_from_json(data: Mapping[str, Any], *, image_size: int, jpeg: bool) -> ImageSettings:
+def settings_from_json(data: Mapping[str, Any], *, image_size: int, jpeg: bool, path: ImagePath = "openvla") -> ImageSettings:
     """Settings from a checkpoint's `preprocessor_config.json`, which wins over the defaults where it says something.
 
     Raises:
@@ -52,7 +64,13 @@ def settings_from_json(data: Mapping[str, Any], *, image_size: int, jpeg: bool) 
         if np.shape(values) != (2, 3) or not np.isfinite(values).all() or (name == "stds" and np.min(values) <= 0):
             raise ValueError(f"preprocessor_config.json: {name} must hold three numbers for each of two towers, got {values}")
         statistics[name] = tuple(tuple(float(value) for value in tower) for tower in values)
-    return ImageSettings(image_size=image_size, jpeg=jpeg, means=statistics["means"], stds=statistics["stds"])  # type: ignore[arg-type]
+    return ImageSettings(
+        image_size=image_size,
+        jpeg=jpeg,
+        path=path,
+        means=statistics["means"],  # type: ignore[arg-type]
+        stds=statistics["stds"],  # type: ignore[arg-type]
+    )
 
 
 def settings_to_json(settings: ImageSettings) -> dict[str, Any]:
@@ -82,7 +100,10 @@ def preprocess(images: Tensor, settings: ImageSettings) -> Tensor:
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != torch.uint8:
         raise ValueError(f"images must be (B, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
     values = (jpeg_round_trip(images) if settings.jpeg else images).permute(0, 3, 1, 2).float()
-    values = center_crop(lanczos_resize(values, settings.image_size))
+    if settings.path == "openvla":
+        values = center_crop(lanczos_resize(values, settings.image_size))
+    else:
+        values = bicubic_resize(values, settings.image_size)
     scale, shift = _normalisation(settings, images.device)
     return torch.cat([values, values], dim=1).mul_(scale).add_(shift)
 
@@ -94,10 +115,19 @@ def lanczos_resize(values: Tensor, size: int) -> Tensor:
     fifth of the values differ from its by one, and by more only where the image in between overshoots 0..255 (a few in a
     million of a rendered frame, two in a hundred of noise).
     """
+    return _resize(values, size, _lanczos, 3)
+
+
+def bicubic_resize(values: Tensor, size: int) -> Tensor:
+    """The same with a cubic (a = -0.5) over 2 samples to either side; it differs from Pillow's as little."""
+    return _resize(values, size, _cubic, 2)
+
+
+def _resize(values: Tensor, size: int, kernel: Callable[[np.ndarray], np.ndarray], reach: int) -> Tensor:
     height, width = values.shape[-2:]
     if (height, width) == (size, size):
         return values
-    rows, columns = _lanczos(height, size, values.device), _lanczos(width, size, values.device)
+    rows, columns = (_resampling(old, size, kernel, reach, values.device) for old in (height, width))
     return (rows @ (values @ columns.T)).round_().clamp_(0, 255)
 
 
@@ -109,17 +139,26 @@ def center_crop(values: Tensor) -> Tensor:
     return ((matrix @ (values @ matrix.T)) * (255.5 / 255)).floor_().clamp_(0, 255)
 
 
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    return np.sinc(x) * np.sinc(x / 3)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    x = np.abs(x)
+    return np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
+
+
 @cache
-def _lanczos(old: int, new: int, device: torch.device) -> Tensor:
-    """(new, old): row i holds the weights of the input samples in output sample i."""
+def _resampling(old: int, new: int, kernel: Callable[[np.ndarray], np.ndarray], reach: int, device: torch.device) -> Tensor:
+    """(new, old): row i holds the weights of the input samples in output sample i; the kernel is 0 from `reach` on."""
     scale = old / new
     stretch = max(scale, 1.0)
     center = (np.arange(new) + 0.5) * scale
-    first = np.maximum((center - 3 * stretch + 0.5).astype(int), 0)
-    last = np.minimum((center + 3 * stretch + 0.5).astype(int), old)
+    first = np.maximum((center - reach * stretch + 0.5).astype(int), 0)
+    last = np.minimum((center + reach * stretch + 0.5).astype(int), old)
     sample = np.arange(old)
     x = (sample + 0.5 - center[:, None]) / stretch
-    weights = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+    weights = np.where(np.abs(x) < reach, kernel(x), 0.0)
     weights *= (sample >= first[:, None]) & (sample < last[:, None])
     return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32)).to(device)
 

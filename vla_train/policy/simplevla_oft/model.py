@@ -120,7 +120,7 @@ class SimpleVLAOFT(nn.Module):
             if _HEAD in adapters and not merge_adapters:
                 raise ValueError(f"{files.adapters.file} holds an adapter of {_HEAD}, which can only be merged: export it")
         merged = adapters if merge_adapters else {}
-        fill(model, files.weights, device=torch.device(device), adapters=merged)
+        fill(model, files.weights(), device=torch.device(device), adapters=merged)
         model.companion_files = files.companions
         model.base_checkpoint = None if merged else files.name
         if adapters and not merged:

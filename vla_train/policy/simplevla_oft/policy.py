@@ -24,7 +24,7 @@ from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.adapter_files import num_published_values
 from vla_train.policy.simplevla_oft.checkpoint_saving import save_adapters
-from vla_train.policy.simplevla_oft.images import CROP_AREA, ImageSettings, preprocess
+from vla_train.policy.simplevla_oft.images import ImageSettings, preprocess
 from vla_train.policy.simplevla_oft.lora import AdaptersInProducts, lora_layers
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
 from vla_train.types import IMAGE, INSTRUCTION, Observation, PolicyOutput
@@ -119,9 +119,19 @@ class SimpleVLAOFTPolicy:
         return self._codec
 
     @property
+    def played_with(self) -> dict[str, Any]:
+        """What was settled about how it plays."""
+        return {
+            "images": self._images.path,
+            "jpeg": self._images.jpeg,
+            "statistics": self.model.config.unnorm_key,
+            "gripper": self._codec.gripper or "as decoded",
+        }
+
+    @property
     def crop_area(self) -> float:
-        """Share of the image's area that the centre crop keeps."""
-        return CROP_AREA
+        """Share of the image's area that the model sees."""
+        return self._images.crop_area
 
     def use_statistics(self, name: str, statistics: Mapping[str, Any]) -> None:
         """Divide what these statistics span into bins; the gripper is played as decoded. See `SupervisedPolicy`.

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from fake_hub import Hub
 
 from vla_train.config import PolicyConfig
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
@@ -33,6 +35,15 @@ def golden_cases(golden_folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def golden_model(golden_folder: Path) -> SimpleVLAOFT:
     return SimpleVLAOFT.from_pretrained(golden_folder, dtype=torch.float32)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    hub = Hub(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", hub.try_to_load_from_cache)
+    return hub
 
 
 @pytest.fixture

@@ -129,6 +129,53 @@ def test_images_pass_through_jpeg_where_the_checkpoints_data_did(
     assert (again._images.jpeg, again.codec.gripper) == (passes, "libero")
 
 
+@pytest.mark.parametrize(
+    ("says", "asked", "path", "jpeg"),
+    [
+        ({}, {}, "openvla", True),
+        ({"images": "rlinf"}, {}, "rlinf", False),
+        ({"images": "rlinf"}, {"images": "openvla"}, "openvla", True),
+        ({"images": "openvla", "jpeg": False}, {}, "openvla", False),
+        ({}, {"images": "rlinf"}, "rlinf", False),
+        ({"jpeg": True}, {"images": "rlinf"}, "rlinf", False),
+        ({"add_value_head": False}, {}, "rlinf", False),
+        ({"add_value_head": False}, {"images": "openvla"}, "openvla", True),
+        ({"add_value_head": False, "jpeg": True}, {}, "openvla", True),
+        ({"images": "rlinf", "jpeg": False}, {"images": "openvla"}, "openvla", True),
+        ({}, {"images": "openvla", "jpeg": "off"}, "openvla", False),
+    ],
+    ids=str,
+)
+def test_images_are_prepared_as_asked_as_said_or_as_the_trainer_did(
+    says, asked, path, jpeg, published, rename, make_policy, tmp_path
+):
+    rename("libero_spatial_no_noops")
+    config = published / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | says))
+    policy = make_policy(checkpoint=str(published), **asked)
+    assert (policy._images.path, policy._images.jpeg) == (path, jpeg)
+    assert policy.crop_area == (1.0 if path == "rlinf" else 0.9)
+    policy.save_pretrained(str(tmp_path / "saved"))
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert (saved["images"], saved["jpeg"]) == (path, jpeg)
+    assert make_policy(checkpoint=str(tmp_path / "saved"))._images == policy._images
+
+
+@pytest.mark.parametrize(
+    ("says", "options", "message"),
+    [
+        ({"images": "raw"}, {}, "images must be one of openvla, rlinf, got 'raw'"),
+        ({"images": "rlinf"}, {"jpeg": "on"}, r"policy\.jpeg on contradicts the images of .*rlinf.*policy\.images openvla"),
+        ({}, {"images": "rlinf", "jpeg": "on"}, r"policy\.jpeg on contradicts policy\.images rlinf"),
+    ],
+)
+def test_images_that_contradict_each_other_are_refused(says, options, message, published, make_policy):
+    config = published / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | says))
+    with pytest.raises(ValueError, match=message):
+        make_policy(checkpoint=str(published), **options)
+
+
 def test_random_weights_play_actions_as_decoded(make_policy, tmp_path):
     policy = make_policy()
     assert policy.codec.gripper is None

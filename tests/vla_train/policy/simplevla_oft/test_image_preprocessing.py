@@ -10,6 +10,7 @@ from PIL import Image
 from vla_train.policy.simplevla_oft.images import (
     CROP_AREA,
     ImageSettings,
+    bicubic_resize,
     center_crop,
     lanczos_resize,
     preprocess,
@@ -75,9 +76,39 @@ def test_the_resize_is_pillows_lanczos_within_one_on_nearly_all_pixels(shape, si
     assert difference.mean() < 0.3
 
 
-def test_an_image_of_the_right_size_is_not_resampled():
+@pytest.mark.parametrize("size", [56, 224])
+@pytest.mark.parametrize("shape", [(256, 256), (240, 320), (128, 128)])
+def test_rlinfs_resize_is_pillows_bicubic_within_one_on_nearly_all_pixels(shape, size):
+    frames = _frames(*shape)
+    ours = bicubic_resize(_channels_first(frames), size).permute(0, 2, 3, 1).numpy()
+    pillow = np.stack([np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)) for frame in frames])
+    difference = np.abs(ours - pillow)
+    assert (difference <= 1).mean() > 0.9999
+    assert difference.mean() < 0.3
+
+
+@pytest.mark.parametrize("resize", [lanczos_resize, bicubic_resize])
+def test_an_image_of_the_right_size_is_not_resampled(resize):
     frames = _channels_first(_frames(84, 84))
-    assert torch.equal(lanczos_resize(frames, 84), frames)
+    assert torch.equal(resize(frames, 84), frames)
+
+
+def test_the_whole_way_of_rlinf_is_pillows_bicubic_and_each_towers_normalisation():
+    frames, settings = _frames(256, 256), ImageSettings(image_size=224, path="rlinf")
+    pixel_values = preprocess(torch.from_numpy(frames), settings).numpy()
+    for frame, values in zip(frames, pixel_values, strict=True):
+        resized = np.asarray(Image.fromarray(frame).resize((224, 224), Image.Resampling.BICUBIC)) / 255
+        for tower in range(2):
+            expected = (resized - settings.means[tower]) / settings.stds[tower]
+            steps = np.abs(values[3 * tower : 3 * tower + 3].transpose(1, 2, 0) - expected) * settings.stds[tower] * 255
+            assert (steps <= 1 + 1e-3).mean() > 0.9999
+
+
+def test_the_two_ways_differ_by_more_than_rounding():
+    frames = torch.from_numpy(_frames(256, 256))
+    openvla, rlinf = (preprocess(frames, ImageSettings(image_size=224, path=path)) for path in ("openvla", "rlinf"))
+    assert (openvla - rlinf).abs().mean() > 0.05
+    assert ImageSettings(image_size=224, path="rlinf").crop_area == 1 > ImageSettings(image_size=224).crop_area
 
 
 def test_the_crop_keeps_nine_tenths_of_the_area_not_of_the_side():
