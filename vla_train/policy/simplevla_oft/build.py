@@ -88,11 +88,6 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
     for note in files.notes:
         _log.info("%s", note)
     shape, companions = files.config, dict(files.companions)
-    if TOKENIZER_FILE not in companions:
-        raise ValueError(
-            f"{config.checkpoint} has no {TOKENIZER_FILE}, without which prompts cannot be encoded: name a checkpoint that has "
-            "it (the one that this was trained from, say) with policy.companion"
-        )
     if shape.chunk_size != config.chunk_size:
         raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {shape.chunk_size} actions")
     prompts = PromptEncoder.from_json(companions[TOKENIZER_FILE], shape)
@@ -134,7 +129,13 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
 
 def _open(config: PolicyConfig) -> CheckpointFiles:
     assert config.checkpoint is not None
-    return open_checkpoint(config.checkpoint, companion=config.companion, nested=config.adapters)
+    files = open_checkpoint(config.checkpoint, companion=config.companion, nested=config.adapters)
+    if TOKENIZER_FILE not in files.companions:
+        raise ValueError(
+            f"{config.checkpoint} has no {TOKENIZER_FILE}, without which prompts cannot be encoded: name a checkpoint that has "
+            "it (the one that this was trained from, say) with policy.companion"
+        )
+    return files
 
 
 def _merges(config: PolicyConfig, adapters: AdapterFiles) -> bool:

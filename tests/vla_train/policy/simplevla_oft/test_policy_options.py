@@ -9,11 +9,15 @@ import torch
 from vla_train.config import PolicyConfig
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.build import check_options
+from vla_train.policy.simplevla_oft.prompts import TOKENIZER_FILE
+from vla_train.policy.simplevla_oft.small_tokenizer import small_tokenizer
 
 
 @pytest.fixture
 def folder(golden_folder: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(golden_folder, tmp_path / "published", ignore=lambda *_: ["README.md", "cases.npz"])
+    folder = shutil.copytree(golden_folder, tmp_path / "published", ignore=lambda *_: ["README.md", "cases.npz"])
+    (folder / TOKENIZER_FILE).write_text(small_tokenizer().to_str())
+    return folder
 
 
 @pytest.fixture
@@ -78,7 +82,11 @@ def test_a_hub_id_is_checked_by_the_names_of_its_files(monkeypatch):
 
 @pytest.mark.parametrize(
     ("remove", "message"),
-    [("config.json", r"config\.json is missing"), ("model.safetensors", r"no \*\.safetensors")],
+    [
+        ("config.json", r"config\.json is missing"),
+        ("model.safetensors", r"no \*\.safetensors"),
+        ("tokenizer.json", r"has no tokenizer\.json.*policy\.companion"),
+    ],
 )
 def test_a_folder_that_lacks_a_file_is_refused(folder, remove, message):
     (folder / remove).unlink()

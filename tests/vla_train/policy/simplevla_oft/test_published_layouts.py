@@ -80,6 +80,10 @@ def test_a_full_save_without_any_statistics_asks_for_them(put, make_policy, tmp_
     with pytest.raises(ValueError, match=r"dataset_statistics\.json is missing.*policy\.companion"):
         check_options(PolicyConfig(checkpoint=str(folder)))
     check_options(PolicyConfig(checkpoint=str(folder), companion=put(layouts.simplevla_sft, "someone/sft")))
+    (folder / "tokenizer.json").unlink()
+    write(folder / "dataset_statistics.json", {"libero_10": layouts.golden_statistics()})
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json.*policy\.companion"):
+        check_options(PolicyConfig(checkpoint=str(folder)))
 
 
 def test_a_lora_save_of_simplevla_rl_asks_for_its_tokenizer_and_is_not_merged_twice(put, make_policy, caplog):
