@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """Chooses a chunk of actions for each row of a mixed batch; rows do not influence each other.
 
-    One that sets an attribute `takes_tensors` to True is given what an env observes on a GPU as PyTorch tensors there.
+    One that sets an attribute `takes_tensors` to True is given what an env observes on a GPU as PyTorch tensors there. One that
+    holds memory which only decisions need may have `rest()`, which is called before an update: the next `act` takes it again.
     """
 
     @property
