@@ -69,6 +69,22 @@ def test_a_row_gives_alone_what_it_gives_in_a_batch_of_several_steps(
             np.testing.assert_allclose(alone.decision["logprobs"][0], many.decision["logprobs"][same], atol=TOLERANCE)
 
 
+def test_a_call_that_was_broken_off_does_not_disturb_the_next(
+    make_policy: Callable[..., SimpleVLAOFTPolicy], observation: Observation, monkeypatch: pytest.MonkeyPatch
+):
+    policy = make_policy("vllm")
+    before = policy.act(observation, uniforms=None, temperature=1.0)
+
+    def broken_off() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(policy._engine._engine, "step", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            policy.act(observation, uniforms=None, temperature=1.0)
+    assert_same(policy.act(observation, uniforms=None, temperature=1.0), before)
+
+
 def test_the_next_decision_after_an_update_is_taken_by_the_new_weights(
     make_policy: Callable[..., SimpleVLAOFTPolicy], observation: Observation, uniforms: np.ndarray
 ):

@@ -101,7 +101,8 @@ class ActionEngine:
         logits: dict[int, Tensor] = {}
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():
-                logits[rows[output.request_id]] = output.outputs.data
+                if output.request_id in rows:  # not of a call that was broken off
+                    logits[rows[output.request_id]] = output.outputs.data
         return torch.stack([logits[row] for row in range(len(prompts))])
 
     def _input(self, frame: Tensor, prompt: list[int], number: str) -> Any:
