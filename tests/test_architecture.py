@@ -40,6 +40,7 @@ MODULES = {module_name(file): file for package in PACKAGES for file in sorted((R
 
 OWNERS = {
     "ray": {"vla_train.distributed.ray"},
+    "vllm": {"vla_train.policy.vllm"},
     "isaaclab": {"vla_envs.isaac.lab"},
     "isaaclab_newton": {"vla_envs.isaac.lab"},
     "isaaclab_tasks": {"vla_envs.isaac.lab"},

@@ -66,9 +66,9 @@ class PolicyConfig:
     """Which policy, and how it runs."""
 
     factory: str = "simplevla_oft"
-    """What builds the policy: simplevla_oft, or MODULE:FUNCTION of your own (see docs/model.md)."""
+    """What builds the policy: simplevla_oft, vllm (it, sampled by vLLM: docs/vllm.md), or MODULE:FUNCTION of your own."""
     kwargs: Annotated[dict[str, str], KEY_VALUE_PAIRS] = field(default_factory=dict)
-    """Arguments for a factory of your own, as KEY=VALUE; simplevla_oft takes none."""
+    """Arguments for a factory of your own, as KEY=VALUE; simplevla_oft takes none, vllm sleep=on and max_batched_tokens=N."""
     checkpoint: str | None = None
     """A run's folder, one of its checkpoints, a folder or hub id of weights or LoRA adapters, or demo; None: random weights."""
     companion: str | None = None

@@ -26,7 +26,8 @@ class Entry:
 POLICIES: Mapping[str, Entry] = {
     "simplevla_oft": Entry(
         function="vla_train.policy.simplevla_oft.build:build_policy", check="vla_train.policy.simplevla_oft.build:check_options"
-    )
+    ),
+    "vllm": Entry(function="vla_train.policy.vllm.policy:build_policy", check="vla_train.policy.vllm.options:check_options"),
 }
 """`policy.factory`; see `policy.base.PolicyFactory`."""
 

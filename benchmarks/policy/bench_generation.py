@@ -2,6 +2,7 @@
 
     python benchmarks/policy/bench_generation.py                          # 7B on a GPU, about 4 minutes
     python benchmarks/policy/bench_generation.py --size tiny --device cpu --batches 2
+    python benchmarks/policy/bench_generation.py --kinds eager compiled vllm "vllm, compiled"    # where vLLM is installed
 
 The plain forward is stock transformers (see plain_openvla.py) with 346 positions, given its pixels ready on the device. Ours
 is all of `SimpleVLAOFTPolicy.act`: uint8 images from the host, preprocessing, sampling, log-probs, and the actions back.
@@ -14,6 +15,7 @@ spread as a trained policy's are; random weights have no outliers, which quantis
 import argparse
 import time
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,8 +30,8 @@ from measuring import (
 from plain_openvla import ACTION_TOKENS, PATCHES, build_plain
 
 from vla_train.config import PolicyConfig
+from vla_train.policy.factory import policy_factory
 from vla_train.policy.simplevla_oft import named_config
-from vla_train.policy.simplevla_oft.build import build_policy
 from vla_train.policy.simplevla_oft.fp8 import quantise_rows, scaled_product
 from vla_train.policy.simplevla_oft.images import ImageSettings, preprocess
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
@@ -46,6 +48,8 @@ _KINDS: dict[str, dict[str, object]] = {
     "compiled, LoRA": {"compile": True, "lora_rank": 32},
     "fp8, LoRA": {"compile": True, "lora_rank": 32, "base_dtype": "fp8"},
     "fp8": {"compile": True, "base_dtype": "fp8"},
+    "vllm": {"factory": "vllm"},
+    "vllm, compiled": {"factory": "vllm", "compile": True},
 }
 """Ours, and the options that make them."""
 _LOGIT_SPREAD = 4.0
@@ -79,7 +83,8 @@ def measure_ours(report: Report, arguments: argparse.Namespace, kind: str, ceili
     """`SimpleVLAOFTPolicy.act`, by batch, and the gap of its log-probs."""
     low, high = np.full(7, -1.0, np.float32), np.ones(7, np.float32)
     config = PolicyConfig(size=arguments.size, random_weights=True, device=arguments.device, **_KINDS[kind])
-    policy = build_policy(config, EnvDescription(observations={}, action_low=low, action_high=high), seed=0)
+    env = EnvDescription(observations={}, action_low=low, action_high=high)
+    policy = cast(SimpleVLAOFTPolicy, policy_factory(config)(config, env, seed=0))
     prompt = PromptEncoder(small_tokenizer(), policy.model.config).ids(INSTRUCTION)
     positions = policy.model.config.num_patches + len(prompt) + ACTION_TOKENS + 1
     flops = forward_flops(policy.model.config, positions, whole=False)
@@ -120,6 +125,7 @@ def measure_gap(report: Report, policy: SimpleVLAOFTPolicy, kind: str) -> None:
     ids = torch.from_numpy(np.random.default_rng(2).integers(5, 200, (len(observation), 30))).to(policy.device)
     spread = policy.model.action_logits(pixels, ids).float().std(-1).mean()
     policy.model.language_model.lm_head.weight.mul_(_LOGIT_SPREAD / spread)
+    policy.version += 1
     output = policy.act(observation, uniforms=uniforms, temperature=1.6)
     tokens = torch.from_numpy(output.decision["token_ids"])
     parts = []
@@ -187,7 +193,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("tiny", "openvla-7b"), default="openvla-7b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128])
-    parser.add_argument("--kinds", choices=tuple(_KINDS), nargs="+", default=list(_KINDS))
+    parser.add_argument("--kinds", choices=tuple(_KINDS), nargs="+", default=[kind for kind in _KINDS if "vllm" not in kind])
     parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
     parser.add_argument("--budget-s", type=float, default=480.0, help="nothing new is begun after this")
     parser.add_argument("--quick", action="store_true", help="batches 8, 16 and 128, half the time each, no eager")

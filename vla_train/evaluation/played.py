@@ -139,7 +139,9 @@ def _differences(found: Played, protocol: Protocol, suite: str) -> Iterator[str]
         ("engine", found.simulation.get("engine"), "mujoco"),
         ("detail", found.simulation.get("detail"), "full"),
         ("control", found.simulation.get("control"), "osc_delta"),
-        *((name, found.simulation.get(name), False) for name in ("randomised", "own_states", "own_goal")),
+        ("randomised", found.simulation.get("randomised"), False),
+        ("own states", found.simulation.get("own_states"), False),
+        ("own goal", found.simulation.get("own_goal"), False),
     ]
     for name, here, there in wanted:
         if here != there:

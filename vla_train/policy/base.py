@@ -21,7 +21,8 @@ class Policy(Protocol):
 
     One that sets an attribute `takes_tensors` to True is given what an env observes on a GPU as PyTorch tensors there. One that
     has settled how it plays (how it prepares images, say) may name that in an attribute `played_with`, a mapping of plain
-    values, which evaluations print and write down.
+    values, which evaluations print and write down. One that holds memory which only decisions need may have `rest()`, which is
+    called before an update: the next `act` takes it again.
     """
 
     @property

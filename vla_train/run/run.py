@@ -213,6 +213,8 @@ class Run:
         rows = sum(len(trajectory) for group in groups for trajectory in group.trajectories)
         if rows:
             self._announce_compiling("updates")
+        if self._next is None:
+            getattr(self.policy, "rest", _nothing)()
         left = rows * self.config.optim.epochs - self.trainer.rows_accumulated
         with self.display.phase("update", total=max(1, left), unit="chunks") as show:
             metrics = self.trainer.update(groups, iteration=self.done, on_progress=lambda done, total: show(done, ""))
@@ -345,6 +347,10 @@ class Run:
             lambda progress: self._show_rollout(progress),
             meanwhile=self.trainer.accumulate if self.config.optim.accumulate_during_rollout else None,
         )
+
+
+def _nothing() -> None:
+    pass
 
 
 def _show_nothing(progress: RolloutProgress) -> None:

@@ -5,7 +5,9 @@ checkpoint's, or that of its datasets (`datasets.py`, `image_choice.py`), and sa
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_
 from vla_train.types import EnvDescription
 
 _log = logging.getLogger(__name__)
+_Policy = TypeVar("_Policy", bound=SimpleVLAOFTPolicy)
 _PREPROCESSOR_FILE = "preprocessor_config.json"
 _SIZES_TO_TRAIN_FROM_SCRATCH = ("tiny", "small")
 
@@ -81,6 +84,11 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
         ValueError: `check_options` refuses the config, or the checkpoint cannot be read or does not fit the env; the message
             says where.
     """
+    return build_as(SimpleVLAOFTPolicy, config, env, seed=seed)
+
+
+def build_as(kind: Callable[..., _Policy], config: PolicyConfig, env: EnvDescription, *, seed: int) -> _Policy:
+    """As `build_policy`, of another kind: one that is made of the same parts and samples otherwise."""
     action_low, action_high, suite = env.action_low, env.action_high, env.suite
     check_options(config)
     device, dtype = chosen_device(config), chosen_dtype(config)
@@ -117,7 +125,7 @@ def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> Sim
     if config.base_dtype != "auto":
         quantise_base(model.language_model.model, config.base_dtype)
     model.recompute(float(config.activation_checkpointing == "on"))
-    return SimpleVLAOFTPolicy(
+    return kind(
         model,
         prompts=prompts,
         images=images,

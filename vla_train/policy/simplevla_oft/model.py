@@ -10,7 +10,9 @@ run on the T positions that predict actions, and the head multiplies the rows of
 B rows, L prompt ids, P patches, T = K * A action tokens, S = L + P + T + 1 positions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -41,6 +43,20 @@ class VisionBackbone(nn.Module):
         super().__init__()
         self.featurizer = VisionTower(config.towers[0], config.image_size)
         self.fused_featurizer = VisionTower(config.towers[1], config.image_size)
+
+    @property
+    def towers(self) -> tuple[VisionTower, VisionTower]:
+        return self.featurizer, self.fused_featurizer
+
+    def forward(self, pixel_values: Tensor, run: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """(B, 6, H, W) to (B, P, both towers' widths); `run` computes one block."""
+        features = []
+        for tower, pixels in zip(self.towers, pixel_values.split(3, dim=1), strict=True):
+            x = tower.embed(pixels)
+            for block in tower.used_blocks:
+                x = run(block, x)
+            features.append(x[:, tower.num_prefix_tokens :])
+        return torch.cat(features, dim=-1)
 
 
 class Projector(nn.Module):
@@ -168,7 +184,7 @@ class SimpleVLAOFT(nn.Module):
 
     @property
     def _towers(self) -> tuple[VisionTower, VisionTower]:
-        return self.vision_backbone.featurizer, self.vision_backbone.fused_featurizer
+        return self.vision_backbone.towers
 
     @property
     def device(self) -> torch.device:
@@ -263,13 +279,7 @@ class SimpleVLAOFT(nn.Module):
 
     def patch_features(self, pixel_values: Tensor, *, keep: bool = True) -> Tensor:
         """(B, 6, H, W) to (B, P, both towers' widths)."""
-        features = []
-        for tower, pixels in zip(self._towers, pixel_values.to(self.dtype).split(3, dim=1), strict=True):
-            x = tower.embed(pixels)
-            for block in tower.used_blocks:
-                x = self._run(block, x, keep=keep)
-            features.append(x[:, tower.num_prefix_tokens :])
-        return torch.cat(features, dim=-1)
+        return self.vision_backbone(pixel_values.to(self.dtype), partial(self._run, keep=keep))
 
     def action_hidden(self, patches: Tensor, input_ids: Tensor, attention_mask: Tensor | None, *, keep: bool = True) -> Tensor:
         """Final hidden states (B, T, D) that predict the action tokens, given projected patches (B, P, D)."""

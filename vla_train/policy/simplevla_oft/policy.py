@@ -48,6 +48,13 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     return (cumulative <= threshold).sum(-1).clamp_(max=logprobs.shape[-1] - 1)
 
 
+def choose(logits: Tensor, uniforms: Tensor | None, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Indices (B, T) drawn from logits (B, T, bins) at `uniforms` (B, T), or the likeliest, and their log-probs."""
+    logprobs = action_logprobs(logits, temperature)
+    indices = logprobs.argmax(-1) if uniforms is None else draw(logprobs, uniforms)
+    return indices, logprobs.gather(-1, indices[..., None]).squeeze(-1)
+
+
 def batch_bucket(num_rows: int) -> int:
     """The batch size to pad to where shapes are compiled: at most an eighth more rows, few different sizes."""
     step = 1 << max(0, (num_rows - 1).bit_length() - 4)
@@ -156,19 +163,9 @@ class SimpleVLAOFTPolicy:
         num_rows, num_tokens = len(observation), self.model.config.num_action_tokens
         if uniforms is not None and uniforms.shape != (num_rows, num_tokens):
             raise ValueError(f"uniforms must be ({num_rows}, {num_tokens}), got {uniforms.shape}")
-        self._adapters.refresh()
-        rows = _padded(num_rows, batch_bucket(num_rows) if self._buckets else num_rows)
-        padded = observation.select(rows)
-        numbers = None if uniforms is None else self._to_device(np.asarray(uniforms[rows], np.float32))
-        with self._beside_simulators():
-            indices, logprobs = self._sample(
-                self._to_device(padded[IMAGE]),
-                *self._prompt_tensors(padded.instructions),
-                numbers,
-                torch.tensor(temperature, device=self.device),
-            )
-        token_ids = indices[:num_rows].cpu().numpy().astype(np.int32) + self.model.config.first_action_id
-        chosen = logprobs[:num_rows].cpu().numpy()
+        indices, logprobs = self._choose(observation, uniforms, temperature)
+        token_ids = indices.cpu().numpy().astype(np.int32) + self.model.config.first_action_id
+        chosen = logprobs.cpu().numpy()
         if not np.isfinite(chosen).all():
             raise DivergedError(f"the policy's log-probs are not finite at version {self.version}: its weights have diverged")
         return PolicyOutput(
@@ -249,13 +246,27 @@ class SimpleVLAOFTPolicy:
     def device(self) -> torch.device:
         return self.model.device
 
+    def _choose(self, observation: Observation, uniforms: np.ndarray | None, temperature: float) -> tuple[Tensor, Tensor]:
+        """Bin indices and log-probs (B, T) of what is decided for B rows."""
+        self._adapters.refresh()
+        num_rows = len(observation)
+        rows = _padded(num_rows, batch_bucket(num_rows) if self._buckets else num_rows)
+        padded = observation.select(rows)
+        numbers = None if uniforms is None else self._to_device(np.asarray(uniforms[rows], np.float32))
+        with self._beside_simulators():
+            indices, logprobs = self._sample(
+                self._to_device(padded[IMAGE]),
+                *self._prompt_tensors(padded.instructions),
+                numbers,
+                torch.tensor(temperature, device=self.device),
+            )
+        return indices[:num_rows], logprobs[:num_rows]
+
     def _decide(
         self, frames: Tensor, prompt_ids: Tensor, mask: Tensor | None, uniforms: Tensor | None, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Bin indices and log-probs (B, T) of B frames (B, H, W, 3)."""
-        logprobs = action_logprobs(self._logits(frames, prompt_ids, mask, for_gradients=False), temperature)
-        indices = logprobs.argmax(-1) if uniforms is None else draw(logprobs, uniforms)
-        return indices, logprobs.gather(-1, indices[..., None]).squeeze(-1)
+        return choose(self._logits(frames, prompt_ids, mask, for_gradients=False), uniforms, temperature)
 
     def _logits(self, frames: Tensor, prompt_ids: Tensor, mask: Tensor | None, *, for_gradients: bool = True) -> Tensor:
         with torch.no_grad():
