@@ -138,10 +138,10 @@ def _differences(found: Played, protocol: Protocol, suite: str) -> Iterator[str]
         ("image size", found.image_size, (IMAGE_SIZE, IMAGE_SIZE)),
         ("engine", found.simulation.get("engine"), "mujoco"),
         ("detail", found.simulation.get("detail"), "full"),
-        ("control", found.simulation.get("control"), "osc_delta"),
-        ("randomised", found.simulation.get("randomised"), False),
-        ("own states", found.simulation.get("own_states"), False),
-        ("own goal", found.simulation.get("own_goal"), False),
+        ("control", found.simulation.get("control", "osc_delta"), "osc_delta"),
+        ("randomised", found.simulation.get("randomised", False), False),
+        ("own states", found.simulation.get("own_states", False), False),
+        ("own goal", found.simulation.get("own_goal", False), False),
     ]
     for name, here, there in wanted:
         if here != there:
