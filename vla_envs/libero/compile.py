@@ -27,7 +27,7 @@ _PHYSICS = (
     *("body_invweight0", "dof_invweight0", "dof_M0", "actuator_acc0"),
 )
 """Fields of the model that MuJoCo derives from meshes, or that LIBERO sets at reset. They must be the same at every detail."""
-_one_at_a_time = threading.Lock()
+ONE_AT_A_TIME = threading.Lock()
 
 
 def compile_scene(suite: str, task_id: int, *, detail: str, fixture_seed: int = 0) -> Scene:
@@ -49,7 +49,7 @@ def compile_scene(suite: str, task_id: int, *, detail: str, fixture_seed: int = 
     if not 0 <= fixture_seed < 2**32:
         raise ValueError(f"fixture_seed must be in 0..2**32 - 1, got {fixture_seed}")
     task = tasks[task_id]
-    with _one_at_a_time:  # LIBERO draws from numpy's global random numbers
+    with ONE_AT_A_TIME:  # LIBERO draws from numpy's global random numbers
         env = build_libero(suite, task_id, fixture_seed=fixture_seed)
         placements = _placements(env)
     try:

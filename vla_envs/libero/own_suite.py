@@ -58,9 +58,9 @@ class OwnSuite:
     def get_task_init_states(self, task_id: int) -> np.ndarray:
         """(1, 1 + nq + nv): [time, qpos, qvel] after LIBERO's first reset."""
         if task_id not in self._first_states:
-            from vla_envs.libero.compile import _one_at_a_time, build_libero
+            from vla_envs.libero.compile import ONE_AT_A_TIME, build_libero
 
-            with _one_at_a_time:
+            with ONE_AT_A_TIME:
                 env = build_libero(type(self).__name__, task_id)
             self._first_states[task_id] = env.sim.get_state().flatten()[None]
             env.close()

@@ -20,10 +20,7 @@ from vla_train.pipeline.episodes import evaluation_plan
 from vla_train.protocols import NUM_TASKS, with_protocol
 from vla_train.types import IMAGE, ArraySpec, EnvDescription
 
-FULL = {
-    **{"engine": "mujoco", "detail": "full", "settle_steps": 10, "control": "osc_delta"},
-    **{"randomised": False, "own_states": False, "own_goal": False},
-}
+FULL = {"engine": "mujoco", "detail": "full", "settle_steps": 10, "control": "osc_delta"}
 OPENVLA = {"images": "openvla", "jpeg": True, "statistics": "libero_10_no_noops", "gripper": "libero"}
 RLINF = {**OPENVLA, "images": "rlinf", "jpeg": False}
 
