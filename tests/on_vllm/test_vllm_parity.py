@@ -44,6 +44,17 @@ def test_vllm_decides_as_pytorch_does(
         )
 
 
+@pytest.mark.parametrize("images", [{"images": "rlinf"}, {"jpeg": "on"}, {"jpeg": "off"}], ids=str)
+def test_vllm_sees_images_prepared_as_pytorch_does(
+    make_policy: Callable[..., SimpleVLAOFTPolicy], observation: Observation, uniforms: np.ndarray, images: dict[str, str]
+):
+    torch_policy, vllm_policy = make_policy("simplevla_oft", **images), make_policy("vllm", **images)
+    assert_same(
+        vllm_policy.act(observation, uniforms=uniforms, temperature=TEMPERATURE),
+        torch_policy.act(observation, uniforms=uniforms, temperature=TEMPERATURE),
+    )
+
+
 def test_training_recomputes_the_log_probs_that_sampling_kept(
     make_policy: Callable[..., SimpleVLAOFTPolicy], observation: Observation, uniforms: np.ndarray
 ):

@@ -27,7 +27,7 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.config_json import config_to_json
 from vla_train.policy.simplevla_oft.images import ImageSettings, settings_to_json
-from vla_train.policy.vllm.model import CONFIG_KEY, FRAMES, IMAGES_KEY, JPEG_KEY, TASK
+from vla_train.policy.vllm.model import CONFIG_KEY, FRAMES, IMAGES_KEY, TASK
 from vla_train.policy.vllm.options import EngineOptions
 from vla_train.policy.vllm.plugin import ARCHITECTURE, register
 
@@ -157,6 +157,5 @@ def _vllm_config(shape: SimpleVLAOFTConfig, images: ImageSettings) -> dict[str, 
         "max_position_embeddings": MAX_POSITIONS,
         "tie_word_embeddings": False,
         CONFIG_KEY: config_to_json(shape),
-        IMAGES_KEY: settings_to_json(images),
-        JPEG_KEY: images.jpeg,
+        IMAGES_KEY: [settings_to_json(images), images.jpeg, images.path],
     }

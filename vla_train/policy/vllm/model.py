@@ -29,8 +29,8 @@ from vla_train.policy.simplevla_oft.config_json import config_from_json
 from vla_train.policy.simplevla_oft.images import preprocess, settings_from_json
 from vla_train.policy.simplevla_oft.model import Projector, VisionBackbone
 
-CONFIG_KEY, IMAGES_KEY, JPEG_KEY = "simplevla_oft", "simplevla_oft_images", "simplevla_oft_jpeg"
-"""Where vLLM's config holds ours: a `config.json`, a `preprocessor_config.json`, and whether frames pass through JPEG."""
+CONFIG_KEY, IMAGES_KEY = "simplevla_oft", "simplevla_oft_images"
+"""Where vLLM's config holds ours: a `config.json`; and a `preprocessor_config.json` with `ImageSettings`' `jpeg` and `path`."""
 FRAMES = "frames"
 """Name of the input besides ids: (H, W, 3) uint8 of each row."""
 TASK: PoolingTask = "token_classify"
@@ -103,7 +103,8 @@ class SimpleVLAOFTForPooling(nn.Module, SupportsMultiModal):
         super().__init__()
         said = vllm_config.model_config.hf_config
         self._shape = shape = config_from_json(getattr(said, CONFIG_KEY))
-        self._images = settings_from_json(getattr(said, IMAGES_KEY), image_size=shape.image_size, jpeg=getattr(said, JPEG_KEY))
+        images, jpeg, path = getattr(said, IMAGES_KEY)
+        self._images = settings_from_json(images, image_size=shape.image_size, jpeg=jpeg, path=path)
         width = shape.language.hidden_size
         self.vision_backbone = VisionBackbone(shape)
         self.projector = Projector(sum(tower.width for tower in shape.towers), width)
