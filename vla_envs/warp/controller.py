@@ -248,6 +248,50 @@ def _pose_torques(
     return wp.transpose(jacobian) * wrench + posture_torque
 
 
+@wp.func
+def _set_pose(
+    constants: Constants,
+    law: int,
+    world: int,
+    given: Any,
+    position: wp.vec3,
+    orientation: wp.mat33,
+    goal_position: wp.array[wp.vec3],
+    goal_orientation: wp.array[wp.mat33],
+):
+    """The goal of a world's control step, from the first six numbers of its action and where its hand is."""
+    if law == _OSC_ABSOLUTE:
+        goal_position[world] = wp.vec3(given[0], given[1], given[2])
+        goal_orientation[world] = _rotation(wp.vec3(given[3], given[4], given[5]))
+        return
+    delta = _Vector6()
+    turns = int(0)
+    for axis_id in range(6):
+        clipped = wp.clamp(given[axis_id], constants.lowest[axis_id], constants.highest[axis_id])
+        centred = clipped - constants.middle_in[axis_id]
+        delta[axis_id] = centred * constants.scale[axis_id] + constants.middle_out[axis_id]
+        if axis_id >= 3 and delta[axis_id] != 0.0:
+            turns = 1
+    goal_position[world] = position + wp.vec3(delta[0], delta[1], delta[2])
+    if turns == 1:
+        goal_orientation[world] = _rotation(wp.vec3(delta[3], delta[4], delta[5])) * orientation
+
+
+@wp.func
+def _move_fingers(constants: Constants, world: int, grip: float, fingers: wp.array2d[float], ctrl: wp.array2d[float]):
+    """A notch further the way that the gripper's number says, which is its sign."""
+    way = float(0.0)
+    if grip != 0.0:
+        way = wp.sign(grip)
+    for finger in range(2):
+        notch = constants.finger_speed * way * (2.0 * float(finger) - 1.0)
+        command = wp.clamp(fingers[world, finger] + notch, -1.0, 1.0)
+        fingers[world, finger] = command
+        ctrl[world, constants.finger_actuators[finger]] = (
+            constants.finger_bias[finger] + constants.finger_weight[finger] * command
+        )
+
+
 @wp.kernel
 def control(
     constants: Constants,
@@ -305,47 +349,27 @@ def control(
                 mass[other, joint] = constants.stale_mass[other, joint]
 
     step, chosen = played[world], law[0]
-    torques = _Vector7()
     grip = actions[step, world, 6]
+    torques = _Vector7()
     if chosen == _JOINT_POSITION:
         grip = actions[step, world, 7]
+        if first_substep:
+            for joint in range(7):
+                goal_joints[world, joint] = joints[joint] + _JOINT_REACH * wp.clamp(actions[step, world, joint], -1.0, 1.0)
         pull = _Vector7()
         for joint in range(7):
-            if first_substep:
-                goal_joints[world, joint] = joints[joint] + _JOINT_REACH * wp.clamp(actions[step, world, joint], -1.0, 1.0)
             away = goal_joints[world, joint] - joints[joint]
             pull[joint] = _JOINT_STIFFNESS * away - 2.0 * wp.sqrt(_JOINT_STIFFNESS) * speeds[joint]
         torques = mass * pull
     else:
-        if first_substep and chosen == _OSC_ABSOLUTE:
-            goal_position[world] = wp.vec3(actions[step, world, 0], actions[step, world, 1], actions[step, world, 2])
-            goal_orientation[world] = _rotation(
-                wp.vec3(actions[step, world, 3], actions[step, world, 4], actions[step, world, 5])
-            )
-        elif first_substep:
-            delta = _Vector6()
-            turns = int(0)
+        if first_substep:
+            given = _Vector6()
             for axis_id in range(6):
-                clipped = wp.clamp(actions[step, world, axis_id], constants.lowest[axis_id], constants.highest[axis_id])
-                centred = clipped - constants.middle_in[axis_id]
-                delta[axis_id] = centred * constants.scale[axis_id] + constants.middle_out[axis_id]
-                if axis_id >= 3 and delta[axis_id] != 0.0:
-                    turns = 1
-            goal_position[world] = position + wp.vec3(delta[0], delta[1], delta[2])
-            if turns == 1:
-                goal_orientation[world] = _rotation(wp.vec3(delta[3], delta[4], delta[5])) * orientation
+                given[axis_id] = actions[step, world, axis_id]
+            _set_pose(constants, chosen, world, given, position, orientation, goal_position, goal_orientation)
         goal, place = goal_orientation[world], goal_position[world]
         torques = _pose_torques(constants, position, orientation, joints, speeds, jacobian, mass, place, goal)
     for joint in range(7):
         total = torques[joint] + qfrc_bias[world, constants.arm_dofs[joint]]
         ctrl[world, constants.arm_actuators[joint]] = wp.clamp(total, constants.torque_min[joint], constants.torque_max[joint])
-    way = float(0.0)
-    if grip != 0.0:
-        way = wp.sign(grip)
-    for finger in range(2):
-        notch = constants.finger_speed * way * (2.0 * float(finger) - 1.0)
-        command = wp.clamp(fingers[world, finger] + notch, -1.0, 1.0)
-        fingers[world, finger] = command
-        ctrl[world, constants.finger_actuators[finger]] = (
-            constants.finger_bias[finger] + constants.finger_weight[finger] * command
-        )
+    _move_fingers(constants, world, grip, fingers, ctrl)

@@ -168,18 +168,11 @@ def save_checkpoint(
         failure = failure or OSError(str(error))
     failures = ranks.gather_objects(None if failure is None else str(failure))  # all files of others are written
     if ranks.rank == 0 and not any(failures):
+        counters = {"num_updates": trainer.num_updates, "version": trainer.version}
+        facts = {"iteration": iteration, "score": score, **counters, "extra": dict(extra)}
         try:
             save_file(_named_random_states(random_states), writing / "random.safetensors")
-            write_manifest(
-                writing,
-                {
-                    "iteration": iteration,
-                    "score": score,
-                    "num_updates": trainer.num_updates,
-                    "version": trainer.version,
-                    "extra": dict(extra),
-                },
-            )
+            write_manifest(writing, facts)
             put_in_place(writing, target)
         except (OSError, SafetensorError) as error:
             failure = OSError(str(error))
