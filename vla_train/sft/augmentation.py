@@ -47,10 +47,18 @@ def augment(image: np.ndarray, numbers: np.ndarray, config: AugmentConfig, *, cr
         round(float(number) * reach(side, config, crop_area=crop_area))
         for number, side in zip(numbers[:2], (image.shape[1], image.shape[0]), strict=True)
     )
+    moved = move(image, right=right, down=down)
+    if config.contrast == config.saturation == config.hue == 0:
+        return brighten(moved, 255 * float(numbers[2]) * config.brightness)
     matrix, offset = colour_map(image, numbers[2:], config)
-    moved = move(image, right=right, down=down).reshape(-1, 3).astype(np.float32)
-    changed = moved @ matrix.T.astype(np.float32) + offset.astype(np.float32)
+    changed = moved.reshape(-1, 3).astype(np.float32) @ matrix.T.astype(np.float32) + offset.astype(np.float32)
     return np.rint(changed).clip(0, 255).astype(np.uint8).reshape(image.shape)
+
+
+def brighten(image: np.ndarray, offset: float) -> np.ndarray:
+    """What `colour_map` makes of (H, W, 3) uint8 where brightness alone varies, by a table: several times as fast."""
+    answers = np.rint(np.arange(256, dtype=np.float32) + np.float32(offset)).clip(0, 255).astype(np.uint8)
+    return answers.take(image)
 
 
 def move(image: np.ndarray, *, right: int, down: int) -> np.ndarray:
@@ -58,7 +66,7 @@ def move(image: np.ndarray, *, right: int, down: int) -> np.ndarray:
     height, width = image.shape[:2]
     rows = np.clip(np.arange(height) - down, 0, height - 1)
     columns = np.clip(np.arange(width) - right, 0, width - 1)
-    return image[rows[:, None], columns]
+    return image.take(rows, 0).take(columns, 1)  # faster than one index of both
 
 
 def colour_map(image: np.ndarray, numbers: np.ndarray, config: AugmentConfig) -> tuple[np.ndarray, np.ndarray]:

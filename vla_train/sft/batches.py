@@ -1,9 +1,12 @@
 """From samples to rows that the trainer takes: images read and varied, chunks as the policy's own decisions.
 
-R rows of a step over all ranks, of which each rank makes its share.
+R rows of a step over all ranks, of which each rank makes its share. Threads share a rank's: pictures are decoded and varied
+outside of Python's lock.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -15,6 +18,9 @@ from vla_train.trainer.parallel import Ranks
 from vla_train.types import INSTRUCTION, TrainBatch
 
 _STATE = "state"
+_MOST_THREADS = 8
+_ROWS_AT_ONCE = 16
+"""Rows that a thread makes at a time."""
 
 
 class BatchMaker:
@@ -46,6 +52,11 @@ class BatchMaker:
         self._train = train
         self._validation = validation
         self._ranks = ranks
+        self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="rows")
+
+    def close(self) -> None:
+        """End the threads that make rows."""
+        self._threads.shutdown(cancel_futures=True)
 
     def of_step(self, step: int) -> TrainBatch:
         """This rank's rows of a training step (0, 1, ...)."""
@@ -72,16 +83,25 @@ class BatchMaker:
         own = slice(first, first + share)
         mine = places[own]
         actions = [chunk_targets(self._data.actions(int(episode)), [at], chunk_size=chunk_size)[0] for episode, at in mine]
-        observations = {key: self._observed(key, mine) for key in self._keys}
-        if step is not None:
-            self._vary(observations, step=step, first_row=first)
         return TrainBatch(
-            observations=observations,
+            observations=self._observations(mine, step=step, first_row=first),
             instructions=tuple(self._data.episodes[episode].task for episode, _ in mine),
             decisions=self._policy.targets(np.stack(actions), label_step=self._config.label_step),
             advantages=np.ones(share, np.float32),
             weights=(counted[own] / counted.sum()).astype(np.float32),
         )
+
+    def _observations(self, places: np.ndarray, *, step: int | None, first_row: int) -> dict[str, np.ndarray]:
+        """What the policy reads at (n, 2) places, which are rows `first_row`, ... of all ranks'; varied if it is of a step."""
+
+        def some(begin: int) -> dict[str, np.ndarray]:
+            observations = {key: self._observed(key, places[begin : begin + _ROWS_AT_ONCE]) for key in self._keys}
+            if step is not None:
+                self._vary(observations, step=step, first_row=first_row + begin)
+            return observations
+
+        parts = list(self._threads.map(some, range(0, len(places), _ROWS_AT_ONCE)))
+        return {key: np.concatenate([part[key] for part in parts]) for key in self._keys}
 
     def _observed(self, key: str, places: np.ndarray) -> np.ndarray:
         """(n, ...) what the policy reads under a key at these places; rows of one episode are read together."""

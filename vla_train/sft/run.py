@@ -142,6 +142,7 @@ class SftRun:
             validation=sample_places(dataset.episodes, validation, stride=config.stride),
             ranks=ranks,
         )
+        self._closing.callback(self._batches.close)
         self._evaluations = RunEvaluations(config, env, ranks=ranks, display=self.display)
         resumed = self._restore()
         self._log = self._open_log(resumed) if ranks.rank == 0 else None

@@ -9,7 +9,7 @@ import torch
 from reach_demonstrations import UNVARIED
 
 from vla_train.policy.simplevla_oft.images import CROP_AREA, center_crop
-from vla_train.sft.augmentation import NUM_DRAWS, augment, colour_map, draws, move, reach
+from vla_train.sft.augmentation import NUM_DRAWS, augment, brighten, colour_map, draws, move, reach
 from vla_train.sft.config import AugmentConfig
 
 CROP_ALONE = replace(UNVARIED, crop=True)
@@ -61,6 +61,16 @@ def test_nothing_changes_where_nothing_is_asked_for() -> None:
     image = noise()
     numbers = draws(0, 0, 0, images=1)[0]
     np.testing.assert_array_equal(augment(image, numbers, UNVARIED, crop_area=CROP_AREA), image)
+
+
+@pytest.mark.parametrize("number", [-0.9, -0.013, 0.0, 0.5, 0.97])
+def test_brightness_alone_is_what_the_map_of_colours_gives(number: float) -> None:
+    image, config = noise(), replace(UNVARIED, brightness=0.15)
+    matrix, offset = colour_map(image, np.array([number, 0.3, 0.3, 0.3]), config)
+    slow = np.rint(image @ matrix.T + offset).clip(0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(brighten(image, 255 * number * 0.15), slow)
+    numbers = np.array([0.0, 0.0, number, 0.3, 0.3, 0.3])
+    np.testing.assert_array_equal(augment(image, numbers, config, crop_area=CROP_AREA), slow)
 
 
 def test_brightness_adds_contrast_spreads_saturation_leaves_grey_and_hue_turns_around_it() -> None:

@@ -8,7 +8,9 @@ from reach_demonstrations import ACTIONS, UNVARIED, sft_config, write_reach_demo
 
 from vla_train.demonstrations.dataset import DemonstrationDataset
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
+from vla_train.sft import batches
 from vla_train.sft.batches import BatchMaker
+from vla_train.sft.config import AugmentConfig
 from vla_train.sft.samples import sample_places, samples_of_step
 from vla_train.trainer.parallel import Ranks
 
@@ -67,6 +69,18 @@ def test_ranks_share_the_rows_that_one_would_have(data: DemonstrationDataset, pa
     images = np.concatenate([part.observations["image"] for part in parts])
     np.testing.assert_array_equal(images, whole.observations["image"])
     assert not np.array_equal(images, make_batches(data, padding=padding).of_step(5).observations["image"])
+
+
+def test_however_many_rows_a_thread_makes_at_a_time_a_step_has_the_same_ones(
+    data: DemonstrationDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makers = [make_batches(data, augment=AugmentConfig(), batch_rows=12) for _ in range(2)]
+    expected = makers[0].of_step(3)
+    monkeypatch.setattr(batches, "_ROWS_AT_ONCE", 5)
+    rows = makers[1].of_step(3)
+    np.testing.assert_array_equal(rows.observations["image"], expected.observations["image"])
+    assert len(rows.observations["image"]) == 12
+    assert rows.instructions == expected.instructions
 
 
 def test_a_validation_looks_at_the_same_rows_each_time_and_never_varies_them(data: DemonstrationDataset) -> None:
