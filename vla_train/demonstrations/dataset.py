@@ -1,14 +1,15 @@
 """Reads demonstrations in LeRobot's format: v3 and the older v2, whoever wrote them.
 
     actions, states   whole columns of an episode, read when first asked for
-    images            single frames: encoded pictures of recently used episodes stay in memory, and are decoded when asked for;
-                      of a video, the decoded frames of an episode
+    images            single frames: pictures stay in memory as they were decoded where there is room for all of them, else
+                      encoded, those of recently used episodes; of a video, the decoded frames of an episode
 
 Columns may be named as LeRobot does (`observation.images.image`, `observation.state`, `action`) or as the LIBERO sets of
 others do (`image`, `state`, `actions`); pictures may be stored as video. Values are as they are stored: what they mean is told
 by `conventions`.
 """
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import numpy as np
 
 from vla_train.demonstrations.description import DemonstratedEpisode, EpisodePlace, describe
 from vla_train.demonstrations.parquet import read_pictures, read_row_groups, read_vectors
-from vla_train.demonstrations.pictures import decode_pictures
+from vla_train.demonstrations.pictures import decode_picture
 from vla_train.demonstrations.videos import decode_video
 
 
@@ -66,6 +67,9 @@ class DemonstrationDataset:
         self._groups: dict[Path, np.ndarray] = {}
         self._held: OrderedDict[tuple[Path, str, int], _Held] = OrderedDict()
         self._held_bytes = 0
+        self._decoded: dict[tuple[Path, str, int], np.ndarray] = {}
+        frame_bytes = sum(math.prod(shape) for shape in self.image_shapes.values())
+        self._holds_decoded = frame_bytes * self.num_steps <= memory_bytes // 2
 
     @property
     def num_steps(self) -> int:
@@ -98,10 +102,10 @@ class DemonstrationDataset:
         if camera.is_video:
             return self._video(episode, camera.column)[np.asarray(steps)]
         place = self._description.places[episode]
-        try:
-            return decode_pictures([self._picture(place, camera.column, int(step)) for step in steps])
-        except ValueError as error:
-            raise ValueError(f"{self.folder}: {error}") from None
+        frames = [self._frame(place, camera.column, place.first_row + int(step)) for step in steps]
+        if any(frame.shape != frames[0].shape for frame in frames):
+            raise ValueError(f"{self.folder}: pictures of {key!r} differ in size")
+        return np.stack(frames)
 
     def _numbers(self, episode: int, column: str) -> np.ndarray:
         place = self._description.places[episode]
@@ -114,8 +118,20 @@ class DemonstrationDataset:
             raise ValueError(f"{place.file} ends before episode {episode} does: it is half-written")
         return numbers
 
-    def _picture(self, place: EpisodePlace, column: str, step: int) -> bytes:
-        row = place.first_row + step
+    def _frame(self, place: EpisodePlace, column: str, row: int) -> np.ndarray:
+        """(H, W, 3) of a row of a file."""
+        key = place.file, column, row
+        frame = self._decoded.get(key)
+        if frame is None:
+            try:
+                frame = decode_picture(self._picture(place, column, row))
+            except ValueError as error:
+                raise ValueError(f"{self.folder}: {error}") from None
+            if self._holds_decoded:
+                self._decoded[key] = frame
+        return frame
+
+    def _picture(self, place: EpisodePlace, column: str, row: int) -> bytes:
         with self._lock:
             if place.file not in self._groups:
                 self._groups[place.file] = np.cumsum([0, *[group.num_rows for group in read_row_groups(place.file)]])

@@ -1,7 +1,5 @@
 """Pictures as the dataset stores them: PNG, which loses nothing, and a histogram of their pixels for the statistics."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -39,19 +37,12 @@ def encode_pictures(frames: np.ndarray) -> EncodedPictures:
     return EncodedPictures(shape=frames.shape[1:], files=tuple(files), histogram=histogram)  # type: ignore[arg-type]
 
 
-def decode_pictures(files: Sequence[bytes], *, threads: ThreadPoolExecutor | None = None) -> np.ndarray:
-    """(T, H, W, 3) uint8, from PNG or JPEG.
+def decode_picture(file: bytes) -> np.ndarray:
+    """(H, W, 3) uint8, from PNG or JPEG.
 
     Raises:
-        ValueError: One is damaged, or of another size than the first.
+        ValueError: It is damaged.
     """
-    pictures = list((map if threads is None else threads.map)(_decode, files))
-    if any(picture.shape != pictures[0].shape for picture in pictures):
-        raise ValueError("pictures of one camera differ in size")
-    return np.stack(pictures)
-
-
-def _decode(file: bytes) -> np.ndarray:
     try:
         with Image.open(BytesIO(file)) as image:
             return np.asarray(image.convert("RGB"))

@@ -1,17 +1,18 @@
 """From samples to rows that the trainer takes: images read and varied, chunks as the policy's own decisions.
 
-R rows of a step over all ranks, of which each rank makes its share. Threads share a rank's: pictures are decoded and varied
-outside of Python's lock.
+R rows of a step over all ranks, of which each rank makes its share. Threads share a rank's, since pictures are decoded outside
+of Python's lock.
 """
 
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
 from vla_train.policy.base import SupervisedPolicy
-from vla_train.sft.augmentation import augment, draws
+from vla_train.sft.augmentation import augment_rows, draws
 from vla_train.sft.config import SftConfig
 from vla_train.sft.samples import Demonstrations, chunk_targets, samples_of_step
 from vla_train.trainer.parallel import Ranks
@@ -20,7 +21,7 @@ from vla_train.types import INSTRUCTION, TrainBatch
 _STATE = "state"
 _MOST_THREADS = 8
 _ROWS_AT_ONCE = 16
-"""Rows that a thread makes at a time."""
+"""Rows that a thread reads at a time."""
 
 
 class BatchMaker:
@@ -52,10 +53,10 @@ class BatchMaker:
         self._train = train
         self._validation = validation
         self._ranks = ranks
-        self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="rows")
+        self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="pictures")
 
     def close(self) -> None:
-        """End the threads that make rows."""
+        """End the threads that read pictures."""
         self._threads.shutdown(cancel_futures=True)
 
     def of_step(self, step: int) -> TrainBatch:
@@ -93,15 +94,11 @@ class BatchMaker:
 
     def _observations(self, places: np.ndarray, *, step: int | None, first_row: int) -> dict[str, np.ndarray]:
         """What the policy reads at (n, 2) places, which are rows `first_row`, ... of all ranks'; varied if it is of a step."""
-
-        def some(begin: int) -> dict[str, np.ndarray]:
-            observations = {key: self._observed(key, places[begin : begin + _ROWS_AT_ONCE]) for key in self._keys}
-            if step is not None:
-                self._vary(observations, step=step, first_row=first_row + begin)
-            return observations
-
-        parts = list(self._threads.map(some, range(0, len(places), _ROWS_AT_ONCE)))
-        return {key: np.concatenate([part[key] for part in parts]) for key in self._keys}
+        blocks = np.array_split(places, -(-len(places) // _ROWS_AT_ONCE))
+        observations = {
+            key: np.concatenate(list(self._threads.map(partial(self._observed, key), blocks))) for key in self._keys
+        }
+        return observations if step is None else self._varied(observations, step=step, first_row=first_row)
 
     def _observed(self, key: str, places: np.ndarray) -> np.ndarray:
         """(n, ...) what the policy reads under a key at these places; rows of one episode are read together."""
@@ -119,10 +116,18 @@ class BatchMaker:
         assert states is not None, "a policy that reads the state was accepted for data without one"
         return states[steps]
 
-    def _vary(self, observations: dict[str, np.ndarray], *, step: int, first_row: int) -> None:
-        """Vary the images of a training step's rows, in place; rows are numbered over all ranks."""
-        images = [array for key, array in observations.items() if key != _STATE]
-        for row in range(len(images[0]) if images else 0):
-            numbers = draws(self._config.seed, step, first_row + row, images=len(images))
-            for array, own in zip(images, numbers, strict=True):
-                array[row] = augment(array[row], own, self._config.augment, crop_area=self._policy.crop_area)
+    def _varied(self, observations: dict[str, np.ndarray], *, step: int, first_row: int) -> dict[str, np.ndarray]:
+        """With the images of a training step's rows varied; rows are numbered over all ranks."""
+        config = self._config
+        keys = [key for key in observations if key != _STATE]
+        numbers = draws(config.seed, step, rows=config.batch_rows, images=len(keys))
+        varied = {
+            key: augment_rows(
+                observations[key],
+                numbers[first_row : first_row + len(observations[key]), image],
+                config.augment,
+                crop_area=self._policy.crop_area,
+            )
+            for image, key in enumerate(keys)
+        }
+        return observations | varied

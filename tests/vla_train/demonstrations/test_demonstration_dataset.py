@@ -44,8 +44,9 @@ def test_what_was_written_is_read(written: Path):
         assert dataset.actions(number).dtype == np.float32
 
 
-def test_frames_are_read_in_any_order_and_by_several_threads(written: Path):
-    dataset = DemonstrationDataset(written, memory_bytes=3000)  # less than two episodes
+@pytest.mark.parametrize("memory_bytes", [3000, 1 << 30], ids=["less than two episodes", "all decoded"])
+def test_frames_are_read_in_any_order_and_by_several_threads(memory_bytes: int, written: Path):
+    dataset = DemonstrationDataset(written, memory_bytes=memory_bytes)
     rng = np.random.default_rng(0)
     wanted = [(int(episode), rng.integers(0, small.length_of(int(episode)), 3)) for episode in rng.integers(0, 6, 100)]
     with ThreadPoolExecutor(4) as threads:

@@ -9,7 +9,7 @@ import torch
 from reach_demonstrations import UNVARIED
 
 from vla_train.policy.simplevla_oft.images import CROP_AREA, center_crop
-from vla_train.sft.augmentation import NUM_DRAWS, augment, brighten, colour_map, draws, move, reach
+from vla_train.sft.augmentation import NUM_DRAWS, augment, augment_rows, colour_map, draws, move, reach
 from vla_train.sft.config import AugmentConfig
 
 CROP_ALONE = replace(UNVARIED, crop=True)
@@ -59,18 +59,19 @@ def test_what_comes_in_from_outside_repeats_the_border() -> None:
 
 def test_nothing_changes_where_nothing_is_asked_for() -> None:
     image = noise()
-    numbers = draws(0, 0, 0, images=1)[0]
+    numbers = draws(0, 0, rows=1, images=1)[0, 0]
     np.testing.assert_array_equal(augment(image, numbers, UNVARIED, crop_area=CROP_AREA), image)
 
 
-@pytest.mark.parametrize("number", [-0.9, -0.013, 0.0, 0.5, 0.97])
-def test_brightness_alone_is_what_the_map_of_colours_gives(number: float) -> None:
-    image, config = noise(), replace(UNVARIED, brightness=0.15)
-    matrix, offset = colour_map(image, np.array([number, 0.3, 0.3, 0.3]), config)
-    slow = np.rint(image @ matrix.T + offset).clip(0, 255).astype(np.uint8)
-    np.testing.assert_array_equal(brighten(image, 255 * number * 0.15), slow)
-    numbers = np.array([0.0, 0.0, number, 0.3, 0.3, 0.3])
-    np.testing.assert_array_equal(augment(image, numbers, config, crop_area=CROP_AREA), slow)
+@pytest.mark.parametrize("colours", [{"brightness": 0.15}, {"brightness": 0.15, "contrast": 0.2, "hue": 0.1}], ids=str)
+def test_rows_are_varied_together_as_each_is_by_itself(colours: dict[str, float]) -> None:
+    config = replace(UNVARIED, crop=True, shift=0.1, **colours)
+    images = np.random.default_rng(1).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    numbers = draws(0, 3, rows=12, images=1)[:, 0]
+    assert numbers[:, :2].min() < -0.5 < 0.5 < numbers[:, :2].max(), "all ways"
+    together = augment_rows(images, numbers, config, crop_area=CROP_AREA)
+    for image, own, row in zip(images, numbers, together, strict=True):
+        np.testing.assert_array_equal(row, augment(image, own, config, crop_area=CROP_AREA))
 
 
 def test_brightness_adds_contrast_spreads_saturation_leaves_grey_and_hue_turns_around_it() -> None:
@@ -94,10 +95,11 @@ def test_brightness_adds_contrast_spreads_saturation_leaves_grey_and_hue_turns_a
 
 
 def test_draws_depend_on_seed_step_and_row_alone() -> None:
-    numbers = draws(1, 2, 3, images=2)
-    assert numbers.shape == (2, NUM_DRAWS)
-    np.testing.assert_array_equal(numbers, draws(1, 2, 3, images=2))
-    for other in (draws(0, 2, 3, images=2), draws(1, 3, 2, images=2), draws(1, 2, 4, images=2), numbers[::-1]):
+    numbers = draws(1, 2, rows=3, images=2)
+    assert numbers.shape == (3, 2, NUM_DRAWS)
+    np.testing.assert_array_equal(numbers, draws(1, 2, rows=3, images=2))
+    np.testing.assert_array_equal(numbers, draws(1, 2, rows=5, images=2)[:3])
+    for other in (draws(0, 2, rows=3, images=2), draws(1, 3, rows=3, images=2), numbers[::-1], numbers[:, ::-1]):
         assert not np.array_equal(numbers, other)
 
 
