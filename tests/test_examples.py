@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from vla_train.algo.advantages import grpo
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -97,3 +100,21 @@ def test_a_task_of_ones_own_is_played_by_the_expert_with_a_reward_of_ones_own() 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_short(example: Path) -> None:
     assert len(example.read_text().splitlines()) < 100
+
+
+def test_shuffled_rewards_deal_each_group_its_own_advantages_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from shuffled_rewards import shuffled
+
+    groups = torch.arange(6).repeat(8)
+    drawn = torch.Generator().manual_seed(0)
+    products = []
+    for _ in range(100):
+        rewards = torch.randint(2, (48,), generator=drawn).double()
+        dealt, honest = shuffled(rewards, groups), grpo(rewards, groups)
+        for group in range(6):
+            assert dealt[groups == group].sort().values == pytest.approx(honest[groups == group].sort().values)
+        assert torch.equal(dealt, shuffled(rewards, groups))
+        products.append(float((dealt * honest).mean()))
+    assert abs(sum(products) / len(products)) < 0.05  # of those that are not shuffled it is 7/8
+    assert shuffled(torch.ones(3).double(), torch.arange(3)).tolist() == [0.0, 0.0, 0.0]

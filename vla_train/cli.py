@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -25,14 +25,15 @@ from vla_train.config_json import RENAMED, for_another_env, without_demo
 from vla_train.demonstrations.config import CollectConfig
 from vla_train.errors import RunError, gpu_too_small
 from vla_train.export_config import ExportConfig
+from vla_train.from_scratch.config import FromScratchConfig
 from vla_train.protocols import PROTOCOLS, with_protocol
-from vla_train.recipes import DEFAULT_RECIPE, RECIPES
+from vla_train.recipes import DEFAULT_RECIPE, FROM_SCRATCH, RECIPES
 from vla_train.recipes.demo import demo
 from vla_train.sft.config import SftConfig
 
 
-def _recipe_lines() -> str:
-    return "\n".join(f"  {name:<9} {recipe.__doc__}" for name, recipe in RECIPES.items())
+def _recipe_lines(recipes: Mapping[str, Callable[[], object]] = RECIPES) -> str:
+    return "\n".join(f"  {name:<9} {recipe.__doc__}" for name, recipe in recipes.items())
 
 
 _OVERVIEW = f"""\
@@ -51,6 +52,7 @@ commands:
 
 recipes (train or bench --recipe NAME; without one: {DEFAULT_RECIPE}; any option may still be changed):
 {_recipe_lines()}
+{_recipe_lines(FROM_SCRATCH)}  (train only)
 
 files (train, bench, sft and eval --config FILE): options in JSON or TOML, as the config.json of a run holds them
 
@@ -147,7 +149,7 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         TrainConfig,
         prog="python -m vla_train train",
         description=f"Train with GRPO.\n\nThe defaults shown are those of the {source}; --recipe NAME takes another:\n"
-        + _recipe_lines()
+        + f"{_recipe_lines()}\n{_recipe_lines(FROM_SCRATCH)}"
         + f"\n\n{_CONFIG_HELP}",
         default=defaults,
         args=arguments,
@@ -158,8 +160,10 @@ def _train_defaults(arguments: list[str]) -> tuple[TrainConfig, str]:
     """What options of a run come on top of, and its name: `--recipe` and `--config`, which are taken out of `arguments`."""
     _refuse_names(arguments)
     recipe, file = _take(arguments, "--recipe"), _take(arguments, "--config")
+    if recipe in FROM_SCRATCH:
+        raise ValueError(f"recipe {recipe} is several commands in one, with options of their own: only train takes it")
     if recipe is not None and recipe not in RECIPES:
-        raise ValueError(f"unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
+        raise ValueError(f"unknown recipe {recipe!r}: choose one of {', '.join((*RECIPES, *FROM_SCRATCH))}")
     if file is None:
         recipe = recipe or DEFAULT_RECIPE
         defaults, source = RECIPES[recipe](), f"recipe {recipe!r}"
@@ -296,7 +300,7 @@ def _take(arguments: list[str], option: str) -> str | None:
     for index, argument in enumerate(arguments):
         if argument.partition("=")[0] == option:
             if value is None:
-                wanted = f"a name: choose one of {', '.join(RECIPES)}" if option == "--recipe" else "a file"
+                wanted = f"a name: choose one of {', '.join((*RECIPES, *FROM_SCRATCH))}" if option == "--recipe" else "a file"
                 raise ValueError(f"{option} needs {wanted}")
             del arguments[index : index + (1 if "=" in argument else 2)]
             break
@@ -329,7 +333,38 @@ def _refuse_names(arguments: Sequence[str]) -> None:
         seen.add(name)
 
 
+def parse_from_scratch(arguments: Sequence[str]) -> FromScratchConfig:
+    """The config of a recipe that begins with demonstrations: the recipe, a file on top of it, options on top of both.
+
+    Raises:
+        ValueError, SystemExit: As for `parse_train`.
+    """
+    arguments = list(arguments)
+    _refuse_names(arguments)
+    recipe, file = _take(arguments, "--recipe"), _take(arguments, "--config")
+    defaults = FROM_SCRATCH[recipe or ""]()
+    if _value_of(arguments, "--env.id") is not None:
+        defaults = replace(defaults, suite=None, detail=None, image_size=None)
+    if file is not None:
+        defaults = read_config(Path(file), defaults=defaults)
+    return tyro.cli(
+        FromScratchConfig,
+        prog=f"python -m vla_train train --recipe {recipe}",
+        description="From nothing to a policy that GRPO made good, in stages: an expert's demonstrations (collect), supervised "
+        "training (sft), GRPO (train), and an evaluation of start and end on held-out initial states. The same command goes on "
+        f"where it was interrupted; a stage that is done is not done again.\n\n{_CONFIG_HELP}",
+        default=defaults,
+        args=arguments,
+        config=(tyro.conf.SuppressFixed,),
+    )
+
+
 def _train(arguments: list[str]) -> Callable[[], object]:
+    if _value_of(arguments, "--recipe") in FROM_SCRATCH:
+        from_scratch = parse_from_scratch(arguments)
+        from vla_train.from_scratch.stages import FromScratch
+
+        return FromScratch(from_scratch).run
     config = parse_train(arguments)
     from vla_train.loop import iterate, set_up
 

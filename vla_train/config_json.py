@@ -5,7 +5,7 @@ Knows no file; importing this needs neither torch nor a simulator.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -20,16 +20,19 @@ RENAMED = {"env.num_groups": "env.num_workers", "env.envs_per_group": "env.envs_
 
 
 def config_to_json(config: Any) -> dict[str, Any]:
-    """A config (any of these classes) as plain JSON data; `config_from_json` gives it back."""
+    """A config (any of these classes) as plain JSON data, but for what nobody can set; `config_from_json` gives it back."""
 
     def plain(value: Any) -> Any:
+        if is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.init}
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
-    return plain(asdict(config))
+    data: dict[str, Any] = plain(config)
+    return data
 
 
 def config_from_json(data: Mapping[str, Any], *, defaults: _Config) -> _Config:
@@ -63,7 +66,7 @@ def without_demo(config: TrainConfig) -> TrainConfig:
 def _updated(config: _Config, data: Any, *, section: str) -> _Config:
     """`config` with the fields that `data` holds."""
     require(isinstance(data, Mapping), f"{section.rstrip('.') or 'a config'} must be a table of fields, got {data!r}")
-    known = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
+    known = {f.name: f for f in fields(config) if f.init}  # type: ignore[arg-type]
     changes: dict[str, Any] = {}
     for name, value in data.items():
         full_name = f"{section}{name}"
@@ -84,14 +87,14 @@ def _updated(config: _Config, data: Any, *, section: str) -> _Config:
 def _read(name: str, kind: Any, value: Any) -> Any:
     """The value of a field, from JSON or TOML."""
     if get_origin(kind) in (UnionType, Union):
-        if value is None:
-            return None
+        if value is None or any(value in get_args(member) for member in get_args(kind) if get_origin(member) is Literal):
+            return value
         kind = get_args(kind)[0]
     if get_origin(kind) is Annotated:
         require(isinstance(value, Mapping), f"{name} must be a table of arguments, got {value!r}")
         return {key: _argument_text(f"{name}.{key}", argument) for key, argument in value.items()}
     if get_origin(kind) is tuple:
-        wanted = "a list of names" if get_args(kind)[0] is not float else "a list of numbers"
+        wanted = "a list of numbers" if get_args(kind)[0] in (int, float) else "a list of names"
         require(isinstance(value, list), f"{name} must be {wanted}, got {value!r}")
         return tuple(_read(f"each of {name}", get_args(kind)[0], item) for item in value)
     if kind in (int, float):

@@ -1,5 +1,7 @@
-"""Options of the form KEY=VALUE, several behind one name: how the command line reads and shows them."""
+"""How the command line reads and shows fields that are not plain values: KEY=VALUE pairs, several behind one name, and fields
+that are no options."""
 
+import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from vla_train.config_checks import require
@@ -19,3 +21,5 @@ KEY_VALUE_PAIRS = PrimitiveConstructorSpec(
     str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
 )
 """Annotates a `dict[str, str]`."""
+NO_OPTION = tyro.conf.Fixed
+"""Annotates a field that is no option; with `tyro.conf.SuppressFixed`, help does not show it."""

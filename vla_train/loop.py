@@ -33,8 +33,12 @@ def set_up(config: TrainConfig) -> Run:
         return Run(config, ranks=ranks, display=Display(config.display if ranks.rank == 0 else "none"))
 
 
-def iterate(run: Run) -> None:
+def iterate(run: Run, *, last_words: bool = True) -> None:
     """Do the iterations that are left, and close the run. Ctrl-C and SIGTERM save a checkpoint and end.
+
+    Args:
+        run: Set up.
+        last_words: Say in the end what was learnt, and how to go on.
 
     Raises:
         RunError, SystemExit: It ended before it was done; see `saved_when_it_ends`.
@@ -58,4 +62,5 @@ def iterate(run: Run) -> None:
             run.begin_next(result.groups)
             metrics = run.update(result.groups)
             run.record(result, metrics)
-    run.show_end()
+    if last_words:
+        run.show_end()

@@ -3,6 +3,8 @@
 A red block stands on the left or the right of the image, and the instruction says whether to lift or to lower it: of the four
 corners one is right, and neither the image nor the words alone tell which. An action (2,) moves the hand, a white square that
 starts in the middle; the episode ends when it is in a corner, with reward 1 in the right one. N slots, K actions.
+
+`corners_env:StoredCorners-v0` is the same with stored initial states, two tasks (to lift and to lower), and an expert.
 """
 
 from typing import Any
@@ -74,4 +76,38 @@ class CornersVectorEnv(VectorEnv):
         return {"image": images, "instruction": tuple(INSTRUCTIONS[int(up)] for up in self.corners[:, 1])}
 
 
+class StoredCornersVectorEnv(CornersVectorEnv):
+    """See the module's docstring. States of even numbers have the block on the left."""
+
+    num_states = 16
+    task_ids = (0, 1)
+    num_init_states: dict[int, int] = dict.fromkeys(task_ids, num_states)
+    started: list[tuple[int, int]] = []  # noqa: RUF012
+    """Task and initial state of all episodes begun in this process."""
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        options = options or {}
+        mask = options.get("reset_mask", np.ones(self.num_envs, bool))
+        tasks = np.broadcast_to(options["task_id"], self.num_envs)
+        states = np.broadcast_to(options["init_state_id"], self.num_envs)
+        super().reset(seed=states, options={"reset_mask": mask})
+        self.corners[mask] = np.column_stack([np.where(states % 2, 1, -1), np.where(tasks, -1, 1)])[mask]
+        self.started.extend(zip(tasks[mask].tolist(), states[mask].tolist(), strict=True))
+        return self._observe(), {}
+
+    def make_expert(self, slot: int = 0, *, noise: float = 0.0, seed: int | None = None) -> "CornersExpert":
+        return CornersExpert(self, slot)
+
+
+class CornersExpert:
+    """Goes straight to the right corner."""
+
+    def __init__(self, env: CornersVectorEnv, slot: int) -> None:
+        self._env, self._slot = env, slot
+
+    def act(self) -> np.ndarray:
+        return self._env.corners[self._slot]
+
+
 gym.register("Corners-v0", vector_entry_point=CornersVectorEnv, max_episode_steps=MAX_EPISODE_STEPS)
+gym.register("StoredCorners-v0", vector_entry_point=StoredCornersVectorEnv, max_episode_steps=MAX_EPISODE_STEPS)

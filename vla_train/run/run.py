@@ -28,6 +28,7 @@ from vla_train.pipeline.prompt_share import PromptPosition, PromptShare
 from vla_train.pipeline.rollout import Rollout, RolloutProgress, RolloutResult
 from vla_train.pipeline.rollout_result import combine_stats
 from vla_train.pipeline.timeline import Timeline
+from vla_train.pipeline.wall_clock import wall_clock_shares
 from vla_train.policy.factory import policy_factory
 from vla_train.run.evaluations import RunEvaluations, forget_evaluations
 from vla_train.run.identity import holds_same_start, start_of
@@ -237,6 +238,9 @@ class Run:
         values = {f"rollout/{name}": value for name, value in asdict(stats).items()}
         values |= {"rollout/decisions_per_s": stats.decisions_per_s, "rollout/rows_per_batch": stats.rows_per_batch}
         values["time/iteration_s"] = ended - self._began
+        spans = self.timeline.spans(since=self._began, until=ended)
+        shares = wall_clock_shares(spans, since=self._began, until=ended)
+        values |= {f"time/{activity}_s": seconds for activity, seconds in shares.items()}
         if update.rows:
             values["time/chunks_per_s"] = update.rows / (ended - self._began)
         if torch.cuda.is_available():
@@ -257,6 +261,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Play the evaluation episodes with the trained weights; each rank plays its share."""
+        began = time.perf_counter()
         with self.ranks.apart():
             if self._next is not None:
                 with self.display.waiting("finishing the rollout under way"), self._interruptible():
@@ -267,7 +272,7 @@ class Run:
         self._score, record = self._evaluations.play(self.rollout, iteration=self.done, title=title)
         self._saved = min(self._saved, max(0, self.done - 1))  # a checkpoint of these weights does not know their score
         if self._log is not None:
-            self._log.log("eval", self.done, record)
+            self._log.log("eval", self.done, {**record, "duration_s": time.perf_counter() - began})
 
     def show_end(self) -> None:
         """Say where everything is, and what was learnt."""

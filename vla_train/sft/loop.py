@@ -33,8 +33,12 @@ def set_up(config: SftConfig) -> SftRun:
         return SftRun(config, ranks=ranks, display=Display(config.display if ranks.rank == 0 else "none"))
 
 
-def iterate(run: SftRun) -> None:
+def iterate(run: SftRun, *, last_words: bool = True) -> None:
     """Do the steps that are left, and close the run. Ctrl-C and SIGTERM save a checkpoint and end.
+
+    Args:
+        run: Set up.
+        last_words: Say in the end what was learnt, and how to go on.
 
     Raises:
         RunError, SystemExit: It ended before it was done; see `saved_when_it_ends`.
@@ -59,4 +63,5 @@ def iterate(run: SftRun) -> None:
                     show(run.done, "")
                     with run.ranks.apart():
                         interruption.check()
-    run.show_end()
+    if last_words:
+        run.show_end()

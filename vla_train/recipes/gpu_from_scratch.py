@@ -1,0 +1,57 @@
+"""Ten LIBERO tasks in one policy, from nothing, on one GPU: demonstrations, supervised training, GRPO, evaluation."""
+
+from pathlib import Path
+
+from vla_train.config import AdamWConfig, EnvConfig, EvalConfig, OptimConfig, PolicyConfig, RolloutConfig
+from vla_train.from_scratch.config import FromScratchConfig
+from vla_train.from_scratch.stage_options import CollectStage, LastEvaluation, SftStage, TrainStage
+from vla_train.sft.config import AugmentConfig
+
+
+def gpu_from_scratch() -> FromScratchConfig:
+    """From nothing to a whole LIBERO suite on one GPU: an expert's demonstrations, sft, GRPO, evaluation."""
+    return FromScratchConfig(
+        output=Path("runs/from-scratch"),
+        suite="libero_object",
+        detail="fast",
+        image_size=128,
+        demonstrations_per_task=10,
+        env=EnvConfig(id="Libero-v0", num_workers=4, envs_per_worker=32, max_episode_steps=280),
+        policy=PolicyConfig(size="small", compile=True),
+        collect=CollectStage(noise=0.05),
+        sft=SftStage(
+            steps=2000,
+            batch_rows=256,
+            label_step=0.25,
+            statistics="bounds",
+            validation_fraction=0.0,
+            log_every=20,
+            checkpoint_every=1000,
+            augment=AugmentConfig(contrast=0.0, saturation=0.0, hue=0.0, brightness=0.15),
+            optim=AdamWConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=50, beta2=0.95),
+            eval=EvalConfig(every=0),
+        ),
+        train=TrainStage(
+            iterations=60,
+            checkpoint_every=10,
+            rollout=RolloutConfig(
+                groups_per_iteration=32,
+                group_size=8,
+                temperature=1.2,
+                max_policy_batch=128,
+                min_success_rate=0.05,
+                max_success_rate=0.95,
+                max_attempts=1.5,
+            ),
+            optim=OptimConfig(
+                learning_rate=1e-4,
+                schedule="cosine",
+                min_learning_rate_fraction=0.1,
+                warmup_steps=10,
+                beta2=0.95,
+                minibatch_trajectories=64,
+            ),
+            eval=EvalConfig(every=10, episodes_per_task=4),
+        ),
+        evaluation=LastEvaluation(videos=5),
+    )
