@@ -32,7 +32,7 @@ $(VENV)/.ready: constraints.txt pyproject.toml vla_envs/pyproject.toml vla_train
 		$(BIN)/pip install -q --retries 0 --timeout 15 --no-deps --index-url https://download.pytorch.org/whl/cpu \
 			$$(grep '^torch==' constraints.txt) || echo "no CPU build of PyTorch there: taking the default one"
 	$(BIN)/pip install -q --upgrade 'pip>=25.1'
-	$(BIN)/pip install -q -c constraints.txt -e './vla_envs[libero,usd,warp]' -e './vla_train[data,nf4,ray]' --group dev
+	$(BIN)/pip install -q -c constraints.txt -e './vla_envs[libero,usd,warp]' -e './vla_train[data,nf4,ray,serve]' --group dev
 	@touch $@
 
 gl:

@@ -51,7 +51,8 @@ def build_sampler(
         use_gpu: Whether replicas need a GPU each; None where that is the cluster's choice.
     """
     if config.worker != "ray":
-        return build(), lambda: None
+        policy = build()
+        return policy, getattr(policy, "close", lambda: None)
     from vla_train.distributed.ray import make_rollout_policy
 
     replicas = make_rollout_policy(build, replicas=config.replicas, use_gpu=use_gpu)
