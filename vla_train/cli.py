@@ -252,9 +252,9 @@ def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig:
 def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateConfig:
     """What the run of the checkpoint was told, and the file on top of it."""
     checkpoint, url = _value_of(arguments, "--checkpoint"), _value_of(arguments, "--policy.url")
-    if url is None:
+    if url is None and _value_of(arguments, "--policy.factory") != "remote":
         config = EvaluateConfig(checkpoint=tyro.MISSING if checkpoint is None else checkpoint)
-    else:
+    else:  # a server, which has the weights
         config = EvaluateConfig(policy=PolicyConfig(factory="remote", url=url))
     run = None if checkpoint is None else _config_of_run(checkpoint)
     if file is not None:

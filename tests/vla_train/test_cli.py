@@ -322,7 +322,7 @@ def test_an_evaluation_plays_a_server_without_a_checkpoint() -> None:
         (("serve", "--checkpoint", "x", *REMOTE), "policy.factory remote is served by somebody else already"),
         (("eval", "--checkpoint", "x", *REMOTE), "--checkpoint x contradicts --policy.url"),
         (("eval", *REMOTE, "--eval.temperatures", "1"), "how a server samples is set where it runs"),
-        (("eval", "--checkpoint", "x", "--policy.factory", "remote"), "policy.factory remote needs its server's address"),
+        (("eval", "--policy.factory", "remote"), "policy.factory remote needs its server's address"),
         (("eval", "--policy.factory", "simplevla_oft", *URL), "is for policy.factory remote, got simplevla_oft"),
         (("eval", "--policy.url", "localhost"), "policy.url must be ws://HOST:PORT or wss://HOST:PORT, got 'localhost'"),
         (("serve", "--checkpoint", "demo", "--protocol", "grpc"), "grpc"),

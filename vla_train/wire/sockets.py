@@ -7,6 +7,7 @@ interpreter for longer than their time-out, and whoever waits has a time-out of 
 import asyncio
 import contextlib
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -71,7 +72,7 @@ async def connect(url: str, *, timeout_s: float) -> Socket:
     except TimeoutError:
         raise ConnectionLostError(f"no connection within {timeout_s:g} s") from None
     except OSError as error:
-        raise ConnectionLostError(error.strerror or str(error)) from None
+        raise ConnectionLostError(os.strerror(error.errno) if error.errno else str(error)) from None
     except (WebSocketException, ValueError) as error:
         raise ConnectionLostError(f"{type(error).__name__}: {error}") from None
 
