@@ -311,6 +311,8 @@ def test_an_evaluation_plays_a_server_without_a_checkpoint() -> None:
     config = parse_evaluate(URL)
     assert config == parse_evaluate(REMOTE)
     assert (config.checkpoint, config.policy.factory, config.policy.url) == (None, "remote", "ws://localhost:8000")
+    as_others = parse_evaluate([*URL, "--protocol", "rlinf"])
+    assert (as_others.policy, as_others.env.max_episode_steps) == (config.policy, 512)
 
 
 @pytest.mark.parametrize(

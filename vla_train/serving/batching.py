@@ -30,6 +30,10 @@ class Row:
     place: Place
 
 
+_Asked = tuple[Row, "asyncio.Future[np.ndarray]"]
+"""A row, and where its answer goes."""
+
+
 class Batcher:
     """Decides rows, together where it can.
 
@@ -47,8 +51,8 @@ class Batcher:
         self._max_wait_s = max_wait_s
         self._temperature = temperature
         self._seed = seed
-        self._waiting: list[tuple[Row, asyncio.Future[np.ndarray]]] = []
-        self._deciding: list[tuple[Row, asyncio.Future[np.ndarray]]] = []
+        self._waiting: list[_Asked] = []
+        self._deciding: list[_Asked] = []
         self._changed = asyncio.Event()
         self._ended = False
         self.clients = 0
@@ -99,10 +103,7 @@ class Batcher:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(until(min(self.clients, self._max_batch)), self._max_wait_s)
 
-    async def _answer(self, rows: list[tuple[Row, "asyncio.Future[np.ndarray]"]], thread: ThreadPoolExecutor) -> None:
-        rows = [(row, answer) for row, answer in rows if not answer.cancelled()]  # whose client is gone
-        if not rows:
-            return
+    async def _answer(self, rows: list[_Asked], thread: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
         try:
             chunks = await loop.run_in_executor(thread, self._act, [row for row, _ in rows])
@@ -110,14 +111,13 @@ class Batcher:
             if len(rows) > 1:
                 for single in rows:
                     await self._answer([single], thread)
-            elif not rows[0][1].cancelled():
+            else:
                 rows[0][1].set_exception(error)
             return
         self.calls += 1
         self.decisions += len(rows)
         for (_, answer), chunk in zip(rows, chunks, strict=True):
-            if not answer.cancelled():
-                answer.set_result(chunk)
+            answer.set_result(chunk)
 
     def _act(self, rows: list[Row]) -> np.ndarray:
         observation = Observation(
@@ -135,10 +135,8 @@ class Batcher:
         return draw.random(self._policy.num_uniforms, np.float32)
 
 
-def _by_shape(
-    batch: list[tuple[Row, "asyncio.Future[np.ndarray]"]],
-) -> Iterator[list[tuple[Row, "asyncio.Future[np.ndarray]"]]]:
-    shapes: dict[tuple[object, ...], list[tuple[Row, asyncio.Future[np.ndarray]]]] = {}
+def _by_shape(batch: list[_Asked]) -> Iterator[list[_Asked]]:
+    shapes: dict[tuple[object, ...], list[_Asked]] = {}
     for row, answer in batch:
         shapes.setdefault(tuple(array.shape for array in row.arrays.values()), []).append((row, answer))
     yield from shapes.values()

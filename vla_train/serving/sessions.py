@@ -110,7 +110,7 @@ class VlaEvalSession:
         self._episodes += 1
         recording = payload.get("recording")
         episode = recording.get("eid") if isinstance(recording, dict) else None
-        if episode is None:
+        if not isinstance(episode, str):
             episode = f"{self._number}/{self._episodes}"
         if episode in self._playing:
             self._refused = f"episode_start was refused: another client plays episode {episode}"

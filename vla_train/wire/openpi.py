@@ -45,12 +45,12 @@ def read_metadata(found: Any) -> tuple[tuple[str, ...], int]:
     return keys, size if isinstance(size, int) and size >= 0 else CLIENT_IMAGE_SIZE
 
 
-def pack_observation(arrays: Mapping[str, np.ndarray], instruction: str, *, image_size: int) -> bytes:
-    """A question about one slot; images are shrunk to `image_size` (0: sent as they are)."""
+def pack_observation(arrays: Mapping[str, np.ndarray], instruction: str) -> bytes:
+    """A question about one slot."""
     asked: dict[str, Any] = {_PROMPT: instruction}
     for key, array in arrays.items():
         # float64: what the client's concatenation of robosuite's arrays is
-        asked[_NAMES[key]] = array.astype(np.float64) if key == STATE else resized(array, image_size)
+        asked[_NAMES[key]] = array.astype(np.float64) if key == STATE else array
     return pack(asked, byte_keys=True)
 
 
@@ -69,18 +69,3 @@ def read_observation(data: bytes | str, keys: tuple[str, ...]) -> tuple[dict[str
     readers = {STATE: read_state}
     arrays = {key: readers.get(key, read_image)(found[_NAMES[key]], _NAMES[key]) for key in keys}
     return arrays, read_instruction(found[_PROMPT], _PROMPT)
-
-
-def resized(image: np.ndarray, size: int) -> np.ndarray:
-    """(size, size, 3) of an image (H, W, 3), its sides' ratio kept the rest black: openpi's `resize_with_pad`; 0: itself."""
-    height, width = image.shape[:2]
-    if size == 0 or (height, width) == (size, size):
-        return image
-    from PIL import Image
-
-    ratio = max(height, width) / size
-    shrunk = Image.fromarray(image).resize((int(width / ratio), int(height / ratio)), Image.Resampling.BILINEAR)
-    padded = np.zeros((size, size, 3), np.uint8)
-    top, left = (size - shrunk.height) // 2, (size - shrunk.width) // 2
-    padded[top : top + shrunk.height, left : left + shrunk.width] = np.asarray(shrunk)
-    return padded

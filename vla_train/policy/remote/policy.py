@@ -5,6 +5,7 @@ call has failed. It cannot be trained: it has no weights here.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Coroutine
@@ -20,6 +21,8 @@ from vla_train.policy.remote.slot import RemoteSlot, open_talk
 from vla_train.policy.remote.talks import ServerFacts, require_conventions
 from vla_train.types import INSTRUCTION, EnvDescription, Observation, PolicyOutput
 from vla_train.wire.packing import require_msgpack
+from vla_train.wire.reading import STATE
+from vla_train.wire.resizing import resized
 from vla_train.wire.sockets import require_websockets
 from vla_train.wire.vla_eval import play_gripper
 
@@ -138,7 +141,7 @@ class RemotePolicy:
         questions = [
             slot.decide(
                 place,
-                {key: observation[key][row] for key in self._facts.keys},
+                {key: self._as_sent(key, observation[key][row]) for key in self._facts.keys},
                 observation.instructions[row],
                 chunk_size=self.chunk_size,
                 action_dim=self.action_dim,
@@ -152,6 +155,9 @@ class RemotePolicy:
                 raise answer
         return np.stack([answer for answer in answers if isinstance(answer, np.ndarray)])
 
+    def _as_sent(self, key: str, array: np.ndarray) -> np.ndarray:
+        return array if key == STATE else resized(array, self._facts.image_size)
+
     def _tell_losses(self, slots: list[RemoteSlot]) -> None:
         losses = [loss for slot in slots for loss in slot.losses]
         for slot in slots:
@@ -163,7 +169,8 @@ class RemotePolicy:
             )
 
     async def _close_slots(self) -> None:
-        await asyncio.wait_for(asyncio.gather(*(slot.close() for slot in self._slots.values())), _CLOSE_S)
+        with contextlib.suppress(TimeoutError):  # of a server that does not even say goodbye
+            await asyncio.wait_for(asyncio.gather(*(slot.close() for slot in self._slots.values())), _CLOSE_S)
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Wait for work in the loop's thread; where the wait is broken off, so is the work."""

@@ -125,7 +125,7 @@ class OpenpiTalk:
         pass
 
     async def ask(self, arrays: Mapping[str, np.ndarray], instruction: str, facts: ServerFacts) -> Any:
-        await self.socket.send(openpi.pack_observation(arrays, instruction, image_size=facts.image_size))
+        await self.socket.send(openpi.pack_observation(arrays, instruction))
         answer = unpack(await self._receive())
         if not isinstance(answer, dict) or "actions" not in answer:
             raise WireError(f"a map with actions was to come, got {', '.join(map(str, answer)) or 'nothing'}")

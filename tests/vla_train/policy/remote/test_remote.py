@@ -108,9 +108,10 @@ def test_a_vla_eval_server_is_sent_what_it_asks_for_and_its_gripper_is_played_by
 
     for params in ({"send_wrist_image": True, "send_state": True}, {"send_state": True, "quat_no_antipodal": True}):
         with vla_eval_server(answer, hello={"observation_params": params}) as (url, _):
-            actions = act(remote(url, chunk_size=1), seen(0))
+            actions = act(remote(url, chunk_size=1, image_size="16"), seen(0))
         np.testing.assert_array_equal(actions, [[[0.5] * (A - 1) + [-1]]])
     assert set(asked[0]["images"]) == {"agentview", "wrist"}
+    assert asked[0]["images"]["wrist"].shape == (16, 16, 3)
     assert asked[0]["images"]["wrist"][0, 0, 0] == 100
     # The same rotation by half a turn at most: 4 rad about y are 2 pi - 4 about -y.
     np.testing.assert_allclose(asked[0]["states"], [*STATE[:4], 4 - 2 * np.pi, *STATE[5:]], rtol=1e-6)
