@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -217,3 +218,10 @@ def test_a_sampled_policy_draws_by_client_episode_and_decision():
             client.send(msgpack.packb({"observation/image": packed(picture(0)), "prompt": "go"}))
             drawn.append(unpacked(client.recv(TIMEOUT_S))["actions"][0, 3])
         assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize("library", ["msgpack", "websockets"])
+def test_a_library_that_is_missing_is_named_with_what_brings_it(library: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"need {library}: pip install 'vla-train\[serve\]'"):
+        PolicyServer(served_config("openpi"))
