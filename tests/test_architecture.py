@@ -18,7 +18,7 @@ RANKS = (
     (
         *("vla_train.types", "vla_train.errors", "vla_train.units", "vla_train.safetensors_file"),
         *("vla_train.registry", "vla_train.config", "vla_train.config_checks", "vla_train.config_json"),
-        "vla_train.config_pairs",
+        *("vla_train.config_pairs", "vla_train.wire"),
     ),
     ("vla_train.policy", "vla_train.algo"),
     ("vla_train.envs", "vla_train.pipeline", "vla_train.trainer", "vla_train.distributed"),
@@ -41,6 +41,8 @@ MODULES = {module_name(file): file for package in PACKAGES for file in sorted((R
 OWNERS = {
     "ray": {"vla_train.distributed.ray"},
     "vllm": {"vla_train.policy.vllm"},
+    "websockets": {"vla_train.wire.sockets"},
+    "msgpack": {"vla_train.wire.packing"},
     "isaaclab": {"vla_envs.isaac.lab"},
     "isaaclab_newton": {"vla_envs.isaac.lab"},
     "isaaclab_tasks": {"vla_envs.isaac.lab"},

@@ -1,6 +1,6 @@
 """The command line: parses and checks everything before it imports torch or a simulator.
 
-    python -m vla_train [train|collect|sft|eval|export|report|bench] [options]
+    python -m vla_train [train|collect|sft|eval|serve|export|report|bench] [options]
 
 `train` is the default command. Options are generated from `vla_train.config`; a recipe gives their defaults.
 """
@@ -19,7 +19,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from vla_train.bench.config import BenchConfig
-from vla_train.config import DEMO_CHECKPOINT, EvaluateConfig, TrainConfig
+from vla_train.config import DEMO_CHECKPOINT, EvaluateConfig, PolicyConfig, TrainConfig
 from vla_train.config_file import RunConfig, read_config, read_run_config
 from vla_train.config_json import RENAMED, for_another_env, without_demo
 from vla_train.demonstrations.config import CollectConfig
@@ -29,6 +29,7 @@ from vla_train.from_scratch.config import FromScratchConfig
 from vla_train.protocols import PROTOCOLS, with_protocol
 from vla_train.recipes import DEFAULT_RECIPE, FROM_SCRATCH, RECIPES
 from vla_train.recipes.demo import demo
+from vla_train.serving.config import ServeConfig
 from vla_train.sft.config import SftConfig
 
 
@@ -46,6 +47,7 @@ commands:
   collect   demonstrations by an expert, as a dataset in LeRobot's format
   sft       teach a policy by demonstrations: a start for train, which needs a policy that sometimes succeeds
   eval      play a checkpoint: success per task with confidence intervals, videos
+  serve     let others' benchmarks play a checkpoint, over WebSocket: vla-eval or openpi
   export    a checkpoint whole, in the published layout: adapters merged into their base
   report    one HTML page about a run: curves, timeline, throughput, videos
   bench     how fast this machine plays and learns with the options of train, what limits it, and what to change
@@ -64,6 +66,8 @@ examples:
   python -m vla_train train --config runs/demo/config.json --output runs/again --seed 1
   python -m vla_train sft --data runs/demonstrations --env.kwargs suite=libero_90 task_ids=[33]
   python -m vla_train eval --checkpoint runs/demo --eval.episodes-per-task 0
+  python -m vla_train eval --policy.factory remote --policy.url ws://localhost:8000 --policy.kwargs protocol=openpi
+  python -m vla_train serve --checkpoint runs/demo --protocol vla-eval
   python -m vla_train export --checkpoint runs/one-gpu --output merged
   python -m vla_train collect --suite libero_90 --task-ids 33 --episodes-per-task 80
   python -m vla_train report runs/demo
@@ -89,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "collect": _collect,
         "sft": _sft,
         "eval": _evaluate,
+        "serve": _serve,
         "export": _export,
         "report": _report,
         "bench": _bench,
@@ -250,8 +255,11 @@ def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig:
 
 def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateConfig:
     """What the run of the checkpoint was told, and the file on top of it."""
-    checkpoint = _value_of(arguments, "--checkpoint")
-    config = EvaluateConfig(checkpoint=tyro.MISSING if checkpoint is None else checkpoint)
+    checkpoint, url = _value_of(arguments, "--checkpoint"), _value_of(arguments, "--policy.url")
+    if url is None and _value_of(arguments, "--policy.factory") != "remote":
+        config = EvaluateConfig(checkpoint=tyro.MISSING if checkpoint is None else checkpoint)
+    else:  # a server, which has the weights
+        config = EvaluateConfig(policy=PolicyConfig(factory="remote", url=url))
     run = None if checkpoint is None else _config_of_run(checkpoint)
     if file is not None:
         run = read_config(Path(file), defaults=run or TrainConfig(eval=config.eval))
@@ -265,11 +273,15 @@ def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateCo
         train_fraction=run.train_fraction,
         split_seed=run.split_seed,
         env=run.env,
-        # What the run's start lacked, its own checkpoints hold.
-        policy=replace(run.policy, checkpoint=None, companion=None, adapters="auto", random_weights=False),
+        policy=_policy_of_run(run.policy) if url is None else replace(config.policy, chunk_size=run.policy.chunk_size),
         rollout=run.rollout,
         eval=replace(run.eval, initial_states="all") if nothing_held_out else run.eval,
     )
+
+
+def _policy_of_run(policy: PolicyConfig) -> PolicyConfig:
+    """For checkpoints of a run: what its start lacked, they hold."""
+    return replace(policy, checkpoint=None, companion=None, adapters="auto", random_weights=False)
 
 
 def _with_protocol(config: EvaluateConfig, arguments: Sequence[str]) -> EvaluateConfig:
@@ -390,6 +402,40 @@ def _evaluate(arguments: list[str]) -> Callable[[], object]:
     from vla_train.evaluation.of_checkpoint import CheckpointEvaluation
 
     return CheckpointEvaluation(config).play
+
+
+def parse_serve(arguments: Sequence[str]) -> ServeConfig:
+    """What to serve: the checkpoint of a run takes the policy's options of that run.
+
+    Raises:
+        ValueError: The run's config cannot be read, its policy decides something else than LIBERO's actions, or an option was
+            given twice or has another name by now.
+        SystemExit: An option is unknown, or its value cannot work; the reason was printed.
+    """
+    _refuse_names(arguments)
+    checkpoint = _value_of(arguments, "--checkpoint")
+    defaults = ServeConfig(checkpoint=tyro.MISSING if checkpoint is None else checkpoint)
+    run = None if checkpoint is None else _config_of_run(checkpoint)
+    if run is not None:
+        control = run.env.kwargs.get("control", "osc_delta")
+        if control != "osc_delta":
+            raise ValueError(f"{checkpoint} decides actions of control={control}, and clients play LIBERO's own, osc_delta")
+        defaults = replace(defaults, policy=_policy_of_run(run.policy))
+    return tyro.cli(
+        ServeConfig,
+        prog="python -m vla_train serve",
+        description="Serve a checkpoint over WebSocket to the clients of vla-eval or openpi, which play LIBERO. Several are "
+        "answered together. GET /health says whether it is there. Ctrl-C or SIGTERM ends it.",
+        default=defaults,
+        args=arguments,
+    )
+
+
+def _serve(arguments: list[str]) -> Callable[[], object]:
+    config = parse_serve(arguments)
+    from vla_train.serving.server import PolicyServer
+
+    return PolicyServer(config).run
 
 
 def parse_collect(arguments: Sequence[str]) -> CollectConfig:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_args
 
 from vla_train.config_checks import check_at_least, check_fields, check_positive, require
 from vla_train.config_pairs import KEY_VALUE_PAIRS
-from vla_train.registry import ESTIMATORS, LOSSES, POLICIES, require_known
+from vla_train.registry import ESTIMATORS, LOSSES, POLICIES, is_trainable, require_known
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 ProtocolName = Literal["none", "simplevla-rl", "rlinf", "openvla-oft"]
@@ -66,9 +66,11 @@ class PolicyConfig:
     """Which policy, and how it runs."""
 
     factory: str = "simplevla_oft"
-    """What builds the policy: simplevla_oft, vllm (it, sampled by vLLM: docs/vllm.md), or MODULE:FUNCTION of your own."""
+    """What builds it: simplevla_oft, vllm (docs/vllm.md), remote (a server, only eval: docs/serve.md), MODULE:FUNCTION."""
+    url: str | None = None
+    """Address of a server with policy.factory remote: ws://HOST:PORT (of openpi with policy.kwargs protocol=openpi)."""
     kwargs: Annotated[dict[str, str], KEY_VALUE_PAIRS] = field(default_factory=dict)
-    """Arguments for a factory of your own, as KEY=VALUE; simplevla_oft takes none, vllm sleep=on and max_batched_tokens=N."""
+    """Arguments for a factory, as KEY=VALUE: your own's; vllm's sleep, max_batched_tokens; remote's protocol, timeout_s, ..."""
     checkpoint: str | None = None
     """A run's folder, one of its checkpoints, a folder or hub id of weights or LoRA adapters, or demo; None: random weights."""
     companion: str | None = None
@@ -113,6 +115,11 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         check_fields(self, "policy.")
         require_known(self.factory, POLICIES, option="policy.factory")
+        is_remote = self.factory == "remote"
+        require(
+            not is_remote or bool(self.url), "policy.factory remote needs its server's address: --policy.url ws://HOST:PORT"
+        )
+        require(is_remote or self.url is None, f"policy.url {self.url} is for policy.factory remote, got {self.factory}")
         check_at_least(self, "policy.", 1, "chunk_size", "replicas")
         check_at_least(self, "policy.", 0, "lora_rank")
         require(
@@ -328,7 +335,7 @@ class TrainConfig:
 class EvaluateConfig:
     """One evaluation of one checkpoint."""
 
-    checkpoint: str
+    checkpoint: str | None = None
     """A run's folder (its newest checkpoint), one of its checkpoints, or a folder or hub id of weights or LoRA adapters."""
     output: Path | None = None
     """Folder of the results, by default in the run or beside the checkpoint; episodes that it holds are not played again."""
@@ -352,11 +359,25 @@ class EvaluateConfig:
         check_fields(self)
         check_at_least(self, "", 0, "seed", "split_seed")
         require(self.policy.checkpoint is None, "name the checkpoint with --checkpoint, not with policy.checkpoint")
+        if self.policy.url is None:
+            require(self.checkpoint is not None, "name a checkpoint with --checkpoint, or a policy's server with --policy.url")
+        else:
+            require(
+                self.checkpoint is None, f"--checkpoint {self.checkpoint} contradicts --policy.url: the server has the weights"
+            )
+            require(
+                self.eval.temperatures == (0.0,),
+                "eval.temperatures is for policies of this process: how a server samples is set where it runs",
+            )
         check_split(self.train_fraction, self.eval, evaluates=True)
 
 
 def check_trained(policy: PolicyConfig) -> None:
     """Refuse a policy of which nothing would be trained."""
+    require(
+        is_trainable(policy.factory),
+        f"policy.factory {policy.factory} cannot be trained, only evaluated: it has no weights here",
+    )
     require(
         policy.base_dtype == "auto" or policy.lora_rank > 0,
         f"policy.base_dtype {policy.base_dtype} freezes the language model: train adapters, with policy.lora_rank",

@@ -46,13 +46,21 @@ PROTOCOLS: Mapping[ProtocolName, Protocol] = {
 
 
 def with_protocol(config: EvaluateConfig, name: ProtocolName) -> EvaluateConfig:
-    """The config with all that a protocol decides; which checkpoint, suite and machine stay as they are."""
-    protocol = PROTOCOLS[name]
+    """The config with all that a protocol decides; which checkpoint, suite and machine stay as they are.
+
+    How a policy that somebody else serves decides and prepares images is not decided here.
+    """
+    protocol, is_here = PROTOCOLS[name], config.policy.url is None
     kwargs = {key: value for key, value in config.env.kwargs.items() if key not in _OF_THE_ENV}
     return replace(
         config,
         protocol=name,
         env=replace(config.env, kwargs=kwargs, max_episode_steps=protocol.max_episode_steps),
-        policy=replace(config.policy, images=protocol.images, jpeg="auto"),
-        eval=replace(config.eval, temperatures=(protocol.temperature,), initial_states="all", episodes_per_task=0),
+        policy=replace(config.policy, images=protocol.images, jpeg="auto") if is_here else config.policy,
+        eval=replace(
+            config.eval,
+            temperatures=(protocol.temperature if is_here else 0.0,),
+            initial_states="all",
+            episodes_per_task=0,
+        ),
     )

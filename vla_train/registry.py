@@ -17,6 +17,8 @@ class Entry:
     """MODULE:FUNCTION."""
     check: str | None = None
     """MODULE:FUNCTION that refuses options of a policy at once, before anything is started; None: there is none."""
+    trainable: bool = True
+    """Whether a policy can be trained and served: False for one that somebody else runs."""
     needs_group: bool = False
     """An estimator that compares the episodes of a group with each other: groups of one would teach nothing."""
     per_group: bool = False
@@ -28,6 +30,11 @@ POLICIES: Mapping[str, Entry] = {
         function="vla_train.policy.simplevla_oft.build:build_policy", check="vla_train.policy.simplevla_oft.build:check_options"
     ),
     "vllm": Entry(function="vla_train.policy.vllm.policy:build_policy", check="vla_train.policy.vllm.options:check_options"),
+    "remote": Entry(
+        function="vla_train.policy.remote.policy:build_policy",
+        check="vla_train.policy.remote.policy:check_options",
+        trainable=False,
+    ),
 }
 """`policy.factory`; see `policy.base.PolicyFactory`."""
 
@@ -44,6 +51,11 @@ LOSSES: Mapping[str, Entry] = {
     "cross-entropy": Entry(function="vla_train.algo.losses:cross_entropy"),
 }
 """`algo.loss`; see `algo.losses.Loss`."""
+
+
+def is_trainable(policy: str) -> bool:
+    """Whether `policy.factory` names something that `train`, `sft` and `serve` take."""
+    return policy not in POLICIES or POLICIES[policy].trainable
 
 
 def require_known(name: str, table: Mapping[str, Entry], *, option: str) -> None:

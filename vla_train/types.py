@@ -119,6 +119,18 @@ class EnvDescription:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a row is played, for a policy that keeps something between the decisions of an episode."""
+
+    worker: int = 0
+    slot: int
+    episode: int
+    """Rises from episode to episode of a slot; one that is played from its start again has another number."""
+    decision: int
+    """Number of this decision in its episode."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
     """What the policy sees of B slots: the keys that it reads, and no others."""
 
@@ -127,6 +139,8 @@ class Observation:
     tensors on a GPU."""
     instructions: tuple[str, ...]
     """B texts; empty where the env gives none."""
+    places: tuple[Place, ...] = ()
+    """B places; none where rows are not being played, as in updates."""
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -136,8 +150,12 @@ class Observation:
 
     def select(self, rows: np.ndarray | slice) -> Self:
         """Some rows, in the order given."""
-        instructions = tuple(self.instructions[row] for row in np.arange(len(self))[rows])
-        return type(self)(arrays=select(self.arrays, rows), instructions=instructions)
+        numbers = np.arange(len(self))[rows]
+        return type(self)(
+            arrays=select(self.arrays, rows),
+            instructions=tuple(self.instructions[row] for row in numbers),
+            places=tuple(self.places[row] for row in numbers) if self.places else (),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from vla_train.bench.config import BenchConfig
-from vla_train.cli import main, parse_evaluate, parse_train
+from vla_train.cli import main, parse_evaluate, parse_serve, parse_train
 from vla_train.config import EvaluateConfig, TrainConfig
 from vla_train.config_json import config_to_json
 from vla_train.demonstrations.config import CollectConfig
 from vla_train.recipes import RECIPES
+from vla_train.serving.config import ServeConfig
 from vla_train.sft.config import SftConfig
 
 SMALL_ENV = ("--env.id", "reach_env:Reach-v0", "--env.envs-per-worker", "1", "--env.success", "terminated")
@@ -65,14 +66,17 @@ def options_of(config: type, prefix: str = "--") -> list[str]:
 def test_the_overview_names_every_command_and_recipe(help_of: Callable[..., str]) -> None:
     overview = help_of("--help")
     assert overview == help_of("help") == help_of("-h")
-    for word in ("train", "sft", "eval", "collect", "export", "report", "bench", *RECIPES):
+    for word in ("train", "sft", "eval", "serve", "collect", "export", "report", "bench", *RECIPES):
         assert f"\n  {word} " in overview
     assert "--config FILE" in overview
 
 
 @pytest.mark.parametrize(
     ("command", "config"),
-    [("train", TrainConfig), ("sft", SftConfig), ("eval", EvaluateConfig), ("collect", CollectConfig), ("bench", BenchConfig)],
+    [
+        *(("train", TrainConfig), ("sft", SftConfig), ("eval", EvaluateConfig), ("collect", CollectConfig)),
+        *(("bench", BenchConfig), ("serve", ServeConfig)),
+    ],
 )
 def test_help_lists_every_option_with_its_text(command: str, config: type, help_of: Callable[..., str]) -> None:
     lines = [line.strip("│╭╮╰╯ \n") for line in help_of(command, "--help").splitlines()]
@@ -184,7 +188,7 @@ def test_a_run_that_held_nothing_out_is_evaluated_on_all_initial_states(small_ru
         (["--recipe"], "--recipe needs a name"),
         (["--recipe", "paper"], "policy.size openvla-7b goes on from a trained policy: name one with --policy.checkpoint"),
         (["--policy.size", "openvla-7b"], "policy.size openvla-7b goes on from a trained policy"),
-        (["nope"], "unknown command 'nope': choose one of train, collect, sft, eval, export, report, bench"),
+        (["nope"], "unknown command 'nope': choose one of train, collect, sft, eval, serve, export, report, bench"),
         (["eval"], "--checkpoint"),
         (["report", "/"], "has no config.json"),
         (["collect", "--suite", "libero_10", "--env.kwargs", "suite=libero_90"], "suite was given twice"),
@@ -294,3 +298,49 @@ def test_mujoco_draws_without_a_display_where_there_is_none(
     with pytest.raises(SystemExit):
         main(["train", "--nonsense"])
     assert os.environ.get("MUJOCO_GL") == after
+
+
+# --- servers
+
+
+URL = ("--policy.url", "ws://localhost:8000")
+REMOTE = ("--policy.factory", "remote", *URL)
+
+
+def test_an_evaluation_plays_a_server_without_a_checkpoint() -> None:
+    config = parse_evaluate(URL)
+    assert config == parse_evaluate(REMOTE)
+    assert (config.checkpoint, config.policy.factory, config.policy.url) == (None, "remote", "ws://localhost:8000")
+    as_others = parse_evaluate([*URL, "--protocol", "rlinf"])
+    assert (as_others.policy, as_others.env.max_episode_steps) == (config.policy, 512)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("train", *REMOTE), "policy.factory remote cannot be trained, only evaluated"),
+        (("bench", *REMOTE), "policy.factory remote cannot be trained, only evaluated"),
+        (("sft", "--data", "x", *REMOTE), "policy.factory remote cannot be trained, only evaluated"),
+        (("serve", "--checkpoint", "x", *REMOTE), "policy.factory remote is served by somebody else already"),
+        (("eval", "--checkpoint", "x", *REMOTE), "--checkpoint x contradicts --policy.url"),
+        (("eval", *REMOTE, "--eval.temperatures", "1"), "how a server samples is set where it runs"),
+        (("eval", "--policy.factory", "remote"), "policy.factory remote needs its server's address"),
+        (("eval", "--policy.factory", "simplevla_oft", *URL), "is for policy.factory remote, got simplevla_oft"),
+        (("eval", "--policy.url", "localhost"), "policy.url must be ws://HOST:PORT or wss://HOST:PORT, got 'localhost'"),
+        (("serve", "--checkpoint", "demo", "--protocol", "grpc"), "grpc"),
+        (("serve", "--checkpoint", "demo", "--port", "70000"), "port must lie in 0 to 65535"),
+        (("serve", "--checkpoint", "no/such/folder"), "no/such/folder"),
+        (("serve",), "checkpoint"),
+    ],
+)
+def test_what_a_server_is_not_for_is_refused(arguments: tuple[str, ...], named: str, refused: Callable[..., str]) -> None:
+    assert named in refused(*arguments)
+
+
+def test_what_is_served_takes_the_options_of_its_run(refused: Callable[..., str], tmp_path: Path) -> None:
+    run = RECIPES["demo"]()
+    assert parse_serve(["--checkpoint", "demo"]).policy == dataclasses.replace(run.policy, checkpoint=None)
+    (tmp_path / "checkpoints").mkdir()
+    other = dataclasses.replace(run.env, kwargs={"control": "joint_position"})
+    (tmp_path / "config.json").write_text(json.dumps(config_to_json(dataclasses.replace(run, env=other))))
+    assert "decides actions of control=joint_position" in refused("serve", "--checkpoint", str(tmp_path))

@@ -3,7 +3,7 @@
 The temperatures of an evaluation are played one after the other, into one folder.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +23,12 @@ def evaluate_with_progress(
     env: EnvDescription,
     display: Display,
     filmed: Collection[Identity] = (),
+    name: Callable[[float], str] = play_name,
 ) -> list[EvaluationResult]:
-    """Play the episodes of each temperature that `folder` does not hold yet, and return all of them; see `evaluate`."""
+    """Play the episodes of each temperature that `folder` does not hold yet, and return all of them; see `evaluate`.
+
+    `name` says in words how the policy plays at a temperature.
+    """
 
     def play(temperature: float) -> EvaluationResult:
         with display.phase("evaluation", total=len(episodes[temperature]), unit="episodes") as show:
@@ -37,16 +41,18 @@ def evaluate_with_progress(
                 mirrored_images=env.mirrored_images,
                 actions_per_s=env.actions_per_s,
                 filmed=filmed,
-                on_episode=lambda successes, done, _: show(done, f"{play_name(temperature)}: {successes} succeeded"),
+                on_episode=lambda successes, done, _: show(done, f"{name(temperature)}: {successes} succeeded"),
             )
 
     return [play(temperature) for temperature in episodes]
 
 
-def show_evaluation(display: Display, results: Sequence[EvaluationResult], *, title: str) -> None:
+def show_evaluation(
+    display: Display, results: Sequence[EvaluationResult], *, title: str, name: Callable[[float], str] = play_name
+) -> None:
     """Print an evaluation's tables, one for each temperature."""
     for result in results:
-        _show(display, result, title=f"{title}, {play_name(result.temperature)}")
+        _show(display, result, title=f"{title}, {name(result.temperature)}")
 
 
 def _show(display: Display, result: EvaluationResult, *, title: str) -> None:

@@ -11,6 +11,7 @@ Invariant: all episodes in a folder were played by the same weights on the same 
 import json
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ class CheckpointEvaluation:
     """An evaluation, set up; `play` plays it and closes everything.
 
     Args:
-        config: Which checkpoint, on which episodes. Results go to `config.output`, where an earlier part is kept.
+        config: Which checkpoint (or whose server), on which episodes. Results go to `config.output`, where an earlier part is
+            kept.
 
     Raises:
         ValueError: There is no such checkpoint, it does not fit the env, or the output holds results of another evaluation.
@@ -50,11 +52,18 @@ class CheckpointEvaluation:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
-        named = resolve_checkpoint(config.checkpoint)
-        self.checkpoint = str(Path(named).resolve()) if named != DEMO_CHECKPOINT and Path(named).is_dir() else named
-        policy_config = replace(config.policy, checkpoint=self.checkpoint, lora_rank=0, random_weights=False)
+        policy_config = config.policy
+        if config.policy.url is None:
+            assert config.checkpoint is not None
+            named = resolve_checkpoint(config.checkpoint)
+            self.checkpoint = str(Path(named).resolve()) if named != DEMO_CHECKPOINT and Path(named).is_dir() else named
+            policy_config = replace(config.policy, checkpoint=self.checkpoint, lora_rank=0, random_weights=False)
+            default_output = _default_output(self.checkpoint)
+        else:
+            self.checkpoint = config.policy.url
+            default_output = _output_of_server(config.policy.url)
         build_policy = policy_factory(policy_config)
-        self.output = config.output or _default_output(self.checkpoint)
+        self.output = config.output or default_output
         self._display = Display(config.display)
         identity = _identity(config, self.checkpoint)
         _require_same(self.output, identity)
@@ -102,13 +111,15 @@ class CheckpointEvaluation:
                     folder=self.output,
                     env=self._env,
                     display=self._display,
+                    name=self.played.how,
                 )
             except KeyboardInterrupt:
-                self._display.line("interrupted; the same command goes on with the episodes that are missing")
+                named = f" with --output {self.output}" if self.config.policy.url is not None else ""
+                self._display.line(f"interrupted; the same command{named} goes on with the episodes that are missing")
                 raise SystemExit(130) from None
         record = {**evaluation_record(results), "played": self.played.to_json()}
         (self.output / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-        show_evaluation(self._display, results, title=self.checkpoint)
+        show_evaluation(self._display, results, title=self.checkpoint, name=self.played.how)
         for line in self.played.lines():
             self._display.line(line)
         self._display.line(f"results: {self.output}/results.json, videos: {self.output}/videos")
@@ -125,10 +136,20 @@ def _default_output(checkpoint: str) -> Path:
     return step.parent.parent / "evaluations" / step.name
 
 
+def _output_of_server(url: str) -> Path:
+    """A folder of its own for each evaluation: an address does not say whose weights answer there."""
+    return (
+        Path("evaluations")
+        / url.partition("://")[2].strip("/").replace("/", "--").replace(":", "-")
+        / f"{datetime.now():%Y%m%d-%H%M%S}"
+    )
+
+
 def _identity(config: EvaluateConfig, checkpoint: str) -> dict[str, Any]:
     """What all episodes of one evaluation have in common. How many are played is free: more can be added."""
     asked = config_to_json(config)
-    weights = sorted((checkpoint_folder(checkpoint) or Path(checkpoint)).glob("*.safetensors"))
+    folder = None if config.policy.url is not None else checkpoint_folder(checkpoint) or Path(checkpoint)
+    weights = [] if folder is None else sorted(folder.glob("*.safetensors"))
     return {
         "checkpoint": checkpoint,
         "weights": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in weights},

@@ -46,9 +46,13 @@ class Played:
     policy: Mapping[str, Any]
     """How images are prepared, which statistics, the gripper: what the policy says of itself."""
 
+    def how(self, temperature: float) -> str:
+        """How the policy plays, in words."""
+        return "as its server decides" if "server" in self.policy else play_name(temperature)
+
     def lines(self) -> list[str]:
         """The same for people, in a few lines."""
-        how = " and ".join(map(play_name, self.temperatures))
+        how = " and ".join(map(self.how, self.temperatures))
         states = "starts of its own" if self.initial_states == "drawn" else f"{self.initial_states} initial states"
         tasks = f"{self.num_tasks} {'task' if self.num_tasks == 1 else 'tasks'}"
         which = f"{self.episodes} episodes of {tasks}, {states}{', each once' if self.each_once else ''}"

@@ -29,7 +29,7 @@ from vla_train.pipeline.rollout_result import RolloutProgress, RolloutResult, Ro
 from vla_train.pipeline.sampling_numbers import sampling_numbers
 from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import Policy
-from vla_train.types import IMAGE, INSTRUCTION, EpisodeSpec, Group, Observation, Trajectory, on_host
+from vla_train.types import IMAGE, INSTRUCTION, EpisodeSpec, Group, Observation, Place, Trajectory, on_host
 
 _LOOK_S = 0.02
 """Seconds between looks for other work while nothing waits to be decided."""
@@ -242,6 +242,9 @@ class Rollout:
         observation = Observation(
             arrays={key: observations[key] for key in self._read_keys},
             instructions=tuple(row.instruction for row in batch.rows),
+            places=tuple(
+                Place(worker=row.worker, slot=row.slot, episode=row.lease, decision=row.decision) for row in batch.rows
+            ),
         )
         began = time.perf_counter()
         self._timeline.add("policy", "preprocess", gathered, began, rows=len(batch.rows))

@@ -22,7 +22,8 @@ class Policy(Protocol):
     One that sets an attribute `takes_tensors` to True is given what an env observes on a GPU as PyTorch tensors there. One that
     has settled how it plays (how it prepares images, say) may name that in an attribute `played_with`, a mapping of plain
     values, which evaluations print and write down. One that holds memory which only decisions need may have `rest()`, which is
-    called before an update: the next `act` takes it again.
+    called before an update: the next `act` takes it again. One that holds what must be given back has `close()`, called once
+    it has decided for the last time.
     """
 
     @property

@@ -17,7 +17,7 @@ class Policies:
     sampler: RolloutPolicy
     """Decides in the envs; takes the trained weights where it is another one."""
     close: Callable[[], None]
-    """Ends what runs in other processes."""
+    """Ends what runs in other processes, and gives back what they hold."""
 
 
 def build_policies(config: PolicyConfig, factory: PolicyFactory, env: EnvDescription, *, seed: int, separate: bool) -> Policies:
@@ -34,7 +34,7 @@ def build_policies(config: PolicyConfig, factory: PolicyFactory, env: EnvDescrip
     separate = separate or config.worker == "ray"
     trained = factory(config, env, seed=seed)
     if not separate:
-        return Policies(trained=trained, sampler=trained, close=lambda: None)
+        return Policies(trained=trained, sampler=trained, close=_closing(trained))
     use_gpu = next(trained.trainable_module().parameters()).device.type == "cuda"
     sampler, close = build_sampler(partial(factory, config, env, seed=seed), config, use_gpu=use_gpu)
     return Policies(trained=trained, sampler=sampler, close=close)
@@ -51,8 +51,15 @@ def build_sampler(
         use_gpu: Whether replicas need a GPU each; None where that is the cluster's choice.
     """
     if config.worker != "ray":
-        return build(), lambda: None
+        policy = build()
+        return policy, _closing(policy)
     from vla_train.distributed.ray import make_rollout_policy
 
     replicas = make_rollout_policy(build, replicas=config.replicas, use_gpu=use_gpu)
     return replicas, replicas.close
+
+
+def _closing(policy: RolloutPolicy) -> Callable[[], None]:
+    """What ends a policy of this process: nothing, unless it holds what must be given back."""
+    close: Callable[[], None] = getattr(policy, "close", lambda: None)
+    return close
