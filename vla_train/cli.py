@@ -29,6 +29,7 @@ from vla_train.protocols import PROTOCOLS, with_protocol
 from vla_train.recipes import DEFAULT_RECIPE, RECIPES
 from vla_train.recipes.demo import demo
 from vla_train.sft.config import SftConfig
+from vla_train.suite_names import without_suite
 
 
 def _recipe_lines() -> str:
@@ -62,6 +63,7 @@ examples:
   python -m vla_train train --config runs/demo/config.json --output runs/again --seed 1
   python -m vla_train sft --data runs/demonstrations --env.kwargs suite=libero_90 task_ids=[33]
   python -m vla_train eval --checkpoint runs/demo --eval.episodes-per-task 0
+  python -m vla_train eval --checkpoint CHECKPOINT --suites libero_spatial libero_goal+pro
   python -m vla_train export --checkpoint runs/one-gpu --output merged
   python -m vla_train collect --suite libero_90 --task-ids 33 --episodes-per-task 80
   python -m vla_train report runs/demo
@@ -239,7 +241,7 @@ def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig:
         description="Play a checkpoint, and write success rates per task and videos. The checkpoint of a run takes "
         "that run's options as defaults: name it to see them here.\n\n--config FILE takes options from a file, JSON or TOML, "
         "as the config.json of a run holds them. Options given here come on top.",
-        default=_with_protocol(_evaluate_defaults(arguments, file), arguments),
+        default=_with_protocol(_with_suites(_evaluate_defaults(arguments, file), arguments), arguments),
         args=arguments,
     )
 
@@ -266,6 +268,15 @@ def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateCo
         rollout=run.rollout,
         eval=replace(run.eval, initial_states="all") if nothing_held_out else run.eval,
     )
+
+
+def _with_suites(config: EvaluateConfig, arguments: Sequence[str]) -> EvaluateConfig:
+    """Without the suite that a run was told to play, where others are asked for."""
+    if all(argument.partition("=")[0] != "--suites" for argument in arguments):
+        return config
+    if (_value_of(arguments, "--suites") or "--").startswith("--"):
+        raise ValueError("--suites needs one or more names, such as libero_spatial libero_goal+pro")
+    return without_suite(config)
 
 
 def _with_protocol(config: EvaluateConfig, arguments: Sequence[str]) -> EvaluateConfig:
@@ -352,6 +363,10 @@ def _sft(arguments: list[str]) -> Callable[[], object]:
 
 def _evaluate(arguments: list[str]) -> Callable[[], object]:
     config = parse_evaluate(arguments)
+    if config.suites:
+        from vla_train.evaluation.suites import SuitesEvaluation
+
+        return SuitesEvaluation(config).play
     from vla_train.evaluation.of_checkpoint import CheckpointEvaluation
 
     return CheckpointEvaluation(config).play

@@ -334,6 +334,8 @@ class EvaluateConfig:
     """Folder of the results, by default in the run or beside the checkpoint; episodes that it holds are not played again."""
     protocol: ProtocolName = "none"
     """Whose figures to compare with: sets temperature, states, time limit, images and detail; options given come on top."""
+    suites: tuple[str, ...] = ()
+    """Suites to play one after the other, as a table; NAME+pro is a suite and LIBERO-PRO's perturbed versions of it."""
     seed: int = 0
     """Seed of what a policy that samples draws."""
     train_fraction: float = 0.8
@@ -352,6 +354,11 @@ class EvaluateConfig:
         check_fields(self)
         check_at_least(self, "", 0, "seed", "split_seed")
         require(self.policy.checkpoint is None, "name the checkpoint with --checkpoint, not with policy.checkpoint")
+        for name in ("suite", "bddl_file"):
+            require(
+                not self.suites or name not in self.env.kwargs,
+                f"suites and env.kwargs {name}={self.env.kwargs.get(name)} both say what is played: leave one of them out",
+            )
         check_split(self.train_fraction, self.eval, evaluates=True)
 
 

@@ -17,6 +17,8 @@ class Entry:
     """MODULE:FUNCTION."""
     check: str | None = None
     """MODULE:FUNCTION that refuses options of a policy at once, before anything is started; None: there is none."""
+    check_env: str | None = None
+    """MODULE:FUNCTION that refuses an env that a policy does not fit, before its weights are read; None: there is none."""
     needs_group: bool = False
     """An estimator that compares the episodes of a group with each other: groups of one would teach nothing."""
     per_group: bool = False
@@ -25,9 +27,15 @@ class Entry:
 
 POLICIES: Mapping[str, Entry] = {
     "simplevla_oft": Entry(
-        function="vla_train.policy.simplevla_oft.build:build_policy", check="vla_train.policy.simplevla_oft.build:check_options"
+        function="vla_train.policy.simplevla_oft.build:build_policy",
+        check="vla_train.policy.simplevla_oft.build:check_options",
+        check_env="vla_train.policy.simplevla_oft.build:check_env",
     ),
-    "vllm": Entry(function="vla_train.policy.vllm.policy:build_policy", check="vla_train.policy.vllm.options:check_options"),
+    "vllm": Entry(
+        function="vla_train.policy.vllm.policy:build_policy",
+        check="vla_train.policy.vllm.options:check_options",
+        check_env="vla_train.policy.simplevla_oft.build:check_env",
+    ),
 }
 """`policy.factory`; see `policy.base.PolicyFactory`."""
 
