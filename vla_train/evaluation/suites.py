@@ -38,6 +38,8 @@ class SuitesEvaluation:
     """
 
     def __init__(self, config: EvaluateConfig) -> None:
+        if not config.suites:
+            raise ValueError("an evaluation without suites is a CheckpointEvaluation")
         self._display = Display(config.display)
         self.checkpoint = resolve_checkpoint(config.checkpoint)  # of a run that goes on, the same for all suites
         alone = default_output(self.checkpoint)
