@@ -57,6 +57,7 @@ OWNERS = {
     "imageio": {"vla_train.evaluation.evaluate"},
     "imageio_ffmpeg": {"vla_train.demonstrations.videos"},
     "pyarrow": {"vla_train.demonstrations.parquet"},
+    "stable_baselines3": {"vla_envs.vector.sb3_env"},
     "wandb": {"vla_train.run.tracking"},
     "tyro": {"vla_train.cli", "vla_train.config_pairs"},
 }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vla_envs.libero.suites import suite_tasks as suite_tasks
     from vla_envs.vector.cameras import Camera as Camera
     from vla_envs.vector.randomization import Randomization as Randomization
+    from vla_envs.vector.sb3 import as_sb3_env as as_sb3_env
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ _MODULES = {
     "SceneFormatError": "vla_envs.errors",
     "SuiteTask": "vla_envs.libero.suites",
     "UnsupportedTaskError": "vla_envs.errors",
+    "as_sb3_env": "vla_envs.vector.sb3",
     "suite_tasks": "vla_envs.libero.suites",
 }
 """Where each public name is defined; what type checkers see stands above, and a test holds the two equal."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vla_train.evaluation.evaluate import EpisodeResult as EpisodeResult
     from vla_train.evaluation.evaluate import EvaluationResult as EvaluationResult
     from vla_train.evaluation.of_checkpoint import CheckpointEvaluation as CheckpointEvaluation
+    from vla_train.evaluation.suites import SuitesEvaluation as SuitesEvaluation
     from vla_train.loop import train as train
     from vla_train.policy.base import Policy as Policy
     from vla_train.policy.base import PolicyFactory as PolicyFactory
@@ -75,6 +76,7 @@ _MODULES = {
     "RolloutPolicy": "vla_train.policy.base",
     "RunError": "vla_train.errors",
     "SimpleVLAOFT": "vla_train.policy.simplevla_oft",
+    "SuitesEvaluation": "vla_train.evaluation.suites",
     "SupervisedPolicy": "vla_train.policy.base",
     "TrainConfig": "vla_train.config",
     "TrainablePolicy": "vla_train.policy.base",

@@ -31,6 +31,7 @@ from vla_train.recipes import DEFAULT_RECIPE, FROM_SCRATCH, RECIPES
 from vla_train.recipes.demo import demo
 from vla_train.serving.config import ServeConfig
 from vla_train.sft.config import SftConfig
+from vla_train.suite_names import without_suite
 
 
 def _recipe_lines(recipes: Mapping[str, Callable[[], object]] = RECIPES) -> str:
@@ -68,6 +69,7 @@ examples:
   python -m vla_train eval --checkpoint runs/demo --eval.episodes-per-task 0
   python -m vla_train eval --policy.factory remote --policy.url ws://localhost:8000 --policy.kwargs protocol=openpi
   python -m vla_train serve --checkpoint runs/demo --protocol vla-eval
+  python -m vla_train eval --checkpoint CHECKPOINT --suites libero_spatial libero_goal+pro
   python -m vla_train export --checkpoint runs/one-gpu --output merged
   python -m vla_train collect --suite libero_90 --task-ids 33 --episodes-per-task 80
   python -m vla_train report runs/demo
@@ -248,7 +250,7 @@ def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig:
         description="Play a checkpoint, and write success rates per task and videos. The checkpoint of a run takes "
         "that run's options as defaults: name it to see them here.\n\n--config FILE takes options from a file, JSON or TOML, "
         "as the config.json of a run holds them. Options given here come on top.",
-        default=_with_protocol(_evaluate_defaults(arguments, file), arguments),
+        default=_with_protocol(_with_suites(_evaluate_defaults(arguments, file), arguments), arguments),
         args=arguments,
     )
 
@@ -282,6 +284,15 @@ def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateCo
 def _policy_of_run(policy: PolicyConfig) -> PolicyConfig:
     """For checkpoints of a run: what its start lacked, they hold."""
     return replace(policy, checkpoint=None, companion=None, adapters="auto", random_weights=False)
+
+
+def _with_suites(config: EvaluateConfig, arguments: Sequence[str]) -> EvaluateConfig:
+    """Without the suite that a run was told to play, where others are asked for."""
+    if all(argument.partition("=")[0] != "--suites" for argument in arguments):
+        return config
+    if (_value_of(arguments, "--suites") or "--").startswith("--"):
+        raise ValueError("--suites needs one or more names, such as libero_spatial libero_goal+pro")
+    return without_suite(config)
 
 
 def _with_protocol(config: EvaluateConfig, arguments: Sequence[str]) -> EvaluateConfig:
@@ -399,6 +410,10 @@ def _sft(arguments: list[str]) -> Callable[[], object]:
 
 def _evaluate(arguments: list[str]) -> Callable[[], object]:
     config = parse_evaluate(arguments)
+    if config.suites:
+        from vla_train.evaluation.suites import SuitesEvaluation
+
+        return SuitesEvaluation(config).play
     from vla_train.evaluation.of_checkpoint import CheckpointEvaluation
 
     return CheckpointEvaluation(config).play

@@ -341,6 +341,8 @@ class EvaluateConfig:
     """Folder of the results, by default in the run or beside the checkpoint; episodes that it holds are not played again."""
     protocol: ProtocolName = "none"
     """Whose figures to compare with: sets temperature, states, time limit, images and detail; options given come on top."""
+    suites: tuple[str, ...] = ()
+    """Suites to play one after the other, as a table; NAME+pro is a suite and LIBERO-PRO's perturbed versions of it."""
     seed: int = 0
     """Seed of what a policy that samples draws."""
     train_fraction: float = 0.8
@@ -368,6 +370,11 @@ class EvaluateConfig:
             require(
                 self.eval.temperatures == (0.0,),
                 "eval.temperatures is for policies of this process: how a server samples is set where it runs",
+            )
+        for name in ("suite", "bddl_file"):
+            require(
+                not self.suites or name not in self.env.kwargs,
+                f"suites and env.kwargs {name}={self.env.kwargs.get(name)} both say what is played: leave one of them out",
             )
         check_split(self.train_fraction, self.eval, evaluates=True)
 

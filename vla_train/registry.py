@@ -19,6 +19,8 @@ class Entry:
     """MODULE:FUNCTION that refuses options of a policy at once, before anything is started; None: there is none."""
     trainable: bool = True
     """Whether a policy can be trained and served: False for one that somebody else runs."""
+    check_env: str | None = None
+    """MODULE:FUNCTION that refuses an env that a policy does not fit, before its weights are read; None: there is none."""
     needs_group: bool = False
     """An estimator that compares the episodes of a group with each other: groups of one would teach nothing."""
     per_group: bool = False
@@ -27,9 +29,15 @@ class Entry:
 
 POLICIES: Mapping[str, Entry] = {
     "simplevla_oft": Entry(
-        function="vla_train.policy.simplevla_oft.build:build_policy", check="vla_train.policy.simplevla_oft.build:check_options"
+        function="vla_train.policy.simplevla_oft.build:build_policy",
+        check="vla_train.policy.simplevla_oft.build:check_options",
+        check_env="vla_train.policy.simplevla_oft.build:check_env",
     ),
-    "vllm": Entry(function="vla_train.policy.vllm.policy:build_policy", check="vla_train.policy.vllm.options:check_options"),
+    "vllm": Entry(
+        function="vla_train.policy.vllm.policy:build_policy",
+        check="vla_train.policy.vllm.options:check_options",
+        check_env="vla_train.policy.simplevla_oft.build:check_env",
+    ),
     "remote": Entry(
         function="vla_train.policy.remote.policy:build_policy",
         check="vla_train.policy.remote.policy:check_options",

@@ -66,4 +66,4 @@ def _read_torch(file: Path) -> Any:
     allowed: list[Any] = [rebuild, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in "fdilq")]
     allowed.append((rebuild, "numpy.core.multiarray._reconstruct"))  # its place in NumPy 1
     with torch.serialization.safe_globals(allowed):
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return np.atleast_2d(torch.load(file, map_location="cpu", weights_only=True))  # LIBERO-plus stores a single state flat

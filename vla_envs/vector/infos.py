@@ -17,12 +17,12 @@ def with_masks(info: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
     }
 
 
-def first_slot(info: dict[str, Any]) -> dict[str, Any]:
-    """What a vector env's info says of its first slot."""
+def of_slot(info: dict[str, Any], slot: int) -> dict[str, Any]:
+    """What a vector env's info says of one slot."""
     return {
-        key: first_slot(value) if isinstance(value, dict) else _as_python(value[0])
+        key: of_slot(value, slot) if isinstance(value, dict) else _as_python(value[slot])
         for key, value in info.items()
-        if not key.startswith("_") and info.get(f"_{key}", [True])[0]
+        if not key.startswith("_") and (f"_{key}" not in info or info[f"_{key}"][slot])
     }
 
 

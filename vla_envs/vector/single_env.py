@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from vla_envs.errors import NotResetError
 from vla_envs.vector.arguments import check_shape
 from vla_envs.vector.base import ChunkedVectorEnv
-from vla_envs.vector.infos import first_slot
+from vla_envs.vector.infos import of_slot
 from vla_envs.vector.options import RENDER_MODES
 from vla_envs.vector.spec import plain_spec
 
@@ -85,7 +85,7 @@ class SingleEnv(gym.Env):
         super().reset(seed=seed)
         observation, info = self._envs.reset(seed=seed, options=options)
         self._over = False
-        return _first(observation), first_slot(info)
+        return _first(observation), of_slot(info, 0)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Play one chunk (K, 7) or a shorter one, or one action (7,); see `ChunkedVectorEnv.step`."""
@@ -94,7 +94,7 @@ class SingleEnv(gym.Env):
         check_shape("the action", np.shape(action), self.action_space.shape, chunk_size=self.chunk_size)  # type: ignore[arg-type]
         observation, reward, terminated, truncated, info = self._envs.step(np.asarray(action)[None])
         self._over = bool(terminated[0] or truncated[0])
-        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), first_slot(info)
+        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), of_slot(info, 0)
 
     def get_state(self) -> np.ndarray:
         """[time, qpos, qvel]."""

@@ -1,4 +1,4 @@
-"""Evaluations as the terminal shows them: progress while they are played, then a table with one row per task.
+"""Evaluations as the terminal shows them: progress while they are played, then a table with one row per task, or per suite.
 
 The temperatures of an evaluation are played one after the other, into one folder.
 """
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vla_train.config import EvalConfig
 from vla_train.display import Display
-from vla_train.evaluation.evaluate import EvaluationResult, Identity, evaluate, play_name
+from vla_train.evaluation.evaluate import EvaluationResult, Identity, TaskResult, evaluate, play_name
+from vla_train.evaluation.record import pooled
 from vla_train.pipeline.rollout import Rollout
 from vla_train.types import EnvDescription, EpisodeSpec
 
@@ -55,14 +56,25 @@ def show_evaluation(
         _show(display, result, title=f"{title}, {name(result.temperature)}")
 
 
+def show_suites(display: Display, results: Mapping[str, Sequence[EvaluationResult]], *, title: str) -> None:
+    """Print a table with one row per suite, by name, and one of all their episodes, for each temperature."""
+    for index, together in enumerate(pooled(results)):
+        rows, num_tasks = [], 0
+        for suite, of_suite in results.items():
+            result = of_suite[index]
+            num_tasks += len(result.tasks)
+            rows.append([suite, str(len(result.tasks)), *_rates(len(result.episodes), result)])
+        rows.append(["all", str(num_tasks), *_rates(len(together.episodes), together)])
+        columns = ["suite", "tasks", "episodes", "success", "95 % interval"]
+        display.table(f"{title}, {play_name(together.temperature)}", columns, rows)
+
+
 def _show(display: Display, result: EvaluationResult, *, title: str) -> None:
-    rows = [
-        [f"{task.task_id} {task.instruction}", str(task.episodes), f"{task.success_rate:.1%}", _interval(task.interval)]
-        for task in result.tasks
-    ]
-    rows.append(["all", str(len(result.episodes)), f"{result.success_rate:.1%}", _interval(result.interval)])
+    rows = [[f"{task.task_id} {task.instruction}", *_rates(task.episodes, task)] for task in result.tasks]
+    rows.append(["all", *_rates(len(result.episodes), result)])
     display.table(title, ["task", "episodes", "success", "95 % interval"], rows)
 
 
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:.1%} - {interval[1]:.1%}"
+def _rates(episodes: int, result: EvaluationResult | TaskResult) -> list[str]:
+    low, high = result.interval
+    return [str(episodes), f"{result.success_rate:.1%}", f"{low:.1%} - {high:.1%}"]

@@ -10,13 +10,13 @@ Invariant: all episodes in a folder were played by the same weights on the same 
 
 import json
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vla_train.config import DEMO_CHECKPOINT, EvaluateConfig
+from vla_train.config import DEMO_CHECKPOINT, EvaluateConfig, PolicyConfig
 from vla_train.config_json import config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
@@ -28,6 +28,7 @@ from vla_train.interruption import Interruption
 from vla_train.pipeline.episodes import evaluation_plan
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
+from vla_train.policy.base import PolicyFactory
 from vla_train.policy.checkpoint_name import checkpoint_folder
 from vla_train.policy.factory import policy_factory
 from vla_train.run.named_checkpoint import checkpoint_of_run, resolve_checkpoint
@@ -39,6 +40,49 @@ _POLICY_CAPACITY = ("worker", "replicas")
 """The same of `PolicyConfig`."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Named:
+    """What a config names, found and looked at; nothing is started yet."""
+
+    checkpoint: str
+    """Its policy's absolute folder, `demo`, or a hub id; of a server, its address."""
+    policy: PolicyConfig
+    """Of the policy that plays."""
+    build_policy: PolicyFactory
+    output: Path
+    identity: dict[str, Any]
+    """What all episodes in `output` have in common."""
+
+
+def whose(config: EvaluateConfig) -> str:
+    """What plays: the absolute folder of a policy, `demo`, a hub id, or a server's address.
+
+    Raises:
+        ValueError: There is no such checkpoint.
+    """
+    if config.policy.url is not None:
+        return config.policy.url
+    assert config.checkpoint is not None, "the config has refused this"
+    named = resolve_checkpoint(config.checkpoint)
+    return str(Path(named).resolve()) if named != DEMO_CHECKPOINT and Path(named).is_dir() else named
+
+
+def look_up(config: EvaluateConfig) -> Named:
+    """What a config names.
+
+    Raises:
+        ValueError: There is no such checkpoint, its options cannot be, or the output holds results of another evaluation.
+    """
+    checkpoint = whose(config)
+    policy = config.policy
+    if policy.url is None:
+        policy = replace(policy, checkpoint=checkpoint, lora_rank=0, random_weights=False)
+    build_policy = policy_factory(policy)
+    output, identity = config.output or default_output(checkpoint), _identity(config, checkpoint)
+    _require_same(output, identity)
+    return Named(checkpoint=checkpoint, policy=policy, build_policy=build_policy, output=output, identity=identity)
+
+
 class CheckpointEvaluation:
     """An evaluation, set up; `play` plays it and closes everything.
 
@@ -47,28 +91,20 @@ class CheckpointEvaluation:
             kept.
 
     Raises:
-        ValueError: There is no such checkpoint, it does not fit the env, or the output holds results of another evaluation.
+        ValueError: There is no such checkpoint, it does not fit the env, or the output holds results of another evaluation;
+            or the config names several suites, which `SuitesEvaluation` plays.
     """
 
     def __init__(self, config: EvaluateConfig) -> None:
+        if config.suites:
+            raise ValueError(f"an evaluation of suites ({', '.join(config.suites)}) is a SuitesEvaluation")
         self.config = config
-        policy_config = config.policy
-        if config.policy.url is None:
-            assert config.checkpoint is not None
-            named = resolve_checkpoint(config.checkpoint)
-            self.checkpoint = str(Path(named).resolve()) if named != DEMO_CHECKPOINT and Path(named).is_dir() else named
-            policy_config = replace(config.policy, checkpoint=self.checkpoint, lora_rank=0, random_weights=False)
-            default_output = _default_output(self.checkpoint)
-        else:
-            self.checkpoint = config.policy.url
-            default_output = _output_of_server(config.policy.url)
-        build_policy = policy_factory(policy_config)
-        self.output = config.output or default_output
+        named = look_up(config)
+        self.checkpoint, self.output = named.checkpoint, named.output
         self._display = Display(config.display)
-        identity = _identity(config, self.checkpoint)
-        _require_same(self.output, identity)
         with ExitStack() as undo, self._display.waiting("setting up"):
-            self._display.line(f"{self.checkpoint}: starting {config.env.id}")
+            suite = config.env.kwargs.get("suite")
+            self._display.line(f"{self.checkpoint}: starting {config.env.id}{f', {suite}' if suite else ''}")
             workers = make_workers(config.env, chunk_size=config.policy.chunk_size)
             for worker in workers:
                 undo.callback(worker.close)
@@ -78,7 +114,7 @@ class CheckpointEvaluation:
                 env, config.eval, train_fraction=config.train_fraction, split_seed=config.split_seed
             )
             policy, close_policy = build_sampler(
-                partial(build_policy, policy_config, env, seed=config.seed),
+                partial(named.build_policy, named.policy, env, seed=config.seed),
                 config.policy,
                 use_gpu=None if config.policy.device == "auto" else config.policy.device == "cuda",
             )
@@ -86,7 +122,7 @@ class CheckpointEvaluation:
             self.played = played(config, env, self.episodes, policy)
             """What the result will mean."""
             self._rollout = Rollout(config.rollout, policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
-            _claim(self.output, identity)
+            _claim(self.output, named.identity)
             self._undo = undo.pop_all()
 
     def play(self) -> list[EvaluationResult]:
@@ -114,35 +150,33 @@ class CheckpointEvaluation:
                     name=self.played.how,
                 )
             except KeyboardInterrupt:
-                named = f" with --output {self.output}" if self.config.policy.url is not None else ""
-                self._display.line(f"interrupted; the same command{named} goes on with the episodes that are missing")
+                output = f" with --output {self.output}" if self.config.policy.url is not None else ""
+                self._display.line(f"interrupted; the same command{output} goes on with the episodes that are missing")
                 raise SystemExit(130) from None
         record = {**evaluation_record(results), "played": self.played.to_json()}
         (self.output / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-        show_evaluation(self._display, results, title=self.checkpoint, name=self.played.how)
+        on = f" on {self._env.suite}" if self._env.suite else ""
+        show_evaluation(self._display, results, title=f"{self.checkpoint}{on}", name=self.played.how)
         for line in self.played.lines():
             self._display.line(line)
         self._display.line(f"results: {self.output}/results.json, videos: {self.output}/videos")
         return results
 
 
-def _default_output(checkpoint: str) -> Path:
-    """Where results go: into the run, or beside the checkpoint; below the working directory for others."""
+def default_output(checkpoint: str) -> Path:
+    """Where results go, by what `whose` says: into the run, or beside the checkpoint; for others below the working directory.
+
+    Each evaluation of a server has a folder of its own: an address does not say whose weights answer there.
+    """
+    if "://" in checkpoint:
+        address = checkpoint.partition("://")[2].strip("/").replace("/", "--").replace(":", "-")
+        return Path("evaluations") / address / f"{datetime.now():%Y%m%d-%H%M%S}"
     if checkpoint == DEMO_CHECKPOINT or not Path(checkpoint).is_dir():
         return Path("evaluations") / checkpoint.replace("/", "--")
     step = checkpoint_of_run(checkpoint)
     if step is None:
         return Path(checkpoint).with_name(f"{Path(checkpoint).name}-evaluation")
     return step.parent.parent / "evaluations" / step.name
-
-
-def _output_of_server(url: str) -> Path:
-    """A folder of its own for each evaluation: an address does not say whose weights answer there."""
-    return (
-        Path("evaluations")
-        / url.partition("://")[2].strip("/").replace("/", "--").replace(":", "-")
-        / f"{datetime.now():%Y%m%d-%H%M%S}"
-    )
 
 
 def _identity(config: EvaluateConfig, checkpoint: str) -> dict[str, Any]:

@@ -106,13 +106,24 @@ def played(
     }
     differs: tuple[str, ...] = ()
     if config.protocol != "none":
-        if env.suite not in NUM_TASKS:
-            raise ValueError(
-                f"protocol {config.protocol} is of the suites {', '.join(NUM_TASKS)}, and {config.env.id} plays {env.suite}"
-            )
         found = Played(protocol=config.protocol, differs=(), **facts)
-        differs = tuple(_differences(found, PROTOCOLS[config.protocol], env.suite))
+        differs = tuple(_differences(found, PROTOCOLS[config.protocol], require_protocol(config, env)))
     return Played(protocol=config.protocol, differs=differs, **facts)
+
+
+def require_protocol(config: EvaluateConfig, env: EnvDescription) -> str:
+    """The suite whose figures a protocol has: the env's, or the one that it varies (LIBERO-PRO's `libero_goal_swap`).
+
+    Raises:
+        ValueError: A protocol is named, and has figures of neither.
+    """
+    suite = env.suite or ""
+    published = next((name for name in NUM_TASKS if suite == name or suite.startswith(f"{name}_")), suite)
+    if config.protocol != "none" and published not in NUM_TASKS:
+        raise ValueError(
+            f"protocol {config.protocol} is of the suites {', '.join(NUM_TASKS)}, and {config.env.id} plays {env.suite}"
+        )
+    return published
 
 
 def _each_once(config: EvaluateConfig, env: EnvDescription, starts: Sequence[tuple[int, int]]) -> bool:
@@ -132,6 +143,7 @@ def _each_once(config: EvaluateConfig, env: EnvDescription, starts: Sequence[tup
 
 def _differences(found: Played, protocol: Protocol, suite: str) -> Iterator[str]:
     wanted: list[tuple[str, Any, Any]] = [
+        ("suite", found.suite, suite),
         ("temperature", " and ".join(f"{t:g}" for t in found.temperatures), f"{protocol.temperature:g}"),
         ("initial states", found.initial_states, "all"),
         ("each once", found.each_once, True),

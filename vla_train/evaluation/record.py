@@ -18,6 +18,28 @@ def evaluation_record(results: Sequence[EvaluationResult]) -> dict[str, Any]:
     return record
 
 
+def suites_record(results: Mapping[str, Sequence[EvaluationResult]]) -> dict[str, Any]:
+    """The results of several suites, by name, as one record of the same form: rates over all their episodes, tasks that say
+    their suite, and each suite's own record under `suites`."""
+    record = evaluation_record(pooled(results))
+    for index, temperature in enumerate(record["temperatures"]):
+        record[f"tasks{_suffix(index, temperature)}"] = [
+            {"suite": suite, **task} for suite, of_suite in results.items() for task in summary(of_suite[index])["tasks"]
+        ]
+    return record | {"suites": {suite: evaluation_record(of_suite) for suite, of_suite in results.items()}}
+
+
+def pooled(results: Mapping[str, Sequence[EvaluationResult]]) -> list[EvaluationResult]:
+    """By temperature: the episodes of all suites together. Their task ids say nothing without the suite."""
+    return [
+        EvaluationResult(
+            episodes=tuple(episode for result in at_temperature for episode in result.episodes),
+            temperature=at_temperature[0].temperature,
+        )
+        for at_temperature in zip(*results.values(), strict=True)
+    ]
+
+
 def summaries(record: Mapping[str, Any]) -> dict[float, dict[str, Any]]:
     """The `summary` of each temperature in a record, the deciding one first; earlier versions wrote greedy ones alone."""
     names = ("success_rate", "interval_low", "interval_high", "episodes", "successes", "tasks")

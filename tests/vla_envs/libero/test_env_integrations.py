@@ -1,4 +1,4 @@
-"""LiberoEnv in the hands of others: Gymnasium's renderers, tensors, specs and shared memory, and TorchRL."""
+"""LiberoEnv in the hands of others: Gymnasium's renderers, tensors, specs and shared memory."""
 
 import copy
 import inspect
@@ -167,23 +167,6 @@ def test_texts_in_shared_memory_are_those_written_last_and_a_copy_is_not():
     assert texts == ("d", "é")
     assert kept == ("a bad cab", "é")
     assert hash(texts) == hash(("d", "é"))
-
-
-def test_torchrl_plays_vector_envs_that_leave_resets_to_it():
-    wrap = pytest.importorskip("torchrl.envs").GymWrapper
-    env = wrap(make_envs(2, max_episode_steps=2, cameras=("agentview",), autoreset_mode=AutoresetMode.DISABLED))
-    assert env.reset()["instruction"] == (env._env.instructions[0],) * 2
-    done = env.rollout(4, break_when_any_done=False)["next", "done"]
-    assert done[..., 0].tolist() == [[False, True, False, True]] * 2
-    env.close()
-
-
-def test_torchrl_plays_single_envs_with_their_instructions():
-    wrap = pytest.importorskip("torchrl.envs").GymWrapper
-    env = wrap(gym.make("Libero-v0", **FAST, time_limit=2))
-    played = env.rollout(4)
-    assert played["next", "instruction"] == [env._env.unwrapped.instructions[0]] * 2
-    env.close()
 
 
 def test_a_simulation_that_diverges_leaves_no_file_behind(

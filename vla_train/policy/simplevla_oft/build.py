@@ -72,6 +72,16 @@ def check_options(config: PolicyConfig) -> None:
             _open(config)
 
 
+def check_env(config: PolicyConfig, env: EnvDescription) -> None:
+    """Refuse an env that a checkpoint does not fit, as `build_policy` would; no weights are read.
+
+    Raises:
+        ValueError: Its statistics do not cover the env's suite, or it decides other actions.
+    """
+    if config.checkpoint is not None:
+        _fit(config, _open(config).config, env)
+
+
 def build_policy(config: PolicyConfig, env: EnvDescription, *, seed: int) -> SimpleVLAOFTPolicy:
     """The policy a run asks for: a checkpoint, or random weights of a named size; see `policy.base.PolicyFactory`.
 
@@ -96,11 +106,8 @@ def build_as(kind: Callable[..., _Policy], config: PolicyConfig, env: EnvDescrip
     for note in files.notes:
         _log.info("%s", note)
     shape, companions = files.config, dict(files.companions)
-    if shape.chunk_size != config.chunk_size:
-        raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {shape.chunk_size} actions")
+    dataset, codec = _fit(config, shape, env)
     prompts = PromptEncoder.from_json(companions[TOKENIZER_FILE], shape)
-    dataset = _statistics_name(config, shape, suite=suite)
-    codec = _codec(config, shape, dataset=dataset, action_low=action_low, action_high=action_high)
     path = image_path(config, shape, files.weights, dataset=dataset)
     preprocessor = companions.get(_PREPROCESSOR_FILE)
     images = settings_from_json(
@@ -188,8 +195,12 @@ def _without_weights(
     )
 
 
-def _statistics_name(config: PolicyConfig, shape: SimpleVLAOFTConfig, *, suite: str | None) -> str:
-    return select_statistics(shape.norm_stats, key=config.statistics_key, unnorm_key=shape.unnorm_key, suite=suite)
+def _fit(config: PolicyConfig, shape: SimpleVLAOFTConfig, env: EnvDescription) -> tuple[str, ActionCodec]:
+    """The dataset whose statistics the env is played with, and what its tokens mean there."""
+    if shape.chunk_size != config.chunk_size:
+        raise ValueError(f"policy.chunk_size is {config.chunk_size}, the checkpoint decides {shape.chunk_size} actions")
+    dataset = select_statistics(shape.norm_stats, key=config.statistics_key, unnorm_key=shape.unnorm_key, suite=env.suite)
+    return dataset, _codec(config, shape, dataset=dataset, action_low=env.action_low, action_high=env.action_high)
 
 
 def _codec(
