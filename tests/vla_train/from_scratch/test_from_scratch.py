@@ -53,7 +53,7 @@ def options(output: Path, checkpoint: Path) -> list[str]:
         *("--env.num-workers", "2", "--env.envs-per-worker", "16"),
         *("--policy.checkpoint", str(checkpoint), "--policy.chunk-size", "2"),
         *("--policy.device", "cpu", "--policy.dtype", "float32", "--policy.no-compile", "--collect.workers", "1"),
-        *("--sft.steps", "45", "--sft.batch-rows", "16", "--sft.label-step", "0", "--sft.optim.warmup-steps", "1"),
+        *("--sft.steps", "50", "--sft.batch-rows", "16", "--sft.label-step", "0", "--sft.optim.warmup-steps", "1"),
         *("--sft.optim.microbatch-rows", "16", "--sft.trackers", "--train.iterations", "8", "--train.trackers"),
         *("--train.rollout.groups-per-iteration", "8", "--train.rollout.deterministic"),
         *("--train.optim.minibatch-trajectories", "32", "--train.optim.microbatch-rows", "64"),
@@ -107,7 +107,7 @@ def states(side: int) -> set[tuple[int, int]]:
 
 def test_grpo_makes_a_policy_better_that_demonstrations_left_poor(done: Done) -> None:
     start, final = (done.result["success"][name]["sampled at T = 1"] for name in ("start", "final"))
-    assert 0.4 < start["success_rate"] < 0.75
+    assert 0.3 < start["success_rate"] < 0.75
     assert final["success_rate"] > start["success_rate"] + 0.1
     assert [(task["task_id"], task["episodes"]) for task in final["tasks"]] == [(0, 20), (1, 20)]
     assert final["interval_low"] < final["success_rate"] < final["interval_high"]
