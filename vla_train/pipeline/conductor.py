@@ -158,7 +158,7 @@ class Conductor:
                         outbox.put(Failed(RuntimeError("the rollout was closed")))
                         return
                 elif event is not None:
-                    self._handle(event, objective)
+                    self._handle(event, objective, outbox)
         except BaseException as error:  # the fault boundary of a rollout: whatever went wrong is the caller's to see
             self._failure = error
             outbox.put(Failed(error))
@@ -238,9 +238,9 @@ class Conductor:
 
     # --- events
 
-    def _handle(self, event: Event | Decided, objective: Objective) -> None:
+    def _handle(self, event: Event | Decided, objective: Objective, outbox: Outbox) -> None:
         if isinstance(event, Decided):
-            self._dispatch(event)
+            self._dispatch(event, objective, outbox)
             objective.advanced()
             return
         if event.incarnation != self._workers[event.worker].incarnation:
@@ -255,19 +255,22 @@ class Conductor:
         else:
             self._record(event.worker, content, objective)
 
-    def _dispatch(self, decided: Decided) -> None:
-        """Send each worker its chunk, unless it died or lost its episodes meanwhile."""
+    def _dispatch(self, decided: Decided, objective: Objective, outbox: Outbox) -> None:
+        """Send each worker its chunk, unless it died or lost its episodes meanwhile; the policy gets its next rows first."""
         batch = decided.batch
         if batch is not self._outstanding:
             return
         self._outstanding = None
+        stepping = {worker for worker in batch.workers if self.scheduler.decided(worker)}
+        if not objective.complete:
+            self._offer(outbox)
         decisions = [(output, line) for output in decided.outputs for line in range(len(output.actions))]
         description, chunk_size = self._workers[0].description, decided.outputs[0].actions.shape[1]
         rows_of: dict[int, list[int]] = {worker: [] for worker in batch.workers}
         for index, row in enumerate(batch.rows):
             rows_of[row.worker].append(index)
         for worker, indices in rows_of.items():
-            if not self.scheduler.decided(worker):
+            if worker not in stepping:
                 continue
             num_slots = self._workers[worker].description.num_slots
             actions = np.empty((num_slots, chunk_size, description.action_dim), np.float32)
