@@ -185,6 +185,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--validate", action="store_true", help="compare with real runs of threads that sleep, instead")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each real run (default: 20)")
     options = parser.parse_args(None if arguments is None else list(arguments))
+    counts = [*(options.nodes or ()), *(options.replicas or ()), options.workers_per_node, options.envs_per_worker]
+    if min(*counts, 1) < 1 or min(options.node_chunks_per_s, options.row_ms, options.gbit_per_s, options.seconds) <= 0:
+        parser.error("numbers must be positive")
     if options.validate:
         validate(options.seconds)
         return
