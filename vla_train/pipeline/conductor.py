@@ -19,6 +19,7 @@ Faults: the episodes of a worker that failed are queued again, from their beginn
 """
 
 import logging
+import math
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ from vla_train.pipeline.scheduler import Assignment, Scheduler, WorkerState
 from vla_train.pipeline.timeline import SpanKind, Timeline
 from vla_train.types import EpisodeSpec, select_one
 
+Inbox = queue.SimpleQueue[Event | Decided | Stop]
+
 _logger = logging.getLogger(__name__)
 
 
@@ -75,6 +78,8 @@ class Conductor:
         max_batch: Most rows of one policy batch.
         max_wait_s: How long ready rows wait for more, while more are on their way; if they do, all share the call.
         timeline: Takes the spans of the workers.
+        clock: Seconds, by which deadlines and `max_wait_s` are meant.
+        inbox: Its `get` waits in the clock's seconds; None makes one. Both are given by who simulates a cluster.
     """
 
     def __init__(
@@ -85,12 +90,15 @@ class Conductor:
         max_batch: int,
         max_wait_s: float,
         timeline: Timeline,
+        clock: Callable[[], float] = time.monotonic,
+        inbox: Inbox | None = None,
     ) -> None:
         self._workers = list(workers)
         self._config = workers[0].config
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
         self._timeline = timeline
+        self._clock = clock
         self._neutral_action = np.clip(0.0, workers[0].description.action_low, workers[0].description.action_high)
         self.scheduler = Scheduler(
             [worker.description.num_slots for worker in workers],
@@ -98,10 +106,12 @@ class Conductor:
             max_batch=max_batch,
         )
         self.counts = ConductorCounts()
-        self.inbox: queue.SimpleQueue[Event | Decided | Stop] = queue.SimpleQueue()
+        self.inbox: Inbox = inbox or queue.SimpleQueue()
         self._results: list[ShardResult | None] = [None] * len(workers)
         self._recorders: dict[int, EpisodeRecorder] = {}  # by lease
         self._deadlines: dict[int, float] = {}  # of commands and starts under way, by worker
+        self._first_deadline = math.inf
+        """None of these is earlier."""
         self._restarts = [Restarts(most=self._config.max_restarts, window=worker.description.num_slots) for worker in workers]
         self._told_of: set[str] = set()
         """Errors whose traceback was logged."""
@@ -148,7 +158,7 @@ class Conductor:
                         outbox.put(Failed(RuntimeError("the rollout was closed")))
                         return
                 elif event is not None:
-                    self._handle(event, objective)
+                    self._handle(event, objective, outbox)
         except BaseException as error:  # the fault boundary of a rollout: whatever went wrong is the caller's to see
             self._failure = error
             outbox.put(Failed(error))
@@ -168,14 +178,19 @@ class Conductor:
             self._send(worker, Reset(slots=slots, specs=specs, keys=self._keys))
 
     def _send(self, worker: int, command: Command) -> None:
-        self._deadlines[worker] = time.monotonic() + self._config.step_timeout_s
+        self._expect(worker, within_s=self._config.step_timeout_s)
         self._workers[worker].send(command)
+
+    def _expect(self, worker: int, *, within_s: float) -> None:
+        """The worker is silent for too long if it has not answered within so many seconds."""
+        self._deadlines[worker] = self._clock() + within_s
+        self._first_deadline = min(self._first_deadline, self._deadlines[worker])
 
     def _offer(self, outbox: Outbox) -> None:
         if self._outstanding is not None or self.scheduler.ready_rows == 0:
             return
         more_to_come = self.scheduler.stepping > 0 and self.scheduler.ready_rows < self._max_batch
-        if more_to_come and time.monotonic() < self._ready_since + self._max_wait_s:
+        if more_to_come and self._clock() < self._ready_since + self._max_wait_s:
             return
         workers = self.scheduler.next_batch()
         self._outstanding = self._batch(workers)
@@ -205,15 +220,17 @@ class Conductor:
 
     def _next_event(self) -> Event | Decided | Stop | None:
         """The next event, or None when a deadline has passed first; then the silent workers have been dealt with."""
-        now = time.monotonic()
-        until = min(self._deadlines.values(), default=now + START_TIMEOUT_S)
+        now = self._clock()
+        if self._first_deadline <= now:  # looking through all of them is rare: most are met long before
+            self._first_deadline = min(self._deadlines.values(), default=math.inf)
+        until = min(self._first_deadline, now + START_TIMEOUT_S)
         if self._max_wait_s > 0 and self._outstanding is None and self.scheduler.ready_rows > 0:
             until = min(until, max(now, self._ready_since + self._max_wait_s))
         try:
             return self.inbox.get(timeout=max(0.0, until - now))
         except queue.Empty:
             pass
-        now = time.monotonic()
+        now = self._clock()
         for worker in [worker for worker, deadline in self._deadlines.items() if deadline <= now]:
             silent_s = START_TIMEOUT_S if self.scheduler.state(worker) is WorkerState.DOWN else self._config.step_timeout_s
             self._restart(worker, TimeoutError(f"no answer for {silent_s:g} s"))
@@ -221,9 +238,9 @@ class Conductor:
 
     # --- events
 
-    def _handle(self, event: Event | Decided, objective: Objective) -> None:
+    def _handle(self, event: Event | Decided, objective: Objective, outbox: Outbox) -> None:
         if isinstance(event, Decided):
-            self._dispatch(event)
+            self._dispatch(event, objective, outbox)
             objective.advanced()
             return
         if event.incarnation != self._workers[event.worker].incarnation:
@@ -238,19 +255,22 @@ class Conductor:
         else:
             self._record(event.worker, content, objective)
 
-    def _dispatch(self, decided: Decided) -> None:
-        """Send each worker its chunk, unless it died or lost its episodes meanwhile."""
+    def _dispatch(self, decided: Decided, objective: Objective, outbox: Outbox) -> None:
+        """Send each worker its chunk, unless it died or lost its episodes meanwhile; the policy gets its next rows first."""
         batch = decided.batch
         if batch is not self._outstanding:
             return
         self._outstanding = None
+        stepping = {worker for worker in batch.workers if self.scheduler.decided(worker)}
+        if not objective.complete:
+            self._offer(outbox)
         decisions = [(output, line) for output in decided.outputs for line in range(len(output.actions))]
         description, chunk_size = self._workers[0].description, decided.outputs[0].actions.shape[1]
         rows_of: dict[int, list[int]] = {worker: [] for worker in batch.workers}
         for index, row in enumerate(batch.rows):
             rows_of[row.worker].append(index)
         for worker, indices in rows_of.items():
-            if not self.scheduler.decided(worker):
+            if worker not in stepping:
                 continue
             num_slots = self._workers[worker].description.num_slots
             actions = np.empty((num_slots, chunk_size, description.action_dim), np.float32)
@@ -276,7 +296,7 @@ class Conductor:
         if result.drew is not None:
             self._timeline.add(f"env {worker}", "render", *result.drew, rows=len(playing))
         if not self.scheduler.ready_rows:
-            self._ready_since = time.monotonic()
+            self._ready_since = self._clock()
         if state is WorkerState.RESETTING:
             for assignment in playing:
                 recorder = self._recorders[assignment.lease]
@@ -347,7 +367,7 @@ class Conductor:
 
     def _start(self, worker: int) -> None:
         """Start a worker; where that fails at once (no memory, no process, no Ray), it is one more fault of this worker."""
-        self._deadlines[worker] = time.monotonic() + START_TIMEOUT_S
+        self._expect(worker, within_s=START_TIMEOUT_S)
         try:
             self._workers[worker].start()
         except Exception as error:

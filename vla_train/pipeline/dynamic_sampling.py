@@ -51,9 +51,10 @@ class DynamicSampling:
     def __init__(self, *, groups_per_iteration: int, max_groups: int, lookahead: int) -> None:
         self._target = groups_per_iteration
         self._max_groups = max_groups
-        self._lookahead = lookahead
+        self.lookahead = lookahead
         self._open: dict[int, OpenGroup] = {}  # in the order of launching
         self._consumed: list[OpenGroup] = []
+        self._kept = 0
         self._handed_out: list[OpenGroup] = []
 
     @property
@@ -64,7 +65,7 @@ class DynamicSampling:
     @property
     def kept(self) -> int:
         """Groups of this iteration that carry a signal, so far."""
-        return sum(group.keep is True for group in self._consumed)
+        return self._kept
 
     @property
     def consumed(self) -> int:
@@ -81,7 +82,7 @@ class DynamicSampling:
         hopeful = sum(group.keep is not False for group in self._open.values())
         needed = self._target - self.kept
         allowed = self._max_groups - len(self._consumed) - len(self._open)
-        return hopeful < needed + self._lookahead and allowed + self._lookahead > 0
+        return hopeful < needed + self.lookahead and allowed + self.lookahead > 0
 
     def launch(self, specs: Iterable[EpisodeSpec]) -> OpenGroup:
         """Open a group.
@@ -127,6 +128,7 @@ class DynamicSampling:
             if group.keep is None:
                 break
             self._consumed.append(self._open.pop(group_id))
+            self._kept += group.keep
 
     @property
     def outcome(self) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
@@ -136,7 +138,7 @@ class DynamicSampling:
 
     def begin_next(self) -> None:
         """Hand the iteration's groups out; they stay `pending` until `release`. What is open stays for the next one."""
-        self._handed_out, self._consumed = self._consumed, []
+        self._handed_out, self._consumed, self._kept = self._consumed, [], 0
 
     def release(self) -> None:
         """Forget the groups handed out: what was learnt from them is in the weights."""
@@ -148,5 +150,5 @@ class DynamicSampling:
 
     def restore(self, groups: Iterable[OpenGroup]) -> None:
         """Start from what `pending` gave."""
-        self._handed_out, self._consumed = [], []
+        self._handed_out, self._consumed, self._kept = [], [], 0
         self._open = {group.specs[0].group_id: group for group in groups}

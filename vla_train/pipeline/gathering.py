@@ -25,7 +25,9 @@ def gather(batch: PolicyBatch, key: str, *, tensors: bool) -> Any:
     first = next(iter(observed.values()))
     shape = (len(batch.rows), *first.shape[1:])
     gathered = np.empty(shape, first.dtype) if isinstance(first, np.ndarray) else first.new_empty(shape)
+    rows: dict[int, list[int]] = {worker: [] for worker in observed}
+    for index, row in enumerate(batch.rows):
+        rows[row.worker].append(index)
     for worker, array in observed.items():
-        rows = [index for index, row in enumerate(batch.rows) if row.worker == worker]
-        gathered[rows] = array[[batch.rows[index].slot for index in rows]]
+        gathered[rows[worker]] = array[[batch.rows[index].slot for index in rows[worker]]]
     return gathered

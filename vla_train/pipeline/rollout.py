@@ -66,16 +66,9 @@ class Rollout:
             max_wait_s=config.max_wait_s,
             timeline=timeline,
         )
-        slots = sum(worker.description.num_slots for worker in workers)
-        # Groups that wait for an older one to finish hold no slot: beyond one iteration, allow as many as the slots can play.
-        lookahead = 0 if config.deterministic else config.groups_per_iteration + math.ceil(slots / config.group_size)
-        self._max_carried = lookahead * config.group_size
+        self._sampling = make_sampling(config, slots=sum(worker.description.num_slots for worker in workers))
+        self._max_carried = self._sampling.lookahead * config.group_size
         """Episodes that may be finished and not yet handed out between two iterations."""
-        self._sampling = DynamicSampling(
-            groups_per_iteration=config.groups_per_iteration,
-            max_groups=max(1, int(config.max_attempts * config.groups_per_iteration)),
-            lookahead=lookahead,
-        )
         self._busy = threading.Lock()
         self._closed = False
         self._reported = ConductorCounts()
@@ -326,6 +319,17 @@ class Rollout:
             )
 
         return progress
+
+
+def make_sampling(config: RolloutConfig, *, slots: int) -> DynamicSampling:
+    """What a rollout on so many slots plays and keeps."""
+    # Groups that wait for an older one to finish hold no slot: beyond one iteration, allow as many as the slots can play.
+    lookahead = 0 if config.deterministic else config.groups_per_iteration + math.ceil(slots / config.group_size)
+    return DynamicSampling(
+        groups_per_iteration=config.groups_per_iteration,
+        max_groups=max(1, int(config.max_attempts * config.groups_per_iteration)),
+        lookahead=lookahead,
+    )
 
 
 class _Exclusive:

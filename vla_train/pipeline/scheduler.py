@@ -9,10 +9,12 @@ It has no threads, no clock and does no work itself; the rollout tells it what h
 
 Invariants (property-tested): every submitted episode is finished exactly once; after `fill` no slot stays free while work
 waits, unless its worker is in the middle of a command, is down, or can only be reset as a whole; workers are served
-in the order in which they became ready.
+in the order in which they became ready. No call looks at workers that it does not concern, so that a message costs the same
+however many there are; `_settle` keeps the counts that make this so.
 """
 
-from collections import deque
+import heapq
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -33,6 +35,10 @@ class WorkerState(Enum):
     STEPPING = "stepping"
     DOWN = "down"
     """Died; not restarted yet."""
+
+
+_AT_WORK = (WorkerState.STEPPING, WorkerState.RESETTING)
+_OPEN = (WorkerState.IDLE, WorkerState.READY)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +78,14 @@ class Scheduler:
         ]
         self._max_batch = max_batch
         self._queue: deque[EpisodeSpec] = deque()
-        self._ready: deque[int] = deque()
+        self._ready: OrderedDict[int, int] = OrderedDict()
+        """Rows of each ready worker, longest-waiting first."""
+        self._ready_rows = 0
+        self._open = set(range(len(slots)))
+        """Workers that could take an episode now."""
+        self._free = sum(slots)
+        self._in_flight = 0
+        self._stepping = 0
         self._leases = 0
 
     # --- what is going on
@@ -85,23 +98,22 @@ class Scheduler:
     @property
     def in_flight(self) -> int:
         """Episodes that are being played."""
-        return sum(len(worker.playing) for worker in self._workers)
+        return self._in_flight
 
     @property
     def wanted(self) -> int:
         """How many more episodes the free slots could take than are queued (never negative)."""
-        free = sum(len(worker.slots) - len(worker.playing) for worker in self._workers)
-        return max(0, free - len(self._queue))
+        return max(0, self._free - len(self._queue))
 
     @property
     def stepping(self) -> int:
         """Workers that will have observations for the policy without its help."""
-        return sum(worker.state in (WorkerState.STEPPING, WorkerState.RESETTING) for worker in self._workers)
+        return self._stepping
 
     @property
     def ready_rows(self) -> int:
         """Rows that wait for the policy."""
-        return sum(len(self._workers[worker].playing) for worker in self._ready)
+        return self._ready_rows
 
     def state(self, worker: int) -> WorkerState:
         return self._workers[worker].state
@@ -122,26 +134,22 @@ class Scheduler:
         While there are fewer episodes than slots they are spread evenly, so that the workers keep overlapping.
         """
         given: dict[int, list[Assignment]] = {}
-        open_workers = {
-            index: [slot for slot, assignment in enumerate(worker.slots) if assignment is None]
-            for index, worker in enumerate(self._workers)
-            if worker.state in (WorkerState.IDLE, WorkerState.READY) and not (worker.whole_resets and worker.playing)
-        }
-        load = {index: len(self._workers[index].slots) - len(free) for index, free in open_workers.items()}
-        while self._queue:
-            candidates = [index for index, free in open_workers.items() if free]
-            if not candidates:
-                break
-            index = min(candidates, key=lambda candidate: (load[candidate], candidate))
-            assignment = Assignment(slot=open_workers[index].pop(0), spec=self._queue.popleft(), lease=self._leases)
+        if not self._queue or not self._open:
+            return given
+        free = {index: [slot for slot, taken in enumerate(self._workers[index].slots) if taken is None] for index in self._open}
+        least_loaded = [(len(self._workers[index].slots) - len(slots), index) for index, slots in free.items()]
+        heapq.heapify(least_loaded)
+        while self._queue and least_loaded:
+            load, index = heapq.heappop(least_loaded)
+            assignment = Assignment(slot=free[index].pop(0), spec=self._queue.popleft(), lease=self._leases)
             self._leases += 1
-            load[index] += 1
             self._workers[index].slots[assignment.slot] = assignment
             given.setdefault(index, []).append(assignment)
-        for index in given:
-            if self._workers[index].state is WorkerState.READY:
-                self._ready.remove(index)
-            self._workers[index].state = WorkerState.RESETTING
+            if free[index]:
+                heapq.heappush(least_loaded, (load + 1, index))
+        for index, assignments in given.items():
+            self._count_playing(len(assignments))
+            self._settle(index, WorkerState.RESETTING)
         return given
 
     # --- the cycle of one worker
@@ -156,11 +164,11 @@ class Scheduler:
         batch: list[int] = []
         rows = 0
         while self._ready:
-            rows += len(self._workers[self._ready[0]].playing)
+            worker, more = next(iter(self._ready.items()))
+            rows += more
             if batch and rows > self._max_batch:
                 break
-            worker = self._ready.popleft()
-            self._workers[worker].state = WorkerState.DECIDING
+            self._settle(worker, WorkerState.DECIDING)
             batch.append(worker)
         return tuple(batch)
 
@@ -171,7 +179,7 @@ class Scheduler:
         if not self._workers[worker].playing:
             self._end_command(worker)
             return False
-        self._workers[worker].state = WorkerState.STEPPING
+        self._settle(worker, WorkerState.STEPPING)
         return True
 
     def withdraw(self, worker: int) -> None:
@@ -185,38 +193,54 @@ class Scheduler:
         for slot in finished:
             assert self._workers[worker].slots[slot] is not None, f"slot {slot} of worker {worker} finished twice"
             self._workers[worker].slots[slot] = None
+            self._count_playing(-1)
         self._end_command(worker)
 
     def _end_command(self, worker: int) -> None:
-        if self._workers[worker].playing:
-            self._workers[worker].state = WorkerState.READY
-            self._ready.append(worker)
+        self._settle(worker, WorkerState.READY if self._workers[worker].playing else WorkerState.IDLE)
+
+    # --- counts
+
+    def _count_playing(self, more: int) -> None:
+        self._in_flight += more
+        self._free -= more
+
+    def _settle(self, index: int, state: WorkerState) -> None:
+        """The worker is in a state, with the slots that it has now; one that is ready waits behind all others."""
+        worker = self._workers[index]
+        self._stepping += (state in _AT_WORK) - (worker.state in _AT_WORK)
+        worker.state = state
+        playing = len(worker.playing)
+        self._ready_rows -= self._ready.pop(index, 0)
+        if state is WorkerState.READY:
+            self._ready[index] = playing
+            self._ready_rows += playing
+        room = playing == 0 if worker.whole_resets else playing < len(worker.slots)
+        if room and state in _OPEN:
+            self._open.add(index)
         else:
-            self._workers[worker].state = WorkerState.IDLE
+            self._open.discard(index)
 
     # --- episodes are taken away
 
     def died(self, worker: int) -> list[EpisodeSpec]:
         """The worker died: its episodes go back to the front of the queue, and it is DOWN until `restored`."""
-        if worker in self._ready:
-            self._ready.remove(worker)
         specs = self._take_back([worker])
-        self._workers[worker].state = WorkerState.DOWN
+        self._settle(worker, WorkerState.DOWN)
         return specs
 
     def restored(self, worker: int) -> None:
         """The worker is up again, with all slots free."""
         assert self._workers[worker].state is WorkerState.DOWN, self._workers[worker].state
-        self._workers[worker].state = WorkerState.IDLE
+        self._settle(worker, WorkerState.IDLE)
 
     def evict_all(self) -> list[EpisodeSpec]:
         """Take back everything, queued or playing, in the order of its assignment; commands under way end as usual."""
         self._take_back(range(len(self._workers)))
         specs = list(self._queue)
         self._queue.clear()
-        for worker in self._ready:
-            self._workers[worker].state = WorkerState.IDLE
-        self._ready.clear()
+        for index, worker in enumerate(self._workers):
+            self._settle(index, WorkerState.IDLE if worker.state is WorkerState.READY else worker.state)
         return specs
 
     def _take_back(self, workers: Iterable[int]) -> list[EpisodeSpec]:
@@ -225,6 +249,7 @@ class Scheduler:
             worker = self._workers[index]
             taken += worker.playing
             worker.slots = [None] * len(worker.slots)
+        self._count_playing(-len(taken))
         specs = [assignment.spec for assignment in sorted(taken, key=lambda assignment: assignment.lease)]
         self._queue.extendleft(reversed(specs))
         return specs

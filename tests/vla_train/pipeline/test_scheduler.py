@@ -153,6 +153,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.queued + self.scheduler.in_flight == self.submitted - sum(self.finished.values())
 
     @invariant()
+    def counts_are_those_of_a_recount(self) -> None:
+        playing = sum(len(self.scheduler.playing(worker)) for worker in range(len(self.slots)))
+        assert self.scheduler.in_flight == playing
+        assert self.scheduler.wanted == max(0, sum(self.slots) - playing - self.scheduler.queued)
+        assert self.scheduler.stepping == len(self.workers_in(WorkerState.STEPPING, WorkerState.RESETTING))
+
+    @invariant()
     def in_flight_work_is_bounded_by_the_slots(self) -> None:
         for worker, slots in enumerate(self.slots):
             playing = self.scheduler.playing(worker)
