@@ -43,6 +43,7 @@ OWNERS = {
     "vllm": {"vla_train.policy.vllm"},
     "websockets": {"vla_train.wire.sockets"},
     "msgpack": {"vla_train.wire.packing"},
+    "lerobot": {"vla_envs.lerobot.config"},
     "isaaclab": {"vla_envs.isaac.lab"},
     "isaaclab_newton": {"vla_envs.isaac.lab"},
     "isaaclab_tasks": {"vla_envs.isaac.lab"},
