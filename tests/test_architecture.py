@@ -131,6 +131,11 @@ def test_libero_does_not_know_isaac():
     assert [arrow for arrow in arrows("vla_envs.libero") if within(arrow[1], "vla_envs.isaac")] == []
 
 
+def test_the_envs_do_not_know_lerobot():
+    others = [arrow for arrow in arrows("vla_envs") if not within(arrow[0], "vla_envs.lerobot")]
+    assert [arrow for arrow in others if within(arrow[1], "vla_envs.lerobot")] == []
+
+
 def test_the_algorithms_know_tensors_only():
     known = ("torch", "numpy", "vla_train.algo", "vla_train.types", "vla_train.config", *sys.stdlib_module_names)
     assert [arrow for arrow in arrows("vla_train.algo") if not within(arrow[1], *known)] == []

@@ -191,6 +191,7 @@ def test_actions_that_are_played_together_make_the_same_episode_and_draw_what_th
         ({"obs_type": "state"}, "obs_type must be one of"),
         ({"camera_name": "agentview"}, "camera_name must be LIBERO's, such as 'agentview_image', got 'agentview'"),
         ({"camera_name": "birdview_image"}, "camera_name_mapping must say what the policy calls 'birdview_image'"),
+        ({"camera_name_mapping": {"agentview_image": "image2"}}, "each camera needs a name of its own, got"),
         ({"camera_name": " "}, "camera_name must name a camera"),
         ({"task": ""}, "task must name a suite"),
         ({"n_action_steps": 0}, "n_action_steps must be an integer of at least 1, got 0"),

@@ -99,12 +99,12 @@ class VlaLiberoEnv(EnvConfig):
             raise ValueError(f"task must name a suite, or several with commas between them, got {self.task!r}")
         EnvOptions(**self._options(self._suites[0]))
         shape = (self.observation_height, self.observation_width, 3)
-        pictures = {f"observation.images.{name}": shape for name in self._pictures.values()}
+        picture = PolicyFeature(type=FeatureType.VISUAL, shape=shape)
         state = {} if self.obs_type == "pixels" else {"agent_pos": PolicyFeature(type=FeatureType.STATE, shape=(8,))}
         self.features = {
             "action": PolicyFeature(type=FeatureType.ACTION, shape=(7,)),
             **state,
-            **{name: PolicyFeature(type=FeatureType.VISUAL, shape=shape) for name, shape in pictures.items()},
+            **{f"observation.images.{name}": picture for name in self._pictures.values()},  # names that may be recorded under
         }
         self.features_map = {name: name for name in self.features} | {name: "observation.state" for name in state}
 
@@ -184,6 +184,8 @@ class VlaLiberoEnv(EnvConfig):
                 )
             camera = name.removesuffix("_image")
             cameras[LIBERO_NAMES.get(camera, camera)] = names[name]
+        if len(set(cameras.values())) < len(cameras):
+            raise ValueError(f"each camera needs a name of its own, got {list(cameras.values())}")
         if not cameras:
             raise ValueError("camera_name must name a camera")
         return cameras

@@ -1,4 +1,4 @@
-"""LeRobot and Hugging Face's `datasets` load what is written. Skipped where they are not installed; `make test-lerobot` has them."""
+"""LeRobot and Hugging Face's `datasets` load what is written. Skipped without them: `make test-lerobot` has both."""
 
 from pathlib import Path
 from types import ModuleType
