@@ -13,13 +13,15 @@ VLLM_VENV      ?= .venv-vllm
 # The clients of policies' servers, each in an environment beside .venv: openpi's pins numpy < 2, which Python 3.13 is too new for.
 VLA_EVAL_VENV  ?= .venv-vla-eval
 OPENPI_VENV    ?= .venv-openpi
+# LeRobot pins PyTorch, and needs Python 3.12.
+LEROBOT_VENV   ?= .venv-lerobot
 # What builds the site reads the sources and runs none of them: an environment of its own, without the packages.
 DOCS_VENV      ?= .venv-docs
 
 # Rendering without a display: EGL, on the GPU where there is one, in software (Mesa) otherwise.
 export MUJOCO_GL ?= egl
 
-.PHONY: help setup gl train test test-isaaclab test-vllm test-serve check format wheels docs bench parity expert report clean
+.PHONY: help setup gl train test test-isaaclab test-vllm test-serve test-lerobot check format wheels docs bench parity expert report clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -95,6 +97,18 @@ test-serve: setup $(VLA_EVAL_VENV)/.ready $(OPENPI_VENV)/.ready  ## tests of ser
 	VLA_EVAL_PYTHON=$(VLA_EVAL_VENV)/bin/python OPENPI_PYTHON=$(OPENPI_VENV)/bin/python \
 		$(BIN)/python -m pytest -q tests/on_clients $(ARGS)
 
+$(LEROBOT_VENV)/.ready: vla_envs/pyproject.toml vla_train/pyproject.toml
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12) and "error: LeRobot needs Python 3.12; name it with: make PYTHON312=...")'
+	test -x $(LEROBOT_VENV)/bin/python || $(PYTHON312) -m venv $(LEROBOT_VENV)
+	@# Without a GPU, PyTorch's CPU build (1 GB) instead of the CUDA build (5 GB).
+	command -v nvidia-smi >/dev/null || $(LEROBOT_VENV)/bin/pip install -q --retries 0 --timeout 15 \
+		--index-url https://download.pytorch.org/whl/cpu torch==2.11.0 torchvision==0.26.0 || echo "no CPU build of PyTorch there: taking the default one"
+	$(LEROBOT_VENV)/bin/pip install -q 'lerobot[training]==0.6.1' -e './vla_envs[libero,lerobot]' -e './vla_train[data]' hypothesis pytest pytest-timeout
+	@touch $@
+
+test-lerobot: $(LEROBOT_VENV)/.ready gl  ## tests beside LeRobot, in an environment of their own (4 to 8 GB)
+	$(LEROBOT_VENV)/bin/python -m pytest -q tests/on_lerobot tests/vla_train/demonstrations/test_lerobot_loads_it.py $(ARGS)
+
 check: setup     ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -132,4 +146,4 @@ report: setup    ## one HTML page about the run in runs/demo; another run: make 
 	$(BIN)/python -m vla_train report $(RUN)
 
 clean:           ## remove the environments that were made here
-	rm -rf $(VENV) $(ISAACLAB_VENV) $(VLLM_VENV) $(VLA_EVAL_VENV) $(OPENPI_VENV) $(DOCS_VENV)
+	rm -rf $(VENV) $(ISAACLAB_VENV) $(VLLM_VENV) $(VLA_EVAL_VENV) $(OPENPI_VENV) $(LEROBOT_VENV) $(DOCS_VENV)

@@ -43,6 +43,7 @@ OWNERS = {
     "vllm": {"vla_train.policy.vllm"},
     "websockets": {"vla_train.wire.sockets"},
     "msgpack": {"vla_train.wire.packing"},
+    "lerobot": {"vla_envs.lerobot.config"},
     "isaaclab": {"vla_envs.isaac.lab"},
     "isaaclab_newton": {"vla_envs.isaac.lab"},
     "isaaclab_tasks": {"vla_envs.isaac.lab"},
@@ -128,6 +129,11 @@ def test_what_simulators_share_knows_no_simulator_task():
 
 def test_libero_does_not_know_isaac():
     assert [arrow for arrow in arrows("vla_envs.libero") if within(arrow[1], "vla_envs.isaac")] == []
+
+
+def test_the_envs_do_not_know_lerobot():
+    others = [arrow for arrow in arrows("vla_envs") if not within(arrow[0], "vla_envs.lerobot")]
+    assert [arrow for arrow in others if within(arrow[1], "vla_envs.lerobot")] == []
 
 
 def test_the_algorithms_know_tensors_only():

@@ -1,4 +1,4 @@
-"""LeRobot and Hugging Face's `datasets` load what is written. Skipped where they are not installed."""
+"""LeRobot and Hugging Face's `datasets` load what is written. Skipped without them: `make test-lerobot` has both."""
 
 from pathlib import Path
 from types import ModuleType
@@ -53,7 +53,9 @@ def test_lerobot_merges_our_statistics(written: Path, lerobot: ModuleType):
     statistics = lerobot.LeRobotDatasetMetadata("own/demonstrations", root=written).stats
     for key in ("action", "observation.state", "observation.images.image"):
         assert {"min", "max", "mean", "std", "count", "q01", "q99"} <= statistics[key].keys()
-    merged = lerobot.aggregate_stats([statistics, statistics])
+    from lerobot.datasets.compute_stats import aggregate_stats
+
+    merged = aggregate_stats([statistics, statistics])
     np.testing.assert_allclose(merged["action"]["mean"], statistics["action"]["mean"])
 
 
