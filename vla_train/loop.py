@@ -52,6 +52,7 @@ def iterate(run: Run, *, last_words: bool = True) -> None:
         while True:
             with run.ranks.apart():
                 interruption.check()
+                run.saver.check()
             if run.evaluation_due:
                 run.evaluate()
             if run.checkpoint_due:

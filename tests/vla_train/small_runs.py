@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 
 from vla_train.config import EnvConfig, EvalConfig, OptimConfig, PolicyConfig, RolloutConfig, TrainConfig
 from vla_train.config_json import config_to_json
@@ -63,6 +64,16 @@ def small_config(checkpoint: Path, output: Path, **changes: Any) -> TrainConfig:
         sections[name] = replace(section, **changes.pop(name, {}))
     defaults = {"output": output, "iterations": 4, "checkpoint_every": 1, "display": "none"}
     return TrainConfig(**{**defaults, **sections, **changes})
+
+
+def saved_state(run: Path, done: int) -> dict[str, np.ndarray]:
+    """Weights and AdamW's moments in a run's checkpoint, the parts of all ranks put together."""
+    files = sorted((run / "checkpoints" / f"step_{done:06d}").glob("trainer-*.safetensors"))
+    parts: dict[str, list[np.ndarray]] = {}
+    for file in files:
+        for name, part in load_file(file).items():
+            parts.setdefault(name, []).append(part)
+    return {name: np.concatenate(rows) if len(rows) > 1 else rows[0] for name, rows in parts.items()}
 
 
 def command_line(config: TrainConfig) -> list[str]:

@@ -77,6 +77,10 @@ class TrainablePolicy(RolloutPolicy, Protocol):
 
     One that can recompute activations to save memory may have `recompute(share)`, which a trainer on a GPU calls with the
     share (0 to 1) that memory asks for; None where that is not the trainer's to say.
+
+    One that can be trained on while it is being written has `snapshot(copy)`: it takes what `save_pretrained` would write now,
+    each tensor through `copy`, which gives a copy in host memory. It returns a function that writes this rank's part into a
+    folder (a `Path`), in another thread, and returns the files. With sharded weights all ranks call both.
     """
 
     def trainable_module(self) -> "torch.nn.Module":
@@ -101,7 +105,8 @@ class TrainablePolicy(RolloutPolicy, Protocol):
         ...
 
     def save_pretrained(self, folder: str) -> None:
-        """Write a checkpoint that the same factory reads as `policy.checkpoint`. With sharded weights all ranks call this.
+        """Write a checkpoint that the same factory reads as `policy.checkpoint`. On several ranks all call this, and it
+        is complete when all have returned.
 
         A policy that writes less than all its weights says how many bytes in a property `export_bytes`.
         """

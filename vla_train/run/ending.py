@@ -1,7 +1,7 @@
 """How runs end before they are done: what is saved, and what the last line says."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ from vla_train.interruption import Interruption
 from vla_train.trainer.checkpoint_folder import list_checkpoints
 from vla_train.trainer.manifest import CheckpointError
 from vla_train.trainer.parallel import Ranks
+from vla_train.trainer.rank_lines import RankLostError
+from vla_train.trainer.saving import CheckpointSaver
 
 
 class SavedRun(Protocol):
@@ -27,7 +29,11 @@ class SavedRun(Protocol):
     unit: str
     """What `done` counts, such as "iterations"."""
 
-    def save(self) -> None: ...
+    saver: CheckpointSaver
+
+    def save(self) -> None:
+        """Begin a checkpoint of the present state."""
+        ...
 
 
 @contextmanager
@@ -41,35 +47,56 @@ def saved_when_it_ends(run: SavedRun, interruption: Interruption) -> Iterator[No
         RunError: Something else could not be written, or a GPU's memory is too small; the same.
         SystemExit: It was interrupted.
 
-    On several ranks, `apart` blocks see to it that what is saved ends all of them at the same point: they save together.
+    A checkpoint that is being written is finished first, unless a rank is lost or the user will not wait. On several ranks,
+    `apart` blocks see to it that what is saved ends all of them at the same point: they save together.
     """
     try:
         yield
+        _finish(run)
     except KeyboardInterrupt:
         if interruption.broke_off:
             run.display.line(f"interrupted twice; {newest_text(run.config.output)}")
             run.ranks.leave("it was interrupted twice")
         else:
             run.save()
+            _finish(run)
             run.display.line("interrupted; the same command goes on from the newest checkpoint")
         raise SystemExit(130) from None
     except (WorkerError, DataError) as error:
         raise type(error)(f"{error}; {_save(run)}") from error.__cause__
     except DivergedError as error:
-        raise DivergedError(f"{error}; {newest_text(run.config.output)}; lower optim.learning_rate first") from error
+        raise DivergedError(f"{error}; {_kept(run)}; lower optim.learning_rate first") from error
     except torch.OutOfMemoryError as error:
-        raise RunError(f"{gpu_too_small(error)}; {newest_text(run.config.output)}") from error
+        raise RunError(f"{gpu_too_small(error)}; {_kept(run)}") from error
     except OSError as error:
-        raise RunError(f"{run.config.output} cannot be written to ({error}); {newest_text(run.config.output)}") from error
+        raise RunError(f"{run.config.output} cannot be written to ({error}); {_kept(run)}") from error
+    except RankLostError:
+        raise
+    except Exception:
+        _kept(run)
+        raise
+
+
+def _finish(run: SavedRun) -> None:
+    with run.display.waiting("writing the checkpoint"):
+        run.saver.finish()
 
 
 def _save(run: SavedRun) -> str:
     """Save what was done, and say so; or why not."""
     try:
         run.save()
+        _finish(run)
     except CheckpointError as error:
         return str(error)
     return f"{run.done} {run.unit} are saved, and the same command goes on from there"
+
+
+def _kept(run: SavedRun) -> str:
+    """What the run goes on from, when the checkpoint that is being written is."""
+    with suppress(Exception):  # what ended the run is what its user must hear of
+        _finish(run)
+    return newest_text(run.config.output)
 
 
 def newest_text(output: Path) -> str:

@@ -1,6 +1,7 @@
 """What a run says of itself on the terminal, as texts: how it was set up, what an iteration did, what was learnt in the end."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -89,6 +90,11 @@ def evaluation_line(evaluations: Sequence[Mapping[str, Any]], *, counted: str) -
         if temperature in before
     ]
     return [f"success {', '.join(rates)}, from {counted} {first['iteration']} to {last['iteration']}"] if rates else []
+
+
+def saved_line(path: Path, still_s: float) -> str:
+    """Where a checkpoint is, and what it cost."""
+    return f"checkpoint: {escape(str(path))} (training stood still for {still_s:.1f} s)"
 
 
 def end_lines(output: str, evaluations: Sequence[Mapping[str, Any]], *, updates: int) -> list[str]:

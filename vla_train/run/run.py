@@ -32,14 +32,15 @@ from vla_train.pipeline.wall_clock import wall_clock_shares
 from vla_train.policy.factory import policy_factory
 from vla_train.run.evaluations import RunEvaluations, forget_evaluations
 from vla_train.run.identity import holds_same_start, start_of
-from vla_train.run.lines import end_lines, iteration_lines, progress_text, set_up_line, speed_text
+from vla_train.run.lines import end_lines, iteration_lines, progress_text, saved_line, set_up_line, speed_text
 from vla_train.run.opening import setting_up
 from vla_train.run.policies import build_policies
 from vla_train.run.tracking import RunLog, read_records
 from vla_train.trainer.accumulation import require_accumulable
-from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run, save_checkpoint
+from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.parallel import Ranks, share_of_rank, useful_slots
+from vla_train.trainer.saving import CheckpointSaver
 from vla_train.trainer.schedule import planned_steps
 from vla_train.types import Group
 
@@ -126,6 +127,12 @@ class Run:
             trainer=self.trainer,
             rollout_bytes=ranks.size * self.rollout.max_state_bytes,
             keep=config.keep_checkpoints,
+        )
+        self.saver = CheckpointSaver(
+            config.output,
+            trainer=self.trainer,
+            keep=config.keep_checkpoints,
+            on_saved=lambda path, still_s: self.display.line(saved_line(path, still_s)),
         )
         stream = PromptStream(
             self.env.task_ids,
@@ -283,25 +290,16 @@ class Run:
     # --- what outlives the process
 
     def save(self) -> None:
-        """Write a checkpoint of the present state.
+        """Begin a checkpoint of the present state; it is written while the run goes on.
 
         Raises:
-            CheckpointError: It could not be written; older ones are as they were.
+            CheckpointError: The one before could not be written; older ones are as they were.
         """
         state = self._before_next or self._rollout_state()
         position = self._prompts.position(self.ranks.gather_objects(state["next_group_id"]))
-        with self.display.waiting(f"writing the checkpoint of iteration {self.done}"):
-            path = save_checkpoint(
-                self.config.output,
-                iteration=self.done,
-                trainer=self.trainer,
-                rollout_state=state["rollout"],
-                extra=asdict(position),
-                score=self._score,
-                keep=self.config.keep_checkpoints,
-            )
+        with self.display.waiting(f"saving iteration {self.done}"):
+            self.saver.begin(iteration=self.done, rollout_state=state["rollout"], extra=asdict(position), score=self._score)
         self._saved = self.done
-        self.display.line(f"checkpoint: {escape(str(path))}")
 
     def close(self) -> None:
         """End workers, policies in Ray actors and trackers; a rollout under way is broken off."""

@@ -51,6 +51,7 @@ def iterate(run: SftRun, *, last_words: bool = True) -> None:
         while True:
             with run.ranks.apart():
                 interruption.check()
+                run.saver.check()
             if run.evaluation_due:
                 run.evaluate()
             if run.checkpoint_due:
@@ -63,5 +64,6 @@ def iterate(run: SftRun, *, last_words: bool = True) -> None:
                     show(run.done, "")
                     with run.ranks.apart():
                         interruption.check()
+                        run.saver.check()
     if last_words:
         run.show_end()

@@ -29,7 +29,7 @@ from vla_train.policy.base import PolicyFactory, TrainablePolicy
 from vla_train.policy.factory import policy_factory
 from vla_train.run.evaluations import RunEvaluations, forget_evaluations
 from vla_train.run.identity import start_of
-from vla_train.run.lines import describe_policy, evaluation_line
+from vla_train.run.lines import describe_policy, evaluation_line, saved_line
 from vla_train.run.opening import setting_up
 from vla_train.run.policies import build_policies
 from vla_train.run.tracking import RunLog, read_records
@@ -47,8 +47,9 @@ from vla_train.sft.next_commands import next_commands
 from vla_train.sft.progress import StepSums, mean_metrics
 from vla_train.sft.samples import Demonstrations, sample_places, split_episodes
 from vla_train.sft.translation import as_the_env_has_them
-from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run, save_checkpoint
+from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run
 from vla_train.trainer.parallel import Ranks
+from vla_train.trainer.saving import CheckpointSaver
 from vla_train.trainer.trainer import Trainer
 from vla_train.types import EnvDescription, TrainBatch
 
@@ -134,6 +135,12 @@ class SftRun:
         )
         if ranks.rank == 0:
             prepare_run(config.output, trainer=self.trainer, keep=config.keep_checkpoints)
+        self.saver = CheckpointSaver(
+            config.output,
+            trainer=self.trainer,
+            keep=config.keep_checkpoints,
+            on_saved=lambda path, still_s: self.display.line(saved_line(path, still_s)),
+        )
         self._batches = BatchMaker(
             config,
             data=data,
@@ -272,23 +279,14 @@ class SftRun:
     # --- what outlives the process
 
     def save(self) -> None:
-        """Write a checkpoint of the present state.
+        """Begin a checkpoint of the present state; it is written while the run goes on.
 
         Raises:
-            CheckpointError: It could not be written; older ones are as they were.
+            CheckpointError: The one before could not be written; older ones are as they were.
         """
-        with self.display.waiting(f"writing the checkpoint of step {self.done}"):
-            path = save_checkpoint(
-                self.config.output,
-                iteration=self.done,
-                trainer=self.trainer,
-                rollout_state={},
-                extra={},
-                score=self._score,
-                keep=self.config.keep_checkpoints,
-            )
+        with self.display.waiting(f"saving step {self.done}"):
+            self.saver.begin(iteration=self.done, rollout_state={}, extra={}, score=self._score)
         self._saved = self.done
-        self.display.line(f"checkpoint: {escape(str(path))}")
 
     def close(self) -> None:
         """End workers, policies in Ray actors and trackers."""

@@ -2,48 +2,40 @@
 
     checkpoints/step_000010/
         manifest.json            iteration, score, counters, `extra`, and size and SHA-256 of every other file
-        trainer-00001.safetensors ...   float32 weights and AdamW's moments: whole tensors, for any number of ranks
+        trainer-0000-0001.safetensors ...   float32 weights and AdamW's moments, each rank's part (see `tensor_files`)
         random.safetensors       states of the random number generators, by rank
         rollout.npz              groups finished or begun, but not trained on; those of rank 1 in rollout-1.npz, and so on
         policy/                  the policy as it saves itself: SimpleVLA-OFT in the published layout, or, where adapters
                                  were trained on a checkpoint, these alone, in peft's layout; they name that checkpoint
 
-Invariant: a folder named `step_*` is complete. It is written under another name, flushed to the disk and renamed; whatever
-happens meanwhile, the older ones stay as they are. All ranks write into it and read it: they share that disk. Nothing in a
-checkpoint is a pickle, and nothing in it is run.
+Invariant: a folder named `step_*` is complete. It is written under another name, flushed to the disk and renamed (see
+`saving`); whatever happens meanwhile, the older ones stay as they are. All ranks write into it and read it: they share that
+disk. Any number of ranks can go on from it. Nothing in a checkpoint is a pickle, and nothing in it is run.
 """
 
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from vla_train.safetensors_file import save_file
-from vla_train.trainer.checkpoint_folder import (
-    WRITING,
-    keep_newest_and_best,
-    latest_checkpoint,
-    list_checkpoints,
-    put_in_place,
-    restore_replaced,
-    step_name,
-)
-from vla_train.trainer.manifest import CheckpointError, read_manifest, write_manifest
+from vla_train.trainer.checkpoint_folder import WRITING, latest_checkpoint, list_checkpoints, restore_replaced
+from vla_train.trainer.manifest import CheckpointError, read_manifest
 from vla_train.trainer.parallel import ONE_RANK, Ranks
+from vla_train.trainer.tensor_files import StoredTensors
 from vla_train.trainer.trainer import Trainer
 from vla_train.units import format_bytes
 
-_POLICY = "policy"
-_SHARD_BYTES = 2_000_000_000
+POLICY = "policy"
+_RANDOM = "random.safetensors"
 _SPARE_BYTES = 100_000_000
 
 
@@ -64,7 +56,7 @@ class Checkpoint:
     @property
     def policy(self) -> Path:
         """Folder of the policy, as it saves itself."""
-        return self.path / _POLICY
+        return self.path / POLICY
 
 
 def prepare_run(run: Path, *, trainer: Trainer | None = None, rollout_bytes: int = 0, keep: int = 1) -> None:
@@ -120,73 +112,6 @@ def require_room(run: Path, *, checkpoint_bytes: int, keep: int) -> None:
         )
 
 
-def save_checkpoint(
-    run: Path,
-    *,
-    iteration: int,
-    trainer: Trainer,
-    rollout_state: Mapping[str, np.ndarray],
-    extra: Mapping[str, Any],
-    score: float | None = None,
-    keep: int = 2,
-) -> Path:
-    """Write a checkpoint, then delete all but the newest `keep` and the one with the best score. All ranks must call this.
-
-    Args:
-        run: The run's folder.
-        iteration: Iterations done.
-        trainer: Its weights, optimizer and counters are saved, and its policy exported.
-        rollout_state: This rank's `Rollout.state_dict()`.
-        extra: JSON data.
-        score: Success rate of the evaluation at this iteration.
-        keep: At least 1.
-
-    Raises:
-        CheckpointError: It could not be written, for want of room say; older checkpoints are as they were.
-    """
-    folder = run / "checkpoints"
-    target = folder / step_name(iteration)
-    writing = folder / f"{WRITING}{target.name}"
-    ranks = trainer.ranks
-    failure: OSError | None = None
-    try:
-        if ranks.rank == 0:
-            shutil.rmtree(writing, ignore_errors=True)
-            writing.mkdir(parents=True)
-    except OSError as error:
-        failure = error
-    random_states = ranks.gather_objects(_random_state())
-    try:
-        if failure is None and (ranks.rank == 0 or rollout_state):
-            np.savez(writing / _rollout_file(ranks.rank), **dict(rollout_state))  # type: ignore[arg-type]
-    except OSError as error:
-        failure = error
-    failure = _write_tensors(writing, trainer.state(), write=ranks.rank == 0 and failure is None) or failure
-    try:
-        trainer.export(writing / _POLICY)
-    except (OSError, SafetensorError) as error:
-        failure = failure or OSError(str(error))
-    failures = ranks.gather_objects(None if failure is None else str(failure))  # all files of others are written
-    if ranks.rank == 0 and not any(failures):
-        counters = {"num_updates": trainer.num_updates, "version": trainer.version}
-        facts = {"iteration": iteration, "score": score, **counters, "extra": dict(extra)}
-        try:
-            save_file(_named_random_states(random_states), writing / "random.safetensors")
-            write_manifest(writing, facts)
-            put_in_place(writing, target)
-        except (OSError, SafetensorError) as error:
-            failure = OSError(str(error))
-    failures += ranks.gather_objects(None if failure is None else str(failure))
-    causes = [cause for cause in failures if cause is not None]
-    if causes:
-        if ranks.rank == 0:
-            shutil.rmtree(writing, ignore_errors=True)
-        raise CheckpointError(f"checkpoint {target} could not be written: {causes[0]}; older ones are as they were")
-    if ranks.rank == 0:
-        keep_newest_and_best(run, newest=target, keep=keep)
-    return target
-
-
 def newest_checkpoint(run: Path, ranks: Ranks) -> Path | None:
     """The checkpoint that a run goes on from, the same on all ranks; None where it has none yet.
 
@@ -212,9 +137,9 @@ def load_checkpoint(path: Path, *, trainer: Trainer | None = None) -> Checkpoint
     """
     manifest = read_manifest(path)
     if trainer is not None:
-        with ExitStack() as stack:
-            trainer.load_state(_reader(path, stack), num_updates=manifest["num_updates"], version=manifest["version"])
-            _restore_random_state(path, trainer.ranks.rank, _reader(path, stack))
+        with StoredTensors(path) as stored:
+            trainer.load_state(stored, num_updates=manifest["num_updates"], version=manifest["version"])
+        _restore_random_state(path, trainer.ranks.rank)
     return Checkpoint(
         path=path,
         iteration=manifest["iteration"],
@@ -225,6 +150,19 @@ def load_checkpoint(path: Path, *, trainer: Trainer | None = None) -> Checkpoint
 
 
 # --- groups
+
+
+def write_rollout_state(folder: Path, state: Mapping[str, np.ndarray], *, rank: int) -> list[Path]:
+    """Write what one rank keeps of its rollout; returns the file, if there is one.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if rank and not state:
+        return []
+    path = folder / _rollout_file(rank)
+    np.savez(path, **dict(state))  # type: ignore[arg-type]
+    return [path]
 
 
 def _rollout_file(rank: int) -> str:
@@ -246,72 +184,35 @@ def _rollout_states(path: Path, files: Mapping[str, Any], ranks: Ranks) -> tuple
     return tuple(states)
 
 
-# --- tensors
-
-
-def _write_tensors(folder: Path, tensors: Iterator[tuple[str, Tensor]], *, write: bool) -> OSError | None:
-    """Write tensors into files of bounded size. The iterator is exhausted whatever happens, since other ranks follow it."""
-    pending: dict[str, Tensor] = {}
-    failure: OSError | None = None
-    number = 0
-
-    def flush() -> None:
-        nonlocal number, failure
-        number += 1
-        try:
-            save_file(pending, folder / f"trainer-{number:05d}.safetensors")
-        except (OSError, SafetensorError) as error:
-            failure = OSError(str(error))
-        pending.clear()
-
-    for name, tensor in tensors:
-        if not write or failure is not None:
-            continue
-        pending[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        if sum(value.nbytes for value in pending.values()) >= _SHARD_BYTES:
-            flush()
-    if pending:
-        flush()
-    return failure
-
-
-def _reader(path: Path, stack: ExitStack) -> Callable[[str], Tensor]:
-    """A function that reads one tensor of the checkpoint by name."""
-    place: dict[str, Any] = {}
-    for file in [*sorted(path.glob("trainer-*.safetensors")), path / "random.safetensors"]:
-        try:
-            opened = stack.enter_context(safe_open(file, framework="pt", device="cpu"))
-            place.update(dict.fromkeys(opened.keys(), opened))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"checkpoint {path} is damaged: {file.name} ({error})") from error
-
-    def read(name: str) -> Tensor:
-        if name not in place:
-            raise ValueError(f"checkpoint {path} holds no {name}: it belongs to another policy or another way of training it")
-        return place[name].get_tensor(name)
-
-    return read
-
-
 # --- random states
 
 
-def _random_state() -> dict[str, np.ndarray]:
+def random_state() -> dict[str, np.ndarray]:
+    """That of this process, by kind of device."""
     states = {"cpu": torch.get_rng_state().numpy()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state().numpy()
     return states
 
 
-def _named_random_states(states: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-    return {f"random.{rank}.{kind}": torch.from_numpy(s) for rank, named in enumerate(states) for kind, s in named.items()}
+def write_random_states(folder: Path, states: Sequence[Mapping[str, np.ndarray]]) -> list[Path]:
+    """Write those of all ranks; returns the file.
+
+    Raises:
+        OSError, SafetensorError: It cannot be written.
+    """
+    named = {f"random.{rank}.{kind}": torch.from_numpy(s) for rank, kinds in enumerate(states) for kind, s in kinds.items()}
+    save_file(named, folder / _RANDOM)
+    return [folder / _RANDOM]
 
 
-def _restore_random_state(path: Path, rank: int, read: Callable[[str], Tensor]) -> None:
+def _restore_random_state(path: Path, rank: int) -> None:
     """Where the run had as many ranks and the same kind of device; otherwise there is nothing to restore."""
-    with safe_open(path / "random.safetensors", framework="pt", device="cpu") as file:
-        names = set(file.keys())
-    if f"random.{rank}.cpu" in names:
-        torch.set_rng_state(read(f"random.{rank}.cpu"))
-    if torch.cuda.is_available() and f"random.{rank}.cuda" in names:
-        torch.cuda.set_rng_state(read(f"random.{rank}.cuda"))
+    try:
+        states = load_file(path / _RANDOM)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {_RANDOM} ({error})") from error
+    if (state := states.get(f"random.{rank}.cpu")) is not None:
+        torch.set_rng_state(state)
+    if torch.cuda.is_available() and (state := states.get(f"random.{rank}.cuda")) is not None:
+        torch.cuda.set_rng_state(state)

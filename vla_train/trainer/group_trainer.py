@@ -133,8 +133,8 @@ class GroupTrainer(Trainer):
         began = time.perf_counter()
         rows = self._accumulation.advance(groups) if self._plan is not None else 0
         if rows:
-            if self._device.type == "cuda":  # no decision waits for more than one micro-batch
-                torch.cuda.current_stream(self._device).synchronize()
+            if self.device.type == "cuda":  # no decision waits for more than one micro-batch
+                torch.cuda.current_stream(self.device).synchronize()
             self._accumulation.early_s += time.perf_counter() - began
             self._record(began, rows=rows)
         return rows > 0

@@ -6,7 +6,7 @@ It is written last. A checkpoint whose files are not all as the manifest says is
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,31 @@ class CheckpointError(RunError):
     """A checkpoint is damaged, or could not be written."""
 
 
-def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
+def describe_files(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Make sure that files in a folder are on the disk, and describe them as the manifest does.
+
+    Raises:
+        OSError: One cannot be read again.
+    """
+    described = {}
+    for path in files:
+        flush(path)
+        described[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+    return described
+
+
+def write_manifest(folder: Path, fields: Mapping[str, Any], *, described: Mapping[str, dict[str, Any]]) -> None:
     """Describe all files of a checkpoint, and make sure that they are on the disk.
 
     Args:
         folder: Holds everything else already.
         fields: JSON data to keep besides.
+        described: The files of which `describe_files` was asked already, maybe by others.
     """
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        flush(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-    manifest = {"format": _FORMAT, **fields, "files": files}
+    known = {folder / name for name in described}
+    left = [path for path in folder.rglob("*") if path.is_file() and path not in known]
+    files = {**described, **describe_files(folder, left)}
+    manifest = {"format": _FORMAT, **fields, "files": dict(sorted(files.items()))}
     (folder / _NAME).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     for path in (folder / _NAME, *[path for path in folder.rglob("*") if path.is_dir()], folder):
         flush(path)

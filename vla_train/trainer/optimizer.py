@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from vla_train.config import AdamWConfig
 from vla_train.errors import DivergedError
-from vla_train.trainer.parallel import Ranks, full_tensor, is_sharded, local_part, part_of, squared_norm
+from vla_train.trainer.parallel import Ranks, is_sharded, local_part, own_rows, squared_norm
+from vla_train.trainer.tensor_files import StoredTensors
 
 _STATE_KEYS = ("exp_avg", "exp_avg_sq")
 
@@ -126,34 +127,47 @@ class MasterAdamW:
         """Size of the whole state, over all ranks."""
         return sum(3 * 4 * parameter.numel() for parameter in self._parameters.values())
 
+    @property
+    def own_bytes(self) -> int:
+        """Size of what `state` gives on this rank."""
+        return sum(3 * 4 * local_part(parameter).numel() for parameter in self._own().values())
+
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Weights in float32 and moments, whole, one by one; all ranks must iterate. Moments that do not exist yet are 0."""
-        for name, parameter in self._parameters.items():
+        """This rank's share of weights in float32 and moments, tensor by tensor, as they are now.
+
+        Of a sharded weight these are the rows that this rank holds; the others are divided among the ranks. Moments that do
+        not exist yet are 0.
+        """
+        for name in self._own():
             master = self._masters[name]
-            yield f"weight.{name}", full_tensor(master.detach(), parameter)
+            yield f"weight.{name}", master.detach()
             for key in _STATE_KEYS:
                 moment = self._adamw.state[master].get(key)
-                yield f"{key}.{name}", full_tensor(torch.zeros_like(master) if moment is None else moment, parameter)
-        steps = [state["step"] for state in self._adamw.state.values() if "step" in state]
-        yield "step", torch.tensor(float(max(steps, default=0.0)))
+                yield f"{key}.{name}", torch.zeros_like(master) if moment is None else moment
+        if self._ranks.rank == 0:
+            steps = [state["step"] for state in self._adamw.state.values() if "step" in state]
+            yield "step", torch.tensor(float(max(steps, default=0.0)))
+
+    def _own(self) -> dict[str, nn.Parameter]:
+        """Parameters of which this rank saves something."""
+        rank, size = self._ranks.rank, self._ranks.size
+        numbered = enumerate(self._parameters.items())
+        return {name: value for number, (name, value) in numbered if is_sharded(value) or number % size == rank}
 
     @torch.no_grad()
-    def load_state(self, read: Callable[[str], Tensor]) -> None:
+    def load_state(self, stored: StoredTensors) -> None:
         """Take what `state` gave, on any number of ranks.
 
-        Args:
-            read: Gives the whole tensor of a name.
-
         Raises:
-            ValueError: A tensor has another shape here.
+            ValueError: A tensor is missing, or has another shape here.
         """
-        step = read("step")
+        step = stored.read("step")
         for name, parameter in self._parameters.items():
-            master = self._masters[name]
-            whole = read(f"weight.{name}")
-            if whole.shape != parameter.shape:
-                raise ValueError(f"{name} has shape {tuple(whole.shape)} in the checkpoint, {tuple(parameter.shape)} here")
-            master.copy_(part_of(whole, parameter))
-            moments = {key: part_of(read(f"{key}.{name}"), parameter).to(master.device, copy=True) for key in _STATE_KEYS}
+            master, rows = self._masters[name], own_rows(parameter)
+            shape = stored.shape(f"weight.{name}")
+            if shape != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(shape)} in the checkpoint, {tuple(parameter.shape)} here")
+            master.copy_(stored.read(f"weight.{name}", rows))
+            moments = {key: stored.read(f"{key}.{name}", rows).to(master.device, copy=True) for key in _STATE_KEYS}
             self._adamw.state[master] = {"step": step.clone().to(master.device), **moments} if step > 0 else {}
         self._write_back()

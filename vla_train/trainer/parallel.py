@@ -30,7 +30,7 @@ from vla_train.trainer.rank_lines import open_lines
 from vla_train.trainer.roll_call import RollCall
 
 _TIMEOUT = timedelta(hours=1)
-"""The longest that a collective may take: others wait while the first rank writes a checkpoint."""
+"""The longest that a collective may take: in the background, ranks wait for the one that writes longest."""
 _SHARD_ABOVE = 0.1
 """Sharding pays where more than this fraction of the weights is trained."""
 
@@ -45,6 +45,8 @@ class Ranks:
     """One-dimensional; None for one process."""
     roll_call: RollCall | None = None
     """How they end together; None for one process."""
+    background: dist.ProcessGroup | None = None
+    """What threads other than the main one talk through, one at a time; None for one process."""
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -79,12 +81,12 @@ class Ranks:
         if self.roll_call is not None:
             self.roll_call.leave(text)
 
-    def gather_objects(self, value: Any) -> list[Any]:
-        """Every rank's value, by rank. All ranks must call this."""
+    def gather_objects(self, value: Any, *, background: bool = False) -> list[Any]:
+        """Every rank's value, by rank. All ranks must call this, from their main threads or all in the `background`."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.background if background else None)
         return values
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -140,7 +142,8 @@ def join_ranks() -> Ranks:
             dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT)
         else:
             dist.init_process_group("gloo", timeout=_TIMEOUT)
-    ranks = Ranks(rank=dist.get_rank(), size=size, mesh=make_mesh(size))
+    background = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    ranks = Ranks(rank=dist.get_rank(), size=size, mesh=make_mesh(size), background=background)
     return replace(ranks, roll_call=RollCall(ranks.rank, open_lines(ranks.rank, size, ranks.gather_objects)))
 
 
@@ -206,13 +209,13 @@ def full_tensor(part: Tensor, like: Tensor) -> Tensor:
     return whole.full_tensor()
 
 
-def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, laid out as `like` is; no communication."""
+def own_rows(like: Tensor) -> slice:
+    """The rows of a tensor that this rank holds; all of them where it is not sharded."""
     if not isinstance(like, DTensor):
-        return whole
-    parts = whole.chunk(like.device_mesh.size(), dim=0)
-    rank = like.device_mesh.get_local_rank()
-    return parts[rank] if rank < len(parts) else whole[:0]
+        return slice(None)
+    share = -(-like.shape[0] // like.device_mesh.size())  # as `torch.chunk` cuts: the last ranks may have fewer, or none
+    first = min(share * like.device_mesh.get_local_rank(), like.shape[0])
+    return slice(first, min(first + share, like.shape[0]))
 
 
 def squared_norm(parts: Iterable[Tensor], device: torch.device) -> Tensor:

@@ -29,6 +29,7 @@ from vla_train.trainer.memory_plan import MemoryPlan, plan_microbatches
 from vla_train.trainer.optimizer import MasterAdamW
 from vla_train.trainer.parallel import ONE_RANK, Ranks, distribute, full_tensor, is_sharded, local_part
 from vla_train.trainer.schedule import learning_rate
+from vla_train.trainer.tensor_files import StoredTensors
 from vla_train.types import Observation, TrainBatch
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class Trainer:
         if not parameters:
             raise ValueError("the policy has no weights to train: all of them are frozen")
         self.optimizer = MasterAdamW(optim, parameters=parameters, ranks=ranks)
-        self._device = next(iter(parameters.values())).device
+        self.device = next(iter(parameters.values())).device
+        """Where it computes."""
         self._plan: MemoryPlan | None = None
         """Made at the first step: what else a run needs is in memory then."""
         self._loss_scale = ranks.size if any(map(is_sharded, parameters.values())) else 1  # FSDP averages, we want the sum
@@ -164,7 +166,7 @@ class Trainer:
         rows = self._adamw_config.microbatch_rows
         recompute = getattr(self._policy, "recompute", None)
         sharded = self._loss_scale > 1  # all ranks would have to agree
-        if self._device.type != "cuda" or sharded or (rows and recompute is None):
+        if self.device.type != "cuda" or sharded or (rows and recompute is None):
             return MemoryPlan(microbatch_rows=rows or _ROWS, recomputed=0.0)
 
         def run(num_rows: int) -> None:
@@ -172,14 +174,14 @@ class Trainer:
             self.optimizer.discard_gradients()
 
         with torch.enable_grad():
-            plan = plan_microbatches(run, recompute, self._device, owed=self.optimizer.bytes_to_come, rows=rows or None)
+            plan = plan_microbatches(run, recompute, self.device, owed=self.optimizer.bytes_to_come, rows=rows or None)
         chosen = plan if recompute is not None else f"micro-batches of {plan.microbatch_rows} rows"
         _log.info("updates: %s, by the memory of the GPU", chosen)
         return plan
 
     def _output(self, batch: TrainBatch) -> LossOutput:
         def device(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+            return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
         decision = {name: device(array) for name, array in batch.decisions.items()}
         observation = Observation(arrays=batch.observations, instructions=batch.instructions)
@@ -217,27 +219,32 @@ class Trainer:
         return sum(parameter.numel() * parameter.element_size() for parameter in self._module.parameters())
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Weights and optimizer state as whole tensors, one by one; all ranks must iterate."""
+        """This rank's share of weights and optimizer state, tensor by tensor, as they are now."""
         return self.optimizer.state()
 
-    def load_state(self, read: Callable[[str], Tensor], *, num_updates: int, version: int) -> None:
+    def load_state(self, stored: StoredTensors, *, num_updates: int, version: int) -> None:
         """Go on from a saved state; the trained policy takes its weights and version.
 
         Args:
-            read: Gives a tensor of `state` by name.
+            stored: What `state` gave on all ranks.
             num_updates: AdamW steps so far.
             version: Of these weights.
 
         Raises:
             ValueError: A tensor does not fit; the state is then partly loaded, and this trainer of no use.
         """
-        self.optimizer.load_state(read)
+        self.optimizer.load_state(stored)
         self.num_updates = num_updates
         self.version = self._policy.version = version
 
     def export(self, folder: Path | str) -> None:
-        """Write the policy as it saves itself. All ranks must call this; the first one writes."""
+        """Write the policy as it saves itself. All ranks must call this."""
         self._policy.save_pretrained(str(folder))
+
+    @property
+    def snapshot(self) -> Callable[[Callable[[Tensor], Tensor]], Callable[[Path], list[Path]]] | None:
+        """How to export the policy while it is trained (see `TrainablePolicy`); None where it cannot be."""
+        return getattr(self._policy, "snapshot", None)
 
 
 def _reduce(parts: Sequence[LossOutput], ranks: Ranks) -> LossOutput:

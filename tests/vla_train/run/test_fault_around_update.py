@@ -2,8 +2,10 @@
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from vla_train.loop import iterate, set_up
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.run.run import Run
 from vla_train.run.tracking import read_records
+from vla_train.trainer import tensor_files
 from vla_train.trainer.group_trainer import UpdateMetrics
 from vla_train.types import Group
 
@@ -116,3 +119,27 @@ def test_no_two_sets_of_weights_that_sample_have_the_same_version(small_run: Mak
     assert all(len(weights) == 1 for weights in sampled.values())
     lags = [record["update/policy_lag"] for record in read_records(run.config.output, "iteration")]
     assert max(lags) <= 2
+
+
+def test_a_bug_while_a_checkpoint_is_written_leaves_that_checkpoint(
+    small_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = tensor_files.save_file
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(1.0)
+        written(*arguments)
+
+    monkeypatch.setattr(tensor_files, "save_file", slow)
+    config = small_run(checkpoint_every=1)
+    run = set_up(config)
+    update = run.update
+
+    def update_once(groups: tuple[Group, ...]) -> UpdateMetrics:
+        assert run.done == 0, "a bug"
+        return update(groups)
+
+    run.update = update_once  # type: ignore[method-assign]
+    with pytest.raises(AssertionError, match="a bug"):
+        iterate(run)
+    assert [path.name for path in (config.output / "checkpoints").iterdir()] == ["step_000001"]

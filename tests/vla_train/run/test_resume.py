@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
-from small_runs import command_line, run_command, small_config
+from small_runs import command_line, run_command, saved_state, small_config
 
 from vla_train.config import TrainConfig
 from vla_train.config_json import config_to_json
@@ -44,18 +43,13 @@ def losses(config: TrainConfig) -> list[tuple[int, float, float, float]]:
     return [(r["iteration"], r["update/loss"], r["update/grad_norm"], r["rollout/success_rate"]) for r in records]
 
 
-def state_after(iterations: int, config: TrainConfig) -> dict[str, np.ndarray]:
-    """Weights and AdamW's moments."""
-    return load_file(config.output / "checkpoints" / f"step_{iterations:06d}" / "trainer-00001.safetensors")
-
-
 def assert_same_run(run: TrainConfig, expected: TrainConfig, *, exactly: bool = False) -> None:
     """Same losses and final state as the first iterations of `expected`; up to rounding, where batches were cut differently."""
     assert [loss[0] for loss in losses(run)] == list(range(1, run.iterations + 1))
     tolerance = {"rtol": 0, "atol": 0} if exactly else {"rtol": 1e-4, "atol": 1e-5}
     np.testing.assert_allclose(losses(run), losses(expected)[: run.iterations], **tolerance)
     assert any(loss[2] > 0 for loss in losses(run)), "nothing was learnt, so nothing was compared"
-    state, expected_state = state_after(run.iterations, run), state_after(run.iterations, expected)
+    state, expected_state = (saved_state(config.output, run.iterations) for config in (run, expected))
     assert state.keys() == expected_state.keys()
     for name, value in state.items():
         np.testing.assert_allclose(value, expected_state[name], err_msg=name, **tolerance)
@@ -147,7 +141,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 ) -> None:
     config = small_run(iterations=3)
     train(config)
-    damaged = config.output / "checkpoints" / "step_000003" / "trainer-00001.safetensors"
+    damaged = config.output / "checkpoints" / "step_000003" / "trainer-0000-0001.safetensors"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)

@@ -12,8 +12,7 @@ import pytest
 import torch
 from rank_processes import run_ranks
 from reach_demonstrations import ACTIONS, UNVARIED, sft_config, write_reach_demonstrations
-from safetensors.numpy import load_file
-from small_runs import save_small_checkpoint, small_config
+from small_runs import save_small_checkpoint, saved_state, small_config
 
 from vla_train.cli import main
 from vla_train.display import Display
@@ -106,7 +105,7 @@ def test_the_report_shows_how_it_learnt(taught: SftConfig) -> None:
 
 
 def state_of(config: SftConfig) -> dict[str, np.ndarray]:
-    return load_file(config.output / "checkpoints" / f"step_{config.steps:06d}" / "trainer-00001.safetensors")
+    return saved_state(config.output, config.steps)
 
 
 def curve(config: SftConfig) -> list[tuple[int, float]]:
@@ -241,7 +240,7 @@ def test_statistics_that_are_replaced_cannot_be_spoken_of(make_sft: MakeSft) -> 
 def test_damaged_checkpoints_are_not_written_over(make_sft: MakeSft) -> None:
     config = make_sft(steps=1)
     sft(config)
-    (config.output / "checkpoints" / "step_000001" / "trainer-00001.safetensors").write_bytes(b"")
+    (config.output / "checkpoints" / "step_000001" / "trainer-0000-0001.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged"):
         sft(config)
     assert len(read_records(config.output, "iteration")) == 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from vla_train.policy.base import TrainablePolicy
 from vla_train.trainer.parallel import full_tensor, local_part
+from vla_train.trainer.saving import CheckpointSaver
+from vla_train.trainer.trainer import Trainer
 from vla_train.types import EpisodeSpec, Group, Observation, PolicyOutput, Trajectory
 
 CHUNK_SIZE, ACTION_DIM, NUM_BINS = 3, 2, 5
@@ -88,6 +91,14 @@ class SmallPolicy:
         if not dist.is_initialized() or dist.get_rank() == 0:
             Path(folder).mkdir(parents=True, exist_ok=True)
             save_file(whole, Path(folder) / "model.safetensors")
+
+
+def save_checkpoint(run: Path, *, trainer: Trainer, keep: int = 2, **what: Any) -> Path:
+    """Save, and wait for it."""
+    saver = CheckpointSaver(run, trainer=trainer, keep=keep)
+    path = saver.begin(**{"rollout_state": {}, "extra": {}, **what})
+    saver.finish()
+    return path
 
 
 def make_trajectory(

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_policy import TEMPERATURE, SmallPolicy, make_groups
+from small_policy import TEMPERATURE, SmallPolicy, make_groups, save_checkpoint
 
 from vla_train.config import AlgoConfig, OptimConfig
 from vla_train.trainer import checkpoint as checkpoint_module
-from vla_train.trainer.checkpoint import load_checkpoint, prepare_run, save_checkpoint
+from vla_train.trainer.checkpoint import load_checkpoint, prepare_run
 from vla_train.trainer.checkpoint_folder import best_checkpoint, latest_checkpoint, list_checkpoints
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.manifest import CheckpointError, verify_checkpoint
@@ -245,7 +245,7 @@ def test_a_new_run_has_no_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "no manifest", "half a manifest"])
-@pytest.mark.parametrize("name", ["trainer-00001.safetensors", "rollout.npz", "policy/model.safetensors"])
+@pytest.mark.parametrize("name", ["trainer-0000-0001.safetensors", "rollout.npz", "policy/model.safetensors"])
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
     damage: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

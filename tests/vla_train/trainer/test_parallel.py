@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from rank_processes import run_ranks
-from small_policy import CHUNK_SIZE, IMAGE_SHAPE, NUM_TOKENS, TEMPERATURE, SmallPolicy, make_groups
+from small_policy import CHUNK_SIZE, IMAGE_SHAPE, NUM_TOKENS, TEMPERATURE, SmallPolicy, make_groups, save_checkpoint
 
 from vla_train.config import AlgoConfig, OptimConfig
-from vla_train.trainer.checkpoint import load_checkpoint, save_checkpoint
+from vla_train.trainer.checkpoint import load_checkpoint
 from vla_train.trainer.checkpoint_folder import latest_checkpoint
 from vla_train.trainer.exchange import share_rows
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics

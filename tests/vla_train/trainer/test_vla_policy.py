@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from rank_processes import run_ranks
-from small_policy import TEMPERATURE, make_groups
+from small_policy import TEMPERATURE, make_groups, save_checkpoint
 from small_runs import ACTION_DIM, CHUNK_SIZE, save_small_checkpoint
 from torch import Tensor
 
@@ -16,8 +16,9 @@ from vla_train.config import AlgoConfig, OptimConfig, PolicyConfig
 from vla_train.policy.simplevla_oft import checkpoint_saving as policy_checkpoint
 from vla_train.policy.simplevla_oft.build import build_policy
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
-from vla_train.trainer.checkpoint import load_checkpoint, save_checkpoint
-from vla_train.trainer.checkpoint_folder import list_checkpoints
+from vla_train.trainer import saving
+from vla_train.trainer.checkpoint import load_checkpoint
+from vla_train.trainer.checkpoint_folder import latest_checkpoint, list_checkpoints
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.manifest import CheckpointError
 from vla_train.trainer.parallel import ONE_RANK, Ranks
@@ -193,24 +194,33 @@ def test_two_ranks_give_the_update_of_one_process(options: dict[str, Any], shard
             np.testing.assert_allclose(weights[name], value, rtol=0, atol=ROUNDING, err_msg=name)
 
 
-def save_adapters_in_parts(ranks: Ranks, checkpoint: Path, folder: Path) -> dict[str, Any]:
-    """Save a policy of trained adapters that is spread over the ranks; returns its adapters as they are."""
-    policy = load(checkpoint, lora_rank=2)
+def save_both_ways(ranks: Ranks, checkpoint: Path, folder: Path, options: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Save a policy that is spread over the ranks from copies, and while training stands still; returns its trained weights."""
+    policy, sampler = load(checkpoint, **options), load(checkpoint, **options)
     trainer = make_trainer(policy, replace(OPTIM, sharding="shard"), ranks)
-    with torch.no_grad():
-        for name, parameter in policy.trainable_module().named_parameters():
-            if "lora_B" in name:
-                parameter.fill_(0.01 * len(name))
-    trainer.export(folder)
+    trainer.update(make_vla_groups(sampler)[: 2 * (1 - ranks.rank)], iteration=0)
+    save_checkpoint(folder / "copied", iteration=1, trainer=trainer)
+    saving.free_host_bytes = lambda: 0
+    save_checkpoint(folder / "stood_still", iteration=1, trainer=trainer)
     return {name: value.numpy() for name, value in trainer._gathered_weights().items()}
 
 
-def test_adapters_that_are_spread_over_ranks_are_saved_by_the_first_one(small_checkpoint: Path, tmp_path: Path) -> None:
-    for gathered in run_ranks(save_adapters_in_parts, 2, small_checkpoint, tmp_path / "saved"):
-        loaded = {name: value for name, value in weights_of(load(tmp_path / "saved", lora_rank=2)).items() if ".lora_" in name}
-        assert loaded.keys() == gathered.keys()
-        for name, value in loaded.items():
-            np.testing.assert_array_equal(gathered[name], value, err_msg=name)
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=str)
+def test_what_ranks_save_from_copies_is_what_they_hold_to_the_byte(
+    options: dict[str, Any], small_checkpoint: Path, tmp_path: Path
+) -> None:
+    gathered, _ = run_ranks(save_both_ways, 2, small_checkpoint, tmp_path, options)
+    copied, stood_still = (latest_checkpoint(tmp_path / way) for way in ("copied", "stood_still"))
+    assert copied is not None
+    assert stood_still is not None
+    assert (copied / "manifest.json").read_text() == (stood_still / "manifest.json").read_text()
+    assert {path.name[:12] for path in copied.glob("trainer-*")} == {"trainer-0000", "trainer-0001"}
+    exported = weights_of(load(copied / "policy", **options))
+    resumed = load(small_checkpoint, **options)
+    load_checkpoint(copied, trainer=make_trainer(resumed))
+    for name, value in gathered.items():
+        np.testing.assert_array_equal(exported[name], value, err_msg=name)
+        np.testing.assert_array_equal(weights_of(resumed)[name], value, err_msg=name)
 
 
 def save_on_a_full_disk(ranks: Ranks, checkpoint: Path, run: Path, options: dict[str, Any]) -> list[str]:

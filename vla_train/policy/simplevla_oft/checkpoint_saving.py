@@ -1,10 +1,10 @@
 """Writing checkpoints: a model as a whole in the published layout, adapters merged, or its adapters alone in peft's.
 
-Each weight is made, merged and gathered from its shards once, and written from the host. What is written loads here
-(`checkpoint.py`) and with the published code, or peft.
+Each weight is made, merged and gathered from its shards once, and written from the host. Ranks take turns at the files, so that
+each writes its share. What is written loads here (`checkpoint.py`) and with the published code, or peft.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,54 +69,68 @@ def _merged(read: Callable[[], Tensor], layer: LoraLinear) -> Tensor:
 def save(
     model: nn.Module, folder: Path, *, dtype: torch.dtype, config: SimpleVLAOFTConfig, companions: Mapping[str, bytes]
 ) -> None:
-    """Write a model, adapters merged, so that it loads again here and with the published code.
+    """Write a model, adapters merged, so that it loads again here and with the published code; file by file, as it is gathered.
 
-    With sharded weights every rank must call this; the first one writes.
+    On several ranks all must call this; it is complete when all have returned.
 
     Raises:
-        OSError, SafetensorError: The first rank could not write (the disk is full, say); the other ranks are not told.
+        OSError, SafetensorError: This rank could not write (the disk is full, say); the other ranks are not told.
     """
-    weights = plain_weights(model)
-    tensors = _published_tensors(weights, dtype)
-    try:
-        _write(folder, weights, tensors, dtype=dtype, config=config, companions=companions)
-    except (OSError, SafetensorError):
-        for _ in tensors:  # the other ranks wait for this one's part of each
-            pass
-        raise
+    layout = _layout(plain_weights(model), dtype)
+    files = _own_files(model, layout, dtype, copy=lambda tensor: tensor.to("cpu", copy=True))
+    _write(folder, files, layout=layout, config=config, companions=companions)
 
 
-def save_adapters(
-    model: nn.Module, folder: Path, *, base: str, config: SimpleVLAOFTConfig, companions: Mapping[str, bytes]
-) -> None:
-    """Write the adapters of a model alone, so that they load again here on their base, and with peft.
+def snapshot(
+    model: nn.Module,
+    copy: Callable[[Tensor], Tensor],
+    *,
+    dtype: torch.dtype,
+    config: SimpleVLAOFTConfig,
+    companions: Mapping[str, bytes],
+) -> Callable[[Path], list[Path]]:
+    """What `save` would write now, through `copy` into host memory; returns what writes this rank's part of it, as `save` does.
 
-    With sharded weights every rank must call this; the first one writes.
+    On several ranks all must call this; what it returns, each may call when it likes.
+    """
+    layout = _layout(plain_weights(model), dtype)
+    files = [*_own_files(model, layout, dtype, copy=copy)]
+    return lambda folder: _write(folder, iter(files), layout=layout, config=config, companions=dict(companions))
+
+
+def snapshot_adapters(
+    model: nn.Module, *, base: str, config: SimpleVLAOFTConfig, companions: Mapping[str, bytes]
+) -> Callable[[Path], list[Path]]:
+    """Copies of a model's adapters alone; returns what writes them, so that they load again here on their base, and with peft.
+
+    On several ranks all must call this; the first one then writes, the others do nothing.
 
     Args:
         model: Has adapters.
-        folder: Where to.
         base: Name of the checkpoint whose weights are under them; see `CheckpointFiles.name`.
         config: Of the policy.
         companions: Files that travel along.
-
-    Raises:
-        OSError, SafetensorError: The first rank could not write; the other ranks are not told.
     """
-    adapters = published_adapters(model)  # all that ranks do together is done here
-    if not _writes():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(peft_tensors(adapters), folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
-    _remove_weights(folder, but=())
-    (folder / ADAPTER_CONFIG_FILE).write_bytes(json_bytes(peft_config(adapters, base=base)))
-    _write_companions(folder, config, companions)
+    adapters = published_adapters(model)
+    tensors = peft_tensors(adapters)
+
+    def write(folder: Path) -> list[Path]:
+        if _rank_and_size()[0]:
+            return []
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
+        _remove_weights(folder, but=())
+        (folder / ADAPTER_CONFIG_FILE).write_bytes(json_bytes(peft_config(adapters, base=base)))
+        _write_companions(folder, config, companions)
+        return [folder / ADAPTER_WEIGHTS_FILE]
+
+    return write
 
 
-def _writes() -> bool:
-    """Whether this is the rank that writes."""
+def _rank_and_size() -> tuple[int, int]:
+    """This rank among those that write together."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not distributed or torch.distributed.get_rank() == 0
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
 
 
 def _remove_weights(folder: Path, *, but: Collection[str]) -> None:
@@ -135,52 +149,79 @@ def _write_companions(folder: Path, config: SimpleVLAOFTConfig, companions: Mapp
 
 def _write(
     folder: Path,
-    weights: Mapping[str, PlainWeight],
-    tensors: Iterator[tuple[str, Tensor]],
+    files: Iterator[tuple[str, dict[str, Tensor]]],
     *,
-    dtype: torch.dtype,
+    layout: "_Layout",
     config: SimpleVLAOFTConfig,
     companions: Mapping[str, bytes],
-) -> None:
-    writes = _writes()
-    if writes:
+) -> list[Path]:
+    """Write this rank's files of weights, and on the first rank all that comes with them; returns the former."""
+    written = []
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-    shards = _shards(weights, dtype)
-    weight_map: dict[str, str] = {}
-    for number, keys in enumerate(shards, start=1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        weight_map |= dict.fromkeys(keys, name)
-        shard = {}
-        for key in keys:
-            published, tensor = next(tensors)
-            assert published == key
-            if writes:
-                shard[key] = tensor.to("cpu", copy=True).contiguous()
-        if writes:
-            save_file(shard, folder / name, metadata={"format": "pt"})
-    if not writes:
-        return
-    _remove_weights(folder, but=set(weight_map.values()))
+        for name, tensors in files:
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+            written.append(folder / name)
+    except (OSError, SafetensorError):
+        for _ in files:  # the other ranks wait for this one's part of each weight
+            pass
+        raise
+    if _rank_and_size()[0]:
+        return written
+    _remove_weights(folder, but=layout.files)
     for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
         (folder / name).unlink(missing_ok=True)
-    if len(shards) > 1:
-        total_size = sum(weight.shape.numel() for weight in weights.values()) * dtype.itemsize
-        (folder / INDEX_FILE).write_bytes(json_bytes({"metadata": {"total_size": total_size}, "weight_map": weight_map}))
+    if len(layout.files) > 1:
+        weight_map = {key: name for name, keys in layout.files.items() for key in keys}
+        (folder / INDEX_FILE).write_bytes(json_bytes({"metadata": {"total_size": layout.total_size}, "weight_map": weight_map}))
     _write_companions(folder, config, companions)
+    return written
 
 
-def _shards(weights: Mapping[str, PlainWeight], dtype: torch.dtype) -> list[list[str]]:
-    """Published keys in the order of the module, cut where a file would exceed its size."""
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Which file holds what."""
+
+    files: Mapping[str, Sequence[str]]
+    """Published keys by the file's name, all in the order of the module."""
+    total_size: int
+    """Bytes of all tensors."""
+
+
+def _layout(weights: Mapping[str, PlainWeight], dtype: torch.dtype) -> _Layout:
+    """A file ends where it would exceed its size, and there are enough of them for all ranks to have one."""
+    total_size = sum(weight.shape.numel() for weight in weights.values()) * dtype.itemsize
+    limit = min(_SHARD_BYTES, -(-total_size // _rank_and_size()[1]))
     shards: list[list[str]] = [[]]
     filled = 0
     for key, piece in published_pieces(weights).items():
         size = weights[piece.parameter].shape.numel() * dtype.itemsize // piece.num_parts
-        if filled and filled + size > _SHARD_BYTES:
+        if filled and filled + size > limit:
             shards.append([])
             filled = 0
         shards[-1].append(key)
         filled += size
-    return shards
+    if len(shards) == 1:
+        return _Layout({"model.safetensors": shards[0]}, total_size)
+    names = (f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1))
+    return _Layout(dict(zip(names, shards, strict=True)), total_size)
+
+
+def _own_files(
+    model: nn.Module, layout: _Layout, dtype: torch.dtype, *, copy: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Name and content of this rank's files, one after the other; every rank goes to the end, having a part in all weights."""
+    rank, size = _rank_and_size()
+    tensors = _published_tensors(plain_weights(model), dtype)
+    for number, (name, keys) in enumerate(layout.files.items()):
+        content = {}
+        for key in keys:
+            published, tensor = next(tensors)
+            assert published == key
+            if number % size == rank:
+                content[key] = copy(tensor).contiguous()
+        if content:
+            yield name, content
 
 
 def _published_tensors(weights: Mapping[str, PlainWeight], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

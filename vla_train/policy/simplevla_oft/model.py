@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vla_train.policy.simplevla_oft.adapter_files import fuse, require_fit
 from vla_train.policy.simplevla_oft.checkpoint import CheckpointFiles, fill, open_checkpoint
-from vla_train.policy.simplevla_oft.checkpoint_saving import plain_weights, save
+from vla_train.policy.simplevla_oft.checkpoint_saving import plain_weights, save, snapshot
 from vla_train.policy.simplevla_oft.config import SimpleVLAOFTConfig
 from vla_train.policy.simplevla_oft.llama import LanguageModel, rotary_tables
 from vla_train.policy.simplevla_oft.lora import put_adapter
@@ -149,6 +149,10 @@ class SimpleVLAOFT(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a checkpoint in the published layout, adapters merged; see `checkpoint_saving.save`."""
         save(self, Path(folder), dtype=self.dtype, config=self.config, companions=self.companion_files)
+
+    def snapshot(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], list[Path]]:
+        """What `save_pretrained` would write now, to be written later; see `checkpoint_saving.snapshot`."""
+        return snapshot(self, copy, dtype=self.dtype, config=self.config, companions=self.companion_files)
 
     @classmethod
     def from_random(cls, config: SimpleVLAOFTConfig, *, seed: int, dtype: torch.dtype, device: str | torch.device) -> Self:

@@ -23,7 +23,7 @@ from vla_train.policy.precision import keep_sums_whole
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.adapter_files import num_published_values
-from vla_train.policy.simplevla_oft.checkpoint_saving import save_adapters
+from vla_train.policy.simplevla_oft.checkpoint_saving import snapshot_adapters
 from vla_train.policy.simplevla_oft.images import ImageSettings, preprocess
 from vla_train.policy.simplevla_oft.lora import AdaptersInProducts, lora_layers
 from vla_train.policy.simplevla_oft.prompts import PromptEncoder
@@ -229,7 +229,14 @@ class SimpleVLAOFTPolicy:
         if (base := self._base) is None:
             model.save_pretrained(folder)
         else:
-            save_adapters(model, Path(folder), base=base, config=model.config, companions=model.companion_files)
+            snapshot_adapters(model, base=base, config=model.config, companions=model.companion_files)(Path(folder))
+
+    def snapshot(self, copy: Callable[[Tensor], Tensor]) -> Callable[[Path], list[Path]]:
+        """What `save_pretrained` would write now, to be written while the weights are trained; see `TrainablePolicy`."""
+        model = self.model
+        if (base := self._base) is None:
+            return model.snapshot(copy)
+        return snapshot_adapters(model, base=base, config=model.config, companions=model.companion_files)
 
     @property
     def export_bytes(self) -> int:

@@ -1,0 +1,225 @@
+"""Saving while training goes on: what stands still is the copying of the state into host memory, and no more.
+
+    begin     each rank copies its part of the state, and of the policy's files              training stands still
+    then      each writes its copies, flushes and digests its files                          in another thread
+              -> when all have: manifest, the folder gets its name, older ones go (rank 0)
+    check     raises what went wrong there; finish waits for its end first
+
+Invariant: one checkpoint is written at a time, and it has its name only if all ranks have written their parts. Where, when a
+run is set up, a host's memory has no room for copies, all of it is done while training stands still.
+"""
+
+import logging
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from vla_train.trainer.checkpoint import POLICY, random_state, write_random_states, write_rollout_state
+from vla_train.trainer.checkpoint_folder import WRITING, keep_newest_and_best, put_in_place, step_name
+from vla_train.trainer.host_memory import HostCopies, free_host_bytes
+from vla_train.trainer.manifest import CheckpointError, describe_files, write_manifest
+from vla_train.trainer.tensor_files import write_tensors
+from vla_train.trainer.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+
+_USABLE = 0.75
+"""Share of the free host memory that copies may take: rollouts need some, too."""
+
+_Write = Callable[[Path], list[Path]]
+"""Writes something into a folder; returns the files that are this rank's to describe."""
+
+
+class CheckpointSaver:
+    """Saves the checkpoints of a run. All ranks make one, and the same calls.
+
+    Args:
+        run: The run's folder, prepared.
+        trainer: Its weights, optimizer and counters are saved, and its policy exported.
+        keep: How many of the newest are kept, besides the one with the best score; at least 1.
+        on_saved: Told of each checkpoint, and of the seconds for which training stood still; on the first rank, in any thread.
+    """
+
+    def __init__(
+        self, run: Path, *, trainer: Trainer, keep: int, on_saved: Callable[[Path, float], None] = lambda path, still_s: None
+    ) -> None:
+        self._run = run
+        self._trainer = trainer
+        self._ranks = trainer.ranks
+        self._keep = keep
+        self._on_saved = on_saved
+        self._copies = HostCopies()
+        self._under_way: Future[None] | None = None
+        needed = trainer.optimizer.own_bytes + trainer.policy_bytes // self._ranks.size
+        told = self._ranks.gather_objects((socket.gethostname(), needed, free_host_bytes()))
+        self.in_background = _fit(told)
+        """Whether training goes on while a checkpoint is written."""
+        if self.in_background:  # memory is made now, while much else is set up
+            self._reserved = _start(partial(self._copies.reserve, needed, pinned=trainer.device.type == "cuda"))
+        elif self._ranks.rank == 0:
+            _log.warning("training stands still while a checkpoint is written: the host's memory has no room for copies")
+
+    def begin(
+        self,
+        *,
+        iteration: int,
+        rollout_state: Mapping[str, np.ndarray],
+        extra: Mapping[str, Any],
+        score: float | None = None,
+    ) -> Path:
+        """Begin a checkpoint of the present state, when the one before is written; returns where it will be.
+
+        Args:
+            iteration: Iterations done.
+            rollout_state: This rank's `Rollout.state_dict()`.
+            extra: JSON data.
+            score: Success rate of the evaluation at this iteration.
+
+        Raises:
+            CheckpointError: The one before could not be written; or this one, if that was not left to the background.
+        """
+        began = time.perf_counter()
+        self.finish()
+        trainer, rank = self._trainer, self._ranks.rank
+        target = self._run / "checkpoints" / step_name(iteration)
+        folder = target.with_name(f"{WRITING}{target.name}")
+        failures: list[str] = []
+        if rank == 0:
+            with _noting(failures):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+        random_states = self._ranks.gather_objects(random_state())
+        writes: list[_Write] = [partial(write_rollout_state, state=dict(rollout_state), rank=rank)]
+        if rank == 0:
+            writes.append(partial(write_random_states, states=random_states))
+        if self.in_background:
+            writes += self._copied(folder, failures)
+        else:
+            writes += [partial(write_tensors, tensors=trainer.state(), rank=rank), self._export]
+        still_s = time.perf_counter() - began
+        facts = {"iteration": iteration, "score": score, "num_updates": trainer.num_updates, "version": trainer.version}
+
+        def save() -> None:
+            self._write(folder, target, writes, failures, facts={**facts, "extra": dict(extra)})
+            if rank == 0:
+                self._on_saved(target, still_s if self.in_background else time.perf_counter() - began)
+
+        if self.in_background:
+            self._under_way = _start(save)
+        else:
+            save()
+        return target
+
+    def check(self) -> None:
+        """Raise what went wrong in the background, if that has ended. Ranks may find out at different times.
+
+        Raises:
+            CheckpointError: The checkpoint could not be written, for want of room say; older ones are as they were.
+        """
+        if self._under_way is not None and self._under_way.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the checkpoint under way is written.
+
+        Raises:
+            CheckpointError: See `check`.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    # --- while training stands still
+
+    def _copied(self, folder: Path, failures: list[str]) -> list[_Write]:
+        """Copy this rank's part of the state and of the policy; returns what writes them."""
+        self._reserved.result()
+        self._copies.begin()
+        tensors = [(name, self._copies.copy(tensor)) for name, tensor in self._trainer.state()]
+        writes: list[_Write] = [partial(write_tensors, tensors=tensors, rank=self._ranks.rank)]
+        if self._trainer.snapshot is None:
+            with _noting(failures):
+                self._export(folder)
+        else:
+            write_policy = self._trainer.snapshot(self._copies.copy)
+            writes.append(lambda folder: write_policy(folder / POLICY))
+        self._copies.wait()
+        return writes
+
+    def _export(self, folder: Path) -> list[Path]:
+        """Write the policy as it is now; the first rank describes its files."""
+        self._trainer.export(folder / POLICY)
+        return []
+
+    # --- in the background
+
+    def _write(
+        self, folder: Path, target: Path, writes: Sequence[_Write], failures: list[str], *, facts: Mapping[str, Any]
+    ) -> None:
+        """Write into `folder`, and rename it to `target` when all ranks have."""
+        ranks = self._ranks
+        own: list[Path] = []
+        described: dict[str, dict[str, Any]] = {}
+        for write in writes:
+            with _noting(failures):
+                own += write(folder)
+        if not failures:
+            with _noting(failures):
+                described = describe_files(folder, own)
+        told = ranks.gather_objects((failures, described), background=True)
+        if ranks.rank == 0 and not any(others for others, _ in told):
+            with _noting(failures):
+                write_manifest(folder, facts, described={name: file for _, files in told for name, file in files.items()})
+                put_in_place(folder, target)
+        causes = [cause for others in ranks.gather_objects(failures, background=True) for cause in others]
+        if causes:
+            if ranks.rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise CheckpointError(f"checkpoint {target} could not be written: {causes[0]}; older ones are as they were")
+        if ranks.rank == 0:
+            keep_newest_and_best(self._run, newest=target, keep=self._keep)
+
+
+@contextmanager
+def _noting(failures: list[str]) -> Iterator[None]:
+    """Go on after what a disk can do; other ranks wait for this one."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        failures.append(str(error))
+
+
+def _fit(told: Iterable[tuple[str, int, int]]) -> bool:
+    """Whether copies fit: of each rank its host, the bytes that it needs there, and those that are free there."""
+    taken: dict[str, int] = {}
+    free: dict[str, int] = {}
+    for host, needed, left in told:
+        taken[host] = taken.get(host, 0) + needed
+        free[host] = min(free.get(host, left), left)
+    return all(taken[host] <= _USABLE * free[host] for host in taken)
+
+
+def _start(work: Callable[[], None]) -> Future[None]:
+    """Do it in a thread that does not keep a process from ending."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
