@@ -24,6 +24,7 @@ RANKS = (
     ("vla_train.envs", "vla_train.pipeline", "vla_train.trainer", "vla_train.distributed"),
     (),  # `loop` and what it moves: run, evaluation, display, report
     ("vla_train.recipes",),
+    ("vla_train.command_line",),
     ("vla_train.cli", "vla_train.__main__"),
 )
 """A module imports its own rank and those before it; what is not named here has the rank of `loop`."""
@@ -60,7 +61,7 @@ OWNERS = {
     "pyarrow": {"vla_train.demonstrations.parquet"},
     "stable_baselines3": {"vla_envs.vector.sb3_env"},
     "wandb": {"vla_train.run.tracking"},
-    "tyro": {"vla_train.cli", "vla_train.config_pairs"},
+    "tyro": {"vla_train.command_line", "vla_train.config_pairs"},
 }
 """Libraries that few modules, or those of one folder, may touch."""
 HEAVY = {

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from vla_train.algo.losses import LossInputs as LossInputs
     from vla_train.algo.losses import LossOutput as LossOutput
     from vla_train.algo.losses import spread_weights as spread_weights
-    from vla_train.cli import parse_evaluate as parse_evaluate
-    from vla_train.cli import parse_train as parse_train
+    from vla_train.command_line import parse_evaluate as parse_evaluate
+    from vla_train.command_line import parse_train as parse_train
     from vla_train.config import AlgoConfig as AlgoConfig
     from vla_train.config import EnvConfig as EnvConfig
     from vla_train.config import EvalConfig as EvalConfig
@@ -81,8 +81,8 @@ _MODULES = {
     "TrainConfig": "vla_train.config",
     "TrainablePolicy": "vla_train.policy.base",
     "WorkerError": "vla_train.envs.worker",
-    "parse_evaluate": "vla_train.cli",
-    "parse_train": "vla_train.cli",
+    "parse_evaluate": "vla_train.command_line",
+    "parse_train": "vla_train.command_line",
     "read_records": "vla_train.run.tracking",
     "spread_weights": "vla_train.algo.losses",
     "train": "vla_train.loop",

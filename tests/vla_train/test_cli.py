@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from vla_train.bench.config import BenchConfig
-from vla_train.cli import main, parse_evaluate, parse_serve, parse_train
+from vla_train.cli import main
+from vla_train.command_line import parse_evaluate, parse_serve, parse_train
 from vla_train.config import EvaluateConfig, TrainConfig
 from vla_train.config_json import config_to_json
 from vla_train.demonstrations.config import CollectConfig

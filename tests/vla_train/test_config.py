@@ -270,7 +270,8 @@ def test_the_papers_protocol_trains_and_evaluates_on_all_initial_states() -> Non
 
 def test_reading_the_command_line_needs_neither_torch_nor_a_simulator() -> None:
     code = (
-        "import sys; from vla_train.cli import parse_train; parse_train(['--recipe', 'paper', '--policy.checkpoint', 'x']);"
+        "import sys; from vla_train.command_line import parse_train; "
+        "parse_train(['--recipe', 'paper', '--policy.checkpoint', 'x']); "
         "print(sorted({'torch', 'transformers', 'gymnasium', 'mujoco', 'ray', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

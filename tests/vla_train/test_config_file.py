@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_train.cli import parse_evaluate, parse_train
+from vla_train.command_line import parse_evaluate, parse_train
 from vla_train.config import EnvConfig, OptimConfig, RolloutConfig, TrainConfig
 from vla_train.config_file import read_config
 from vla_train.config_json import config_to_json

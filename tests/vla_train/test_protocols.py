@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from vla_train.cli import parse_evaluate
+from vla_train.command_line import parse_evaluate
 from vla_train.config import EnvConfig, EvaluateConfig, ProtocolName
 from vla_train.pipeline.episodes import evaluation_plan
 from vla_train.protocols import NUM_TASKS, PROTOCOLS, with_protocol

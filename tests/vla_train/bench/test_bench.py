@@ -16,7 +16,8 @@ from small_runs import command_line
 from vla_train.bench import bench as bench_module
 from vla_train.bench.machine import Machine
 from vla_train.bench.measure import PolicyAlone, batch_sizes, update_rate
-from vla_train.cli import main, parse_bench
+from vla_train.cli import main
+from vla_train.command_line import parse_bench
 from vla_train.config import EnvConfig, TrainConfig
 from vla_train.envs.worker import ThreadWorker
 from vla_train.recipes import RECIPES

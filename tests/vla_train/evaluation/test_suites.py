@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import suites_env
 
-from vla_train.cli import main, parse_evaluate
+from vla_train.cli import main
+from vla_train.command_line import parse_evaluate
 from vla_train.evaluation.evaluate import read_episodes
 from vla_train.evaluation.record import summaries
 from vla_train.pipeline.episodes import evaluation_episodes

@@ -10,7 +10,8 @@ from corners_env import StoredCornersVectorEnv
 from corners_policy import save_untrained
 
 from vla_train import report
-from vla_train.cli import main, parse_bench, parse_from_scratch
+from vla_train.cli import main
+from vla_train.command_line import parse_bench, parse_from_scratch
 from vla_train.config_json import config_from_json, config_to_json
 from vla_train.demonstrations.dataset import DemonstrationDataset
 from vla_train.from_scratch.config import STAGES as NAMES
