@@ -4,9 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
-from vla_train.algo.advantages import grpo
 from vla_train.config import EvaluateConfig
 from vla_train.evaluation.of_checkpoint import CheckpointEvaluation
 from vla_train.evaluation.record import summaries
@@ -20,33 +18,6 @@ STATED_RATES = {0.0: 0.44, 1.0: 0.33}
 MAX_BYTES = 12e6
 
 pytestmark = pytest.mark.slow
-
-
-def flipped(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """GRPO's advantages with the wrong sign."""
-    return -grpo(rewards, group_ids)
-
-
-def success(output: Path, advantage: str, *, iterations: int, before_training: bool) -> list[float]:
-    """How often sampled actions succeed on held-out states, before (where asked for) and after a few small iterations."""
-    recipe = RECIPES["demo"]()
-    train(
-        dataclasses.replace(
-            recipe,
-            output=output,
-            iterations=iterations,
-            checkpoint_every=iterations,
-            display="none",
-            trackers=(),
-            rollout=dataclasses.replace(recipe.rollout, group_size=8, deterministic=True),
-            optim=dataclasses.replace(recipe.optim, warmup_steps=0, schedule="constant"),
-            algo=dataclasses.replace(recipe.algo, advantage=advantage),
-            eval=dataclasses.replace(
-                recipe.eval, every=iterations, before_training=before_training, temperatures=(1.0,), videos=0
-            ),
-        )
-    )
-    return [summaries(record)[1.0]["success_rate"] for record in read_records(output, "eval")]
 
 
 def test_the_demo_is_small() -> None:
@@ -74,8 +45,21 @@ def test_the_demo_succeeds_as_often_as_its_page_says(tmp_path: Path) -> None:
         assert low <= STATED_RATES[result.temperature] <= high
 
 
-def test_grpo_improves_the_demo_and_the_wrong_sign_does_not(tmp_path: Path) -> None:
-    before, right = success(tmp_path / "right", "grpo", iterations=8, before_training=True)
-    (wrong,) = success(tmp_path / "wrong", f"{__name__}:flipped", iterations=4, before_training=False)
-    assert right >= before + 0.1
-    assert wrong <= before
+def test_grpo_improves_the_demo(tmp_path: Path) -> None:
+    """In a few small iterations. That the wrong sign does not is a test of `test_learning.py`."""
+    recipe, iterations = RECIPES["demo"](), 8
+    train(
+        dataclasses.replace(
+            recipe,
+            output=tmp_path,
+            iterations=iterations,
+            checkpoint_every=iterations,
+            display="none",
+            trackers=(),
+            rollout=dataclasses.replace(recipe.rollout, group_size=8, deterministic=True),
+            optim=dataclasses.replace(recipe.optim, warmup_steps=0, schedule="constant"),
+            eval=dataclasses.replace(recipe.eval, every=iterations, temperatures=(1.0,), videos=0),
+        )
+    )
+    before, after = (summaries(record)[1.0]["success_rate"] for record in read_records(tmp_path, "eval"))
+    assert after >= before + 0.1

@@ -69,8 +69,13 @@ class PolicyServer:
         self.port: int = self._place.getsockname()[1]
 
     def run(self) -> None:
-        """Serve until Ctrl-C or SIGTERM."""
-        asyncio.run(self._until_signalled())
+        """Serve until Ctrl-C or SIGTERM. In the main thread; handlers of these signals are afterwards what they were."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            asyncio.run(self._until_signalled())
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     async def _until_signalled(self) -> None:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
