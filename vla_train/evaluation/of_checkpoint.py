@@ -31,7 +31,7 @@ from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import PolicyFactory
 from vla_train.policy.checkpoint_name import checkpoint_folder
 from vla_train.policy.factory import policy_factory
-from vla_train.run.named_checkpoint import checkpoint_of_run, resolve_checkpoint
+from vla_train.run.named_checkpoint import absolute_checkpoint, checkpoint_of_run
 from vla_train.run.policies import build_sampler
 
 _ENV_CAPACITY = ("num_workers", "envs_per_worker", "worker", "step_timeout_s", "max_restarts")
@@ -63,8 +63,7 @@ def whose(config: EvaluateConfig) -> str:
     if config.policy.url is not None:
         return config.policy.url
     assert config.checkpoint is not None, "the config has refused this"
-    named = resolve_checkpoint(config.checkpoint)
-    return str(Path(named).resolve()) if named != DEMO_CHECKPOINT and Path(named).is_dir() else named
+    return absolute_checkpoint(config.checkpoint)
 
 
 def look_up(config: EvaluateConfig) -> Named:

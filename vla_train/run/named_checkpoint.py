@@ -41,6 +41,12 @@ def resolve_checkpoint(name: str) -> str:
     return name if named.resolve() != step else str(named / _POLICY)
 
 
+def absolute_checkpoint(name: str) -> str:
+    """What `resolve_checkpoint` returns, absolute where it is a folder: the same from any working directory."""
+    found = resolve_checkpoint(name)
+    return str(Path(found).resolve()) if found != DEMO_CHECKPOINT and Path(found).is_dir() else found
+
+
 def checkpoint_of_run(name: str) -> Path | None:
     """The checkpoint of a run (`.../checkpoints/step_000010`, absolute) that a folder is, or that it holds the policy of."""
     folder = Path(name).resolve()

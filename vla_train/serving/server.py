@@ -12,15 +12,13 @@ import signal
 import socket
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vla_train.config import DEMO_CHECKPOINT
 from vla_train.policy.base import Policy
 from vla_train.policy.factory import policy_factory
-from vla_train.run.named_checkpoint import resolve_checkpoint
+from vla_train.run.named_checkpoint import absolute_checkpoint
 from vla_train.serving.batching import Batcher
 from vla_train.serving.config import ServeConfig
 from vla_train.serving.sessions import OpenpiSession, OpenSession, VlaEvalSession
@@ -55,8 +53,7 @@ class PolicyServer:
         require_msgpack()
         require_websockets()
         self.config = config
-        named = resolve_checkpoint(config.checkpoint)
-        self.name = str(Path(named).resolve()) if named != DEMO_CHECKPOINT and Path(named).is_dir() else named
+        self.name = absolute_checkpoint(config.checkpoint)
         policy_config = replace(config.policy, checkpoint=self.name, lora_rank=0, random_weights=False)
         build_policy = policy_factory(policy_config)
         self._place = _take_port(config.host, config.port)
