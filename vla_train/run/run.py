@@ -134,6 +134,7 @@ class Run:
             keep=config.keep_checkpoints,
             on_saved=lambda path, still_s: self.display.line(saved_line(path, still_s)),
         )
+        self._closing.callback(self.saver.close)
         stream = PromptStream(
             self.env.task_ids,
             self.env.num_init_states,

@@ -141,6 +141,7 @@ class SftRun:
             keep=config.keep_checkpoints,
             on_saved=lambda path, still_s: self.display.line(saved_line(path, still_s)),
         )
+        self._closing.callback(self.saver.close)
         self._batches = BatchMaker(
             config,
             data=data,

@@ -5,8 +5,9 @@
               -> when all have: manifest, the folder gets its name, older ones go (rank 0)
     check     raises what went wrong there; finish waits for its end first
 
-Invariant: one checkpoint is written at a time, and it has its name only if all ranks have written their parts. Where, when a
-run is set up, a host's memory has no room for copies, all of it is done while training stands still.
+Invariant: one checkpoint is written at a time, and it has its name only if all ranks have written their parts, before the
+saver is closed: after that the folder may be another process's. Where, when a run is set up, a host's memory has no room for
+copies, all of it is done while training stands still.
 """
 
 import logging
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ class CheckpointSaver:
         self._on_saved = on_saved
         self._copies = HostCopies()
         self._under_way: Future[None] | None = None
+        self._closed = False
+        self._touching = threading.Lock()
+        """Held by what names or deletes checkpoints, and by `close`."""
         needed = trainer.optimizer.own_bytes + trainer.policy_bytes // self._ranks.size
         told = self._ranks.gather_objects((socket.gethostname(), needed, free_host_bytes()))
         self.in_background = _fit(told)
@@ -139,6 +143,11 @@ class CheckpointSaver:
         if under_way is not None:
             under_way.result()
 
+    def close(self) -> None:
+        """Touch the run's folder no more: a checkpoint that is still being written, and not waited for, gets no name."""
+        with self._touching:
+            self._closed = True
+
     # --- while training stands still
 
     def _copied(self, folder: Path, failures: list[str]) -> list[_Write]:
@@ -178,16 +187,26 @@ class CheckpointSaver:
                 described = describe_files(folder, own)
         told = ranks.gather_objects((failures, described), background=True)
         if ranks.rank == 0 and not any(others for others, _ in told):
-            with _noting(failures):
+            with _noting(failures), self._open():
                 write_manifest(folder, facts, described={name: file for _, files in told for name, file in files.items()})
                 put_in_place(folder, target)
         causes = [cause for others in ranks.gather_objects(failures, background=True) for cause in others]
         if causes:
             if ranks.rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError), self._open():
+                    shutil.rmtree(folder, ignore_errors=True)
             raise CheckpointError(f"checkpoint {target} could not be written: {causes[0]}; older ones are as they were")
         if ranks.rank == 0:
-            keep_newest_and_best(self._run, newest=target, keep=self._keep)
+            with self._open():
+                keep_newest_and_best(self._run, newest=target, keep=self._keep)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """The saver is not closed meanwhile; OSError if it is."""
+        with self._touching:
+            if self._closed:
+                raise OSError("the run has ended")
+            yield
 
 
 @contextmanager

@@ -121,6 +121,7 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(make_sft: MakeSft, tmp_
         run.step()
         if run.checkpoint_due:
             run.save()
+    run.saver.finish()
     run.close()  # the seventh step is lost
     sft(broken)
     assert curve(broken) == curve(config)

@@ -92,6 +92,17 @@ def test_what_goes_wrong_in_the_background_is_told_once_and_the_next_checkpoint_
     assert list_checkpoints(tmp_path) == [path]
 
 
+def test_nothing_is_named_or_deleted_after_the_end_of_the_run(tmp_path: Path, slow_disk: threading.Event) -> None:
+    """Another process may have the folder by then."""
+    saver = CheckpointSaver(tmp_path, trainer=make_trainer()[1], keep=2)
+    saver.begin(iteration=1, **NOTHING)
+    saver.close()
+    slow_disk.set()
+    with pytest.raises(CheckpointError, match="the run has ended"):
+        saver.finish()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [".writing-step_000001"]
+
+
 def test_copies_fit_if_all_ranks_of_each_host_have_room_for_theirs() -> None:
     assert saving._fit([("a", 30, 100), ("a", 40, 100), ("b", 70, 100)])
     assert not saving._fit([("a", 30, 100), ("a", 50, 100), ("b", 0, 100)])
