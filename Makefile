@@ -34,10 +34,11 @@ $(VENV)/.ready: constraints.txt pyproject.toml vla_envs/pyproject.toml vla_train
 		{ echo "error: no venv module: install it (Debian: apt-get install python3-venv)"; exit 1; }
 	@# Without a GPU, PyTorch's CPU build (200 MB) instead of the CUDA build (several GB).
 	@$(BIN)/python -c 'import torch' 2>/dev/null || command -v nvidia-smi >/dev/null || \
-		$(BIN)/pip install -q --retries 0 --timeout 15 --no-deps --index-url https://download.pytorch.org/whl/cpu \
+		$(BIN)/pip install -q --no-compile --retries 0 --timeout 15 --no-deps --index-url https://download.pytorch.org/whl/cpu \
 			$$(grep '^torch==' constraints.txt) || echo "no CPU build of PyTorch there: taking the default one"
 	$(BIN)/pip install -q --upgrade 'pip>=25.1'
-	$(BIN)/pip install -q -c constraints.txt -e './vla_envs[libero,usd,warp]' -e './vla_train[data,nf4,ray,serve]' --group dev
+	@# Python compiles what it imports; compiling all of PyTorch beforehand would take 40 seconds.
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e './vla_envs[libero,usd,warp]' -e './vla_train[data,nf4,ray,serve]' --group dev
 	@touch $@
 
 gl:
@@ -53,8 +54,9 @@ gl:
 train: setup     ## train the default recipe on real LIBERO; options: make train ARGS="--iterations 10"
 	$(BIN)/python -m vla_train train $(ARGS)
 
+# Two processes share two cores: threads of PyTorch's own would only wait for each other.
 test: setup      ## run all tests that need no GPU
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 $(ISAACLAB_VENV)/.ready: pyproject.toml vla_envs/pyproject.toml vla_train/pyproject.toml
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12) and "error: Isaac Lab needs Python 3.12; name it with: make PYTHON312=...")'

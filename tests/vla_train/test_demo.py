@@ -47,7 +47,7 @@ def test_the_demo_succeeds_as_often_as_its_page_says(tmp_path: Path) -> None:
 
 def test_grpo_improves_the_demo(tmp_path: Path) -> None:
     """In a few small iterations. That the wrong sign does not is a test of `test_learning.py`."""
-    recipe, iterations = RECIPES["demo"](), 8
+    recipe, iterations = RECIPES["demo"](), 6
     train(
         dataclasses.replace(
             recipe,
@@ -58,8 +58,8 @@ def test_grpo_improves_the_demo(tmp_path: Path) -> None:
             trackers=(),
             rollout=dataclasses.replace(recipe.rollout, group_size=8, deterministic=True),
             optim=dataclasses.replace(recipe.optim, warmup_steps=0, schedule="constant"),
-            eval=dataclasses.replace(recipe.eval, every=iterations, temperatures=(1.0,), videos=0),
+            eval=dataclasses.replace(recipe.eval, every=iterations, before_training=False, temperatures=(1.0,), videos=0),
         )
     )
-    before, after = (summaries(record)[1.0]["success_rate"] for record in read_records(tmp_path, "eval"))
-    assert after >= before + 0.1
+    (record,) = read_records(tmp_path, "eval")
+    assert summaries(record)[1.0]["success_rate"] >= STATED_RATES[1.0] + 0.1

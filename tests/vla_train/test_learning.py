@@ -61,29 +61,23 @@ def imitate(policy: SimpleVLAOFTPolicy, *, steps: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def poor_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Checkpoints by seed."""
-    made: dict[int, Path] = {}
-
-    def make(seed: int) -> Path:
-        if seed not in made:
-            made[seed] = tmp_path_factory.mktemp(f"seed{seed}") / "checkpoint"
-            save_untrained(made[seed], seed=seed)
-            policy = load(made[seed])
-            imitate(policy, steps=SUPERVISED_STEPS)
-            policy.save_pretrained(str(made[seed]))
-        return made[seed]
-
-    return make
+def poor_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its checkpoint."""
+    folder = tmp_path_factory.mktemp("poor") / "checkpoint"
+    save_untrained(folder, seed=0)
+    policy = load(folder)
+    imitate(policy, steps=SUPERVISED_STEPS)
+    policy.save_pretrained(str(folder))
+    return folder
 
 
-def success_rates(checkpoint: Path, *, seed: int) -> tuple[list[float], list[float]]:
+def success_rates(checkpoint: Path) -> tuple[list[float], list[float]]:
     """Train; returns the success of every iteration's episodes, and of greedy episodes on other starts before and after."""
     workers = make_workers(ENV, chunk_size=CHUNK_SIZE)
     policy, algo = load(checkpoint), AlgoConfig()
-    rollout = Rollout(ROLLOUT, policy=policy, workers=workers, timeline=Timeline(), seed=seed)
-    trainer = GroupTrainer(OPTIM, algo, policy=policy, temperature=ROLLOUT.temperature, total_steps=1, seed=seed)
-    prompts = PromptStream([0], {}, group_size=ROLLOUT.group_size, train_fraction=0.8, split_seed=0, seed=seed)
+    rollout = Rollout(ROLLOUT, policy=policy, workers=workers, timeline=Timeline(), seed=0)
+    trainer = GroupTrainer(OPTIM, algo, policy=policy, temperature=ROLLOUT.temperature, total_steps=1, seed=0)
+    prompts = PromptStream([0], {}, group_size=ROLLOUT.group_size, train_fraction=0.8, split_seed=0, seed=0)
 
     def greedy() -> float:
         return float(np.mean([trajectory.success for trajectory in rollout.play(HELD_OUT, temperature=0.0)]))
@@ -106,13 +100,13 @@ def negated(estimator: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, 
     return lambda rewards, group_index: -estimator(rewards, group_index)
 
 
-@pytest.mark.parametrize(("seed", "sign"), [(0, 1), (1, 1), (0, -1)])
+@pytest.mark.parametrize("sign", [1, -1])
 def test_success_rises_from_rewards_alone_and_not_with_the_sign_of_the_advantage_flipped(
-    seed: int, sign: int, poor_policy: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+    sign: int, poor_policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if sign < 0:
         monkeypatch.setattr(advantages, "grpo", negated(advantages.grpo))
-    sampled, held_out = success_rates(poor_policy(seed), seed=seed)
+    sampled, held_out = success_rates(poor_policy)
     start, end = sampled[0], float(np.mean(sampled[-3:]))
     assert 0.05 < start < 0.4
     learnt = end > start + 0.35 and held_out[1] > held_out[0]

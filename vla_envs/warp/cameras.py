@@ -22,6 +22,8 @@ from vla_envs.vector.surfaces import NO_BODY, clipping_planes
 from vla_envs.warp.device import Replayed
 from vla_envs.warp.worlds import Worlds
 
+wp.set_module_options({"enable_backward": False})
+
 _VISUAL_GROUP = 1
 """Geoms that LIBERO shows; group 0 holds collision shapes."""
 _RAYS_PER_SIDE = {"fast": 1, "match": 2}

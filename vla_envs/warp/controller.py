@@ -16,6 +16,8 @@ from vla_envs.libero.controller import ControlState
 from vla_envs.libero.scene import OscConstants
 from vla_envs.vector.control import JOINT_POSITION, OSC_ABSOLUTE
 
+wp.set_module_options({"enable_backward": False})
+
 _Vector6 = wp.types.vector(6, float)
 _Vector7 = wp.types.vector(7, float)
 _Matrix66 = wp.types.matrix((6, 6), float)

@@ -8,6 +8,8 @@ import warp as wp
 from vla_envs.libero import goals
 from vla_envs.vector.slot import contact_pairs
 
+wp.set_module_options({"enable_backward": False})
+
 _KINDS = (goals.OnObject, goals.OnSite, goals.InSite, goals.JointPast, goals.Lifted, goals.Always)
 _COMPARISONS = ("<", "<=", ">", ">=")
 _ON_OBJECT, _ON_SITE, _IN_SITE, _JOINT_PAST, _LIFTED = (wp.constant(kind) for kind in range(5))

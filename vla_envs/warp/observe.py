@@ -6,6 +6,8 @@ import warp as wp
 
 from vla_envs.warp.controller import Constants, axis_angle
 
+wp.set_module_options({"enable_backward": False})
+
 
 @wp.kernel
 def copy_playing(left: wp.array[int], source: wp.array2d[Any], target: wp.array2d[Any]):

@@ -28,6 +28,8 @@ from vla_envs.warp.goals import Predicates, find_touching, goal_holds, predicate
 from vla_envs.warp.observe import copy_playing, feel, read_robot
 from vla_envs.warp.sanity import is_bad
 
+wp.set_module_options({"enable_backward": False})
+
 _SEEN = ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
 """What the renderer reads of a world."""
 _PHYSICS = ("time", "qpos", "qvel", "qacc_warmstart")

@@ -8,6 +8,8 @@ import warp as wp
 from vla_envs.isaac.lab.physics import SolverNames, SubstepSolver
 from vla_envs.isaac.lab.task_file import Frame
 
+wp.set_module_options({"enable_backward": False})
+
 
 class Frames:
     """F places in N worlds.

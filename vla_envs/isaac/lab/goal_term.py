@@ -17,6 +17,8 @@ from vla_envs.libero import goals
 from vla_envs.warp.goals import Predicates, find_touching, goal_holds, predicates_on_device
 from vla_envs.warp.sanity import is_bad
 
+wp.set_module_options({"enable_backward": False})
+
 
 class GoalReached(ManagerTermBase):
     """(N,) bool: whether the goal held at the end of the control step, judged as LIBERO judges it.

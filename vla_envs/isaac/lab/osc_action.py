@@ -28,6 +28,8 @@ from vla_envs.vector.control import OSC_DELTA
 from vla_envs.vector.engine import ACTION_DIM, PROPRIOCEPTION_DIM
 from vla_envs.warp.controller import axis_angle, constants_on_device, control, new_memory
 
+wp.set_module_options({"enable_backward": False})
+
 _ARM_JOINTS = wp.constant(7)
 
 

@@ -17,6 +17,8 @@ from mujoco_warp import OverflowType
 from newton import JointType, Model
 from newton.solvers import SolverMuJoCo
 
+wp.set_module_options({"enable_backward": False})
+
 _OVERFLOWS = OverflowType.NEFC | OverflowType.NJMAX_NNZ | OverflowType.BROADPHASE | OverflowType.NARROWPHASE
 _DROPPED = wp.constant(int(_OVERFLOWS))
 

@@ -17,6 +17,8 @@ from isaaclab.managers import ManagerTermBase, ObservationTermCfg
 
 from vla_envs.isaac.lab.task_file import ConvertedTask, load_task_file
 
+wp.set_module_options({"enable_backward": False})
+
 SEEN = ["albedo", "normals", "distance_to_camera", "semantic_segmentation"]
 """What a camera has to give."""
 SAMPLES = {"fast": 1, "match": 2}
