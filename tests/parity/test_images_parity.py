@@ -117,8 +117,9 @@ def test_scenes_drawn_in_turn_look_as_if_drawn_alone(drawn_scene: LiberoEngineSc
 
 
 @pytest.mark.slow
-def test_simplified_scenes_keep_28_decibels_in_a_task_of_each_suite():
-    for suite, task_id in (("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 3), ("libero_10", 2), ("libero_90", 0)):
+def test_simplified_scenes_keep_28_decibels_in_tasks_of_three_suites():
+    """Those whose scenes other tests compile, too; `make parity` does all tasks."""
+    for suite, task_id in (("libero_spatial", 0), ("libero_goal", 3), ("libero_10", 2)):
         full, fast = load_scene(suite, task_id), load_scene(suite, task_id, detail="fast")
         assert fast.model.nmeshface < full.model.nmeshface / 4
         states = states_to_draw(full, seed=4)[:2]
