@@ -4,7 +4,8 @@ Tables are mappings of columns. What is written goes through memory: a disk that
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -133,7 +134,7 @@ def column_names(file: Path) -> list[str]:
 
 
 def read_vectors(file: Path, column: str) -> np.ndarray:
-    """(rows, D) float32, of a column of lists of equal length."""
+    """(rows, D) float32, of a column of lists of equal length; errors as for `read_rows`."""
     with _open(file) as opened:
         values = opened.read([column]).column(column).combine_chunks()
     numbers = values.flatten() if hasattr(values, "flatten") else values
@@ -144,7 +145,7 @@ def read_pictures(file: Path, column: str, row_group: int) -> list[bytes]:
     """The encoded pictures of one row group.
 
     Raises:
-        ValueError: They are not stored in the file.
+        ValueError: They are not stored in the file, or it cannot be read.
     """
     with _open(file) as opened:
         values = opened.read_row_group(row_group, [column]).column(column).combine_chunks()
@@ -154,12 +155,19 @@ def read_pictures(file: Path, column: str, row_group: int) -> list[bytes]:
     return pictures
 
 
-def _open(file: Path) -> Any:
+@contextmanager
+def _open(file: Path) -> Iterator[Any]:
+    """The file, to be read in this block.
+
+    Raises:
+        ValueError: It is missing, or cannot be read.
+    """
     parquet = require_pyarrow()
     import pyarrow as pa
 
     try:
-        return parquet.ParquetFile(file)
+        with parquet.ParquetFile(file) as opened:
+            yield opened
     except FileNotFoundError:
         raise ValueError(f"{file} is missing") from None
     except (pa.ArrowInvalid, OSError) as error:

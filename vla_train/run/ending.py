@@ -51,16 +51,25 @@ def saved_when_it_ends(run: SavedRun, interruption: Interruption) -> Iterator[No
     `apart` blocks see to it that what is saved ends all of them at the same point: they save together.
     """
     try:
+        with _saved(run, interruption):
+            yield
+            _finish(run)
+    except KeyboardInterrupt:
+        run.display.line(f"interrupted twice; {newest_text(run.config.output)}")
+        run.ranks.leave("it was interrupted twice")
+        raise SystemExit(130) from None
+
+
+@contextmanager
+def _saved(run: SavedRun, interruption: Interruption) -> Iterator[None]:
+    """See `saved_when_it_ends`; KeyboardInterrupt where the user will not wait."""
+    try:
         yield
-        _finish(run)
     except KeyboardInterrupt:
         if interruption.broke_off:
-            run.display.line(f"interrupted twice; {newest_text(run.config.output)}")
-            run.ranks.leave("it was interrupted twice")
-        else:
-            run.save()
-            _finish(run)
-            run.display.line("interrupted; the same command goes on from the newest checkpoint")
+            raise
+        _save_now(run)
+        run.display.line("interrupted; the same command goes on from the newest checkpoint")
         raise SystemExit(130) from None
     except (WorkerError, DataError) as error:
         raise type(error)(f"{error}; {_save(run)}") from error.__cause__
@@ -82,11 +91,18 @@ def _finish(run: SavedRun) -> None:
         run.saver.finish()
 
 
+def _save_now(run: SavedRun) -> None:
+    """Save the present state, whatever became of the checkpoint before."""
+    with suppress(CheckpointError):
+        _finish(run)
+    run.save()
+    _finish(run)
+
+
 def _save(run: SavedRun) -> str:
     """Save what was done, and say so; or why not."""
     try:
-        run.save()
-        _finish(run)
+        _save_now(run)
     except CheckpointError as error:
         return str(error)
     return f"{run.done} {run.unit} are saved, and the same command goes on from there"

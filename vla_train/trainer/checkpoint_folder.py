@@ -1,8 +1,8 @@
 """The checkpoints of a run, by name: which there are, which is the newest, which are kept.
 
-    RUN/checkpoints/step_000010/            complete
-                    .writing-step_000020/   being written, or left by a process that was killed
-                    .replaced-step_000010/  complete, while another takes its name
+    RUN/checkpoints/step_000010/                     complete
+                    .writing-step_000020-1f0c9a2b/   being written, or left by a process that was killed
+                    .replaced-step_000010/           complete, while another takes its name
 
 Knows nothing of what a checkpoint holds but its manifest.
 """

@@ -5,6 +5,7 @@ into it does not.
 """
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,15 +24,28 @@ class HostCopies:
         self._blocks: list[Tensor] = []
         self._filled: list[int] = []
         """Bytes in use of each."""
+        self._devices: set[torch.device] = set()
+        """GPUs that were told to copy."""
 
     @property
     def num_bytes(self) -> int:
         """Size of the memory that is held."""
         return sum(block.nbytes for block in self._blocks)
 
-    def reserve(self, num_bytes: int, *, pinned: bool) -> None:
-        """Make memory for copies of so many bytes, and have it; what they take beyond that is made when it is needed."""
+    def reserve(self, num_bytes: int, *, pinned: bool, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Make memory for copies of so many bytes, and have it; what they take beyond that is made when it is needed.
+
+        Args:
+            num_bytes: May be 0.
+            pinned: For tensors of a GPU.
+            wanted: Asked before each block of 1 GiB whether to go on.
+
+        Raises:
+            RuntimeError: There is too little memory, or not so much of it may be pinned.
+        """
         for first in range(0, num_bytes, _BLOCK_BYTES):
+            if not wanted():
+                return
             self._add(min(_BLOCK_BYTES, num_bytes - first), pinned=pinned).zero_()
 
     def begin(self) -> None:
@@ -41,13 +55,16 @@ class HostCopies:
     def copy(self, tensor: Tensor) -> Tensor:
         """A contiguous copy, complete after `wait`."""
         tensor = tensor.detach()
-        room = self._room(tensor.numel() * tensor.element_size(), pinned=tensor.device.type == "cuda")
+        on_gpu = tensor.device.type == "cuda"
+        if on_gpu:
+            self._devices.add(tensor.device)
+        room = self._room(tensor.numel() * tensor.element_size(), pinned=on_gpu)
         return room.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
 
     def wait(self) -> None:
-        """Wait for the GPU to have copied."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        """Wait for the GPU to have copied, and for no more: all of the device's work may be another thread's graph capture."""
+        while self._devices:
+            torch.cuda.current_stream(self._devices.pop()).synchronize()
 
     def _add(self, size: int, *, pinned: bool) -> Tensor:
         self._blocks.append(torch.empty(size, dtype=torch.uint8, pin_memory=pinned))
@@ -66,19 +83,31 @@ class HostCopies:
 
 
 def free_host_bytes(root: Path = Path("/")) -> int:
-    """Memory that is free, or holds nothing but cached files, within the limits of the container (cgroups, version 2).
+    """Memory that is free, or holds nothing but cached files, within the limits of the container (cgroups, versions 1 and 2).
 
     Args:
         root: Where `proc` and `sys` are.
     """
     free = int(_number_in(root / "proc/meminfo", r"MemAvailable:\s+(\d+)") or 0) << 10
-    path = re.search(r"^0::/(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
-    own = root / "sys/fs/cgroup" / (path[1] if path else "")
-    for group in (own, *own.parents):
-        limit, used = _number_in(group / "memory.max"), _number_in(group / "memory.current")
-        if limit is not None and used is not None:
-            free = min(free, limit - used + (_number_in(group / "memory.stat", r"inactive_file (\d+)") or 0))
+    for top, line, limit_file, used_file, cached_name in _CONTROL_GROUPS:
+        path = re.search(line, _text(root / "proc/self/cgroup"), re.MULTILINE)
+        own = root / top / (path[1] if path else "")
+        for group in (own, *own.parents):
+            limit, used = _number_in(group / limit_file), _number_in(group / used_file)
+            if limit is not None and used is not None:
+                free = min(free, limit - used + (_number_in(group / "memory.stat", rf"{cached_name} (\d+)") or 0))
     return max(free, 0)
+
+
+_CONTROL_GROUPS = (
+    ("sys/fs/cgroup", r"^0::/(.*)$", "memory.max", "memory.current", "inactive_file"),
+    (
+        "sys/fs/cgroup/memory",
+        r"^\d+:(?:\w+,)*memory(?:,\w+)*:/(.*)$",
+        *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ),
+)
+"""Of each version: where its groups are, which line names a process's own, and what they say: limit, use and cached files."""
 
 
 def _number_in(file: Path, pattern: str = r"(\d+)$") -> int | None:

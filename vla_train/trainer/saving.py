@@ -6,18 +6,19 @@
     check     raises what went wrong there; finish waits for its end first
 
 Invariant: one checkpoint is written at a time, and it has its name only if all ranks have written their parts, before the
-saver is closed: after that the folder may be another process's. Where, when a run is set up, a host's memory has no room for
-copies, all of it is done while training stands still.
+saver is closed: after that the run's folder may be another process's. It is written in a folder that no other attempt uses.
+Where a host's memory has no room for copies, all of it is done while training stands still.
 """
 
 import logging
+import secrets
 import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
+from vla_train.trainer.background import start
 from vla_train.trainer.checkpoint import POLICY, random_state, write_random_states, write_rollout_state
 from vla_train.trainer.checkpoint_folder import WRITING, keep_newest_and_best, put_in_place, step_name
 from vla_train.trainer.host_memory import HostCopies, free_host_bytes
@@ -60,6 +62,7 @@ class CheckpointSaver:
         self._keep = keep
         self._on_saved = on_saved
         self._copies = HostCopies()
+        self._reserved: Future[None] | None = None
         self._under_way: Future[None] | None = None
         self._closed = False
         self._touching = threading.Lock()
@@ -69,9 +72,10 @@ class CheckpointSaver:
         self.in_background = _fit(told)
         """Whether training goes on while a checkpoint is written."""
         if self.in_background:  # memory is made now, while much else is set up
-            self._reserved = _start(partial(self._copies.reserve, needed, pinned=trainer.device.type == "cuda"))
-        elif self._ranks.rank == 0:
-            _log.warning("training stands still while a checkpoint is written: the host's memory has no room for copies")
+            pinned = trainer.device.type == "cuda"
+            self._reserved = start(partial(self._copies.reserve, needed, pinned=pinned, wanted=lambda: not self._closed))
+        else:
+            self._stand_still("the host's memory has no room for copies")
 
     def begin(
         self,
@@ -96,13 +100,8 @@ class CheckpointSaver:
         self.finish()
         trainer, rank = self._trainer, self._ranks.rank
         target = self._run / "checkpoints" / step_name(iteration)
-        folder = target.with_name(f"{WRITING}{target.name}")
         failures: list[str] = []
-        if rank == 0:
-            with _noting(failures):
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-        random_states = self._ranks.gather_objects(random_state())
+        folder, random_states = self._agree(target, failures)
         writes: list[_Write] = [partial(write_rollout_state, state=dict(rollout_state), rank=rank)]
         if rank == 0:
             writes.append(partial(write_random_states, states=random_states))
@@ -119,7 +118,7 @@ class CheckpointSaver:
                 self._on_saved(target, still_s if self.in_background else time.perf_counter() - began)
 
         if self.in_background:
-            self._under_way = _start(save)
+            self._under_way = start(save)
         else:
             save()
         return target
@@ -144,15 +143,37 @@ class CheckpointSaver:
             under_way.result()
 
     def close(self) -> None:
-        """Touch the run's folder no more: a checkpoint that is still being written, and not waited for, gets no name."""
+        """Touch the run's checkpoints no more: one that is still being written, and not waited for, gets no name."""
         with self._touching:
             self._closed = True
+        if self._reserved is not None:
+            self._reserved.exception()  # it ends soon, and the process not before
 
     # --- while training stands still
 
+    def _agree(self, target: Path, failures: list[str]) -> tuple[Path, list[Any]]:
+        """The folder to write into, which the first rank makes, and the random state of each rank; and whether any of them
+        got no memory for copies: then none makes any, from now on."""
+        folder = target.with_name(f"{WRITING}{target.name}-{secrets.token_hex(4)}")
+        if self._ranks.rank == 0:
+            with _noting(failures):
+                folder.mkdir(parents=True)
+        error = None if self._reserved is None else self._reserved.exception()
+        told = self._ranks.gather_objects((folder.name, random_state(), None if error is None else str(error)))
+        names, random_states, causes = zip(*told, strict=True)
+        if any(cause is not None for cause in causes):
+            self._stand_still("; ".join(dict.fromkeys(" ".join(cause.split()) for cause in causes if cause is not None)))
+        return target.with_name(names[0]), list(random_states)
+
+    def _stand_still(self, cause: str) -> None:
+        """Write while training stands still, from now on."""
+        self.in_background = False
+        self._copies, self._reserved = HostCopies(), None
+        if self._ranks.rank == 0:
+            _log.warning("training stands still while a checkpoint is written: %s", cause)
+
     def _copied(self, folder: Path, failures: list[str]) -> list[_Write]:
         """Copy this rank's part of the state and of the policy; returns what writes them."""
-        self._reserved.result()
         self._copies.begin()
         tensors = [(name, self._copies.copy(tensor)) for name, tensor in self._trainer.state()]
         writes: list[_Write] = [partial(write_tensors, tensors=tensors, rank=self._ranks.rank)]
@@ -181,6 +202,7 @@ class CheckpointSaver:
         described: dict[str, dict[str, Any]] = {}
         for write in writes:
             with _noting(failures):
+                self._require_open()
                 own += write(folder)
         if not failures:
             with _noting(failures):
@@ -193,20 +215,29 @@ class CheckpointSaver:
         causes = [cause for others in ranks.gather_objects(failures, background=True) for cause in others]
         if causes:
             if ranks.rank == 0:
-                with suppress(OSError), self._open():
-                    shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
             raise CheckpointError(f"checkpoint {target} could not be written: {causes[0]}; older ones are as they were")
         if ranks.rank == 0:
+            self._delete_older(target)
+
+    def _delete_older(self, newest: Path) -> None:
+        """Where that fails, they are tried again after the next checkpoint."""
+        try:
             with self._open():
-                keep_newest_and_best(self._run, newest=target, keep=self._keep)
+                keep_newest_and_best(self._run, newest=newest, keep=self._keep)
+        except (OSError, ValueError) as error:
+            _log.warning("%s is written, but older checkpoints could not be deleted: %s", newest, error)
 
     @contextmanager
     def _open(self) -> Iterator[None]:
         """The saver is not closed meanwhile; OSError if it is."""
         with self._touching:
-            if self._closed:
-                raise OSError("the run has ended")
+            self._require_open()
             yield
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise OSError("the run has ended")
 
 
 @contextmanager
@@ -226,19 +257,3 @@ def _fit(told: Iterable[tuple[str, int, int]]) -> bool:
         taken[host] = taken.get(host, 0) + needed
         free[host] = min(free.get(host, left), left)
     return all(taken[host] <= _USABLE * free[host] for host in taken)
-
-
-def _start(work: Callable[[], None]) -> Future[None]:
-    """Do it in a thread that does not keep a process from ending."""
-    future: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(None)
-
-    threading.Thread(target=run, name="checkpoint", daemon=True).start()
-    return future
