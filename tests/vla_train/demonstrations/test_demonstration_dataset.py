@@ -246,3 +246,13 @@ def test_version_3_of_others_with_all_episodes_in_one_row_group_is_read(written:
         np.testing.assert_array_equal(dataset.actions(episode.index), own.actions(episode.index))
         steps = range(episode.length)
         np.testing.assert_array_equal(dataset.images(episode.index, "image", steps), own.images(episode.index, "image", steps))
+
+
+def test_rows_that_cannot_be_read_are_the_files_fault(copied: Path):
+    dataset = DemonstrationDataset(copied)
+    file = copied / "data/chunk-000/file-000.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4] + b"\xff" * (len(whole) // 2) + whole[4 + len(whole) // 2 :])  # what it holds is as it was
+    for read in (lambda: dataset.actions(0), lambda: dataset.images(0, dataset.image_keys[0], [0])):
+        with pytest.raises(ValueError, match=r"file-000.parquet is damaged or half-written"):
+            read()
