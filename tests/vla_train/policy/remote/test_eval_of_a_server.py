@@ -16,7 +16,7 @@ READS = {"reads": ["observation/image"], "image_size": 0, "server": "Right"}
 
 
 def options(url: str, output: Path) -> list[str]:
-    where = ("--policy.factory", "remote", "--policy.url", url, "--policy.kwargs", "protocol=openpi", "connect_s=0.3")
+    where = ("--policy.factory", "remote", "--policy.url", url, "--policy.kwargs", "protocol=openpi", "connect_s=10")
     return ["eval", *where, *ENV, *EVAL, "--output", str(output)]
 
 
