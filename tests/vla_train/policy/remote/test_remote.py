@@ -285,3 +285,18 @@ def test_a_message_of_the_wrong_type_is_an_error(remote):
         policy = remote(url)
         with pytest.raises(RunError, match="action was to come, got episode_end"):
             act(policy, seen(0))
+
+
+@pytest.mark.parametrize("answer", [[1, 2], 3, None])
+def test_an_openpi_answer_that_is_no_map_is_an_error(answer: Any, remote):
+    with openpi_server(lambda *_: msgpack.packb(answer)) as (url, _):
+        policy = remote(url, protocol="openpi")
+        with pytest.raises(RunError, match=r"a map with actions was to come, got (list|int|NoneType)$"):
+            act(policy, seen(0))
+
+
+@pytest.mark.parametrize("params", [{"send_state": [1]}, {"quat_no_antipodal": "no"}, [], "all"])
+def test_a_hello_that_says_what_cannot_be_is_refused(params: Any, remote):
+    refused = pytest.raises(RunError, match=r"is no vla-eval server: .*(must be true or false|must have maps)")
+    with vla_eval_server(lambda *_: chunk(0), hello={"observation_params": params}) as (url, _), refused:
+        remote(url)
