@@ -56,7 +56,13 @@ def show_evaluation(
         _show(display, result, title=f"{title}, {name(result.temperature)}")
 
 
-def show_suites(display: Display, results: Mapping[str, Sequence[EvaluationResult]], *, title: str) -> None:
+def show_suites(
+    display: Display,
+    results: Mapping[str, Sequence[EvaluationResult]],
+    *,
+    title: str,
+    name: Callable[[float], str] = play_name,
+) -> None:
     """Print a table with one row per suite, by name, and one of all their episodes, for each temperature."""
     for index, together in enumerate(pooled(results)):
         rows, num_tasks = [], 0
@@ -66,7 +72,7 @@ def show_suites(display: Display, results: Mapping[str, Sequence[EvaluationResul
             rows.append([suite, str(len(result.tasks)), *_rates(len(result.episodes), result)])
         rows.append(["all", str(num_tasks), *_rates(len(together.episodes), together)])
         columns = ["suite", "tasks", "episodes", "success", "95 % interval"]
-        display.table(f"{title}, {play_name(together.temperature)}", columns, rows)
+        display.table(f"{title}, {name(together.temperature)}", columns, rows)
 
 
 def _show(display: Display, result: EvaluationResult, *, title: str) -> None:

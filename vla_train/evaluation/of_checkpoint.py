@@ -88,18 +88,20 @@ class CheckpointEvaluation:
     Args:
         config: Which checkpoint (or whose server), on which episodes. Results go to `config.output`, where an earlier part is
             kept.
+        named_output: What an interrupted command is to be given as --output, where that is not the folder of these results.
 
     Raises:
         ValueError: There is no such checkpoint, it does not fit the env, or the output holds results of another evaluation;
             or the config names several suites, which `SuitesEvaluation` plays.
     """
 
-    def __init__(self, config: EvaluateConfig) -> None:
+    def __init__(self, config: EvaluateConfig, *, named_output: Path | None = None) -> None:
         if config.suites:
             raise ValueError(f"an evaluation of suites ({', '.join(config.suites)}) is a SuitesEvaluation")
         self.config = config
         named = look_up(config)
         self.checkpoint, self.output = named.checkpoint, named.output
+        self._named_output = named_output or named.output
         self._display = Display(config.display)
         with ExitStack() as undo, self._display.waiting("setting up"):
             suite = config.env.kwargs.get("suite")
@@ -149,8 +151,7 @@ class CheckpointEvaluation:
                     name=self.played.how,
                 )
             except KeyboardInterrupt:
-                output = f" with --output {self.output}" if self.config.policy.url is not None else ""
-                self._display.line(f"interrupted; the same command{output} goes on with the episodes that are missing")
+                self._display.line(interrupted_line(self.config, self._named_output))
                 raise SystemExit(130) from None
         record = {**evaluation_record(results), "played": self.played.to_json()}
         (self.output / "results.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -160,6 +161,12 @@ class CheckpointEvaluation:
             self._display.line(line)
         self._display.line(f"results: {self.output}/results.json, videos: {self.output}/videos")
         return results
+
+
+def interrupted_line(config: EvaluateConfig, output: Path) -> str:
+    """What to say where an evaluation with these results was interrupted. A server's have another folder each time."""
+    where = f" with --output {output}" if config.policy.url is not None else ""
+    return f"interrupted; the same command{where} goes on with the episodes that are missing"
 
 
 def default_output(checkpoint: str) -> Path:

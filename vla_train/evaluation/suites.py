@@ -17,7 +17,7 @@ from vla_train.envs.trial import TriedEnv
 from vla_train.errors import RunError
 from vla_train.evaluation.display import show_suites
 from vla_train.evaluation.evaluate import EvaluationResult
-from vla_train.evaluation.of_checkpoint import CheckpointEvaluation, default_output, look_up, whose
+from vla_train.evaluation.of_checkpoint import CheckpointEvaluation, default_output, interrupted_line, look_up, whose
 from vla_train.evaluation.played import require_protocol
 from vla_train.evaluation.record import suites_record
 from vla_train.pipeline.episodes import evaluation_plan
@@ -52,7 +52,7 @@ class SuitesEvaluation:
         for suite, its_config in self.suites.items():
             with self._display.waiting(f"looking at {suite}"):
                 _require_playable(suite, its_config)
-        self._next: CheckpointEvaluation | None = CheckpointEvaluation(next(iter(self.suites.values())))
+        self._next: CheckpointEvaluation | None = self._evaluation(next(iter(self.suites.values())))
         """Set up already: what is wrong with the weights is said before anything has begun."""
 
     def play(self) -> dict[str, list[EvaluationResult]]:
@@ -64,18 +64,22 @@ class SuitesEvaluation:
         """
         results = {suite: self._play(config) for suite, config in self.suites.items()}
         (self.output / "results.json").write_text(json.dumps(suites_record(results), indent=1) + "\n")
-        show_suites(self._display, results, title=self.checkpoint)
+        show_suites(self._display, results, title=self.checkpoint, name=self._how)
         self._display.line(f"results: {self.output}/results.json, and each suite's in {self.output}")
         return results
 
+    def _evaluation(self, config: EvaluateConfig) -> CheckpointEvaluation:
+        return CheckpointEvaluation(config, named_output=self.output)
+
     def _play(self, config: EvaluateConfig) -> list[EvaluationResult]:
         try:
-            evaluation, self._next = self._next or CheckpointEvaluation(config), None
+            evaluation, self._next = self._next or self._evaluation(config), None
         except KeyboardInterrupt:
-            self._display.line("interrupted; the same command goes on with the episodes that are missing")
+            self._display.line(interrupted_line(config, self.output))
             raise SystemExit(130) from None
         except (ValueError, ImportError) as error:
             raise RunError(str(error)) from error
+        self._how = evaluation.played.how
         try:
             return evaluation.play()
         finally:

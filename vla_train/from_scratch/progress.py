@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vla_train.config_json import config_to_json
-from vla_train.from_scratch.config import COLLECT, SFT, STAGES, TRAIN, FromScratchConfig
+from vla_train.from_scratch.config import COLLECT, GRPO, SFT, STAGES, START, FromScratchConfig
+from vla_train.run.identity import absolute_place
+from vla_train.trainer.checkpoint_folder import list_checkpoints
 
 _FILE = "stages.json"
 _EVERY_S = 1.0
@@ -42,16 +44,17 @@ class Progress:
         config: What was asked for.
 
     Raises:
-        ValueError: The folder holds GRPO from another start, or what is no record of stages.
+        ValueError: The folder holds a start made otherwise, or GRPO from one, or what is no record of stages.
     """
 
     def __init__(self, config: FromScratchConfig) -> None:
         self._file = config.output / _FILE
         self._asked = _settings(config)
         self._stages = self._read()
-        if TRAIN in self._stages:
-            self._require_unchanged(COLLECT)
-            self._require_unchanged(SFT)
+        if list_checkpoints(config.output / GRPO):
+            self._require_unchanged("GRPO from a start")
+        elif list_checkpoints(config.output / START):
+            self._require_unchanged("a start", may_grow=("sft.steps",))
 
     def is_done(self, name: str) -> bool:
         """Whether a stage is done, with these options."""
@@ -94,14 +97,18 @@ class Progress:
             clock.join()
             write()
 
-    def _require_unchanged(self, name: str) -> None:
-        held, asked = self._stages[name].settings, self._asked[name]
-        for option in sorted(held.keys() | asked.keys()):
-            if held.get(option) != asked.get(option):
-                raise ValueError(
-                    f"{self._file.parent} holds GRPO from a start with {option} {held.get(option)!r}, not "
-                    f"{asked.get(option)!r}: choose another output"
-                )
+    def _require_unchanged(self, what: str, *, may_grow: tuple[str, ...] = ()) -> None:
+        """Refuse other options of what leads to the start that is there: it would be neither one's."""
+        for name in (COLLECT, SFT):
+            asked = self._asked[name]
+            held = self._stages[name].settings if name in self._stages else asked
+            for option in sorted(held.keys() | asked.keys()):
+                before, now = held.get(option), asked.get(option)
+                grew = option in may_grow and held[option] < asked[option]
+                if before != now and not grew:
+                    raise ValueError(
+                        f"{self._file.parent} holds {what} with {option} {before!r}, not {now!r}: choose another output"
+                    )
 
     def _read(self) -> dict[str, _Stage]:
         if not self._file.exists():
@@ -119,7 +126,8 @@ class Progress:
 
 def _settings(config: FromScratchConfig) -> dict[str, dict[str, Any]]:
     """Options that decide what comes out, by stage; the same wherever the output folder is."""
-    config = replace(config, output=Path())
+    policy = replace(config.policy, checkpoint=absolute_place(config.policy.checkpoint))
+    config = replace(config, output=Path(), policy=policy)
     return {name: dict(_flat(config_to_json(config.of_stage(name)), name)) for name in STAGES}
 
 

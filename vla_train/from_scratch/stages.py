@@ -6,6 +6,7 @@ Each stage is a command of its own and goes on by itself where it was interrupte
 """
 
 import gc
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -33,13 +34,15 @@ class FromScratch:
         from vla_train.demonstrations.collect import Collection  # as all commands are: when needed, and its time counts
         from vla_train.run.lock import lock_run
 
+        _require_one_process()
         self.config = config
         self._display = Display(config.display)
         with ExitStack() as undo:
-            if not config.output.exists():
-                undo.callback(shutil.rmtree, config.output, ignore_errors=True)
+            is_new = not config.output.exists()
             self._unlock = lock_run(config.output, activity="works")
             undo.callback(self._unlock)
+            if is_new:  # and ours: whoever was faster has the lock
+                undo.callback(shutil.rmtree, config.output, ignore_errors=True)
             self._progress = Progress(config)
             self._collection = None if self._progress.is_done(COLLECT) else Collection(config.collecting)
             undo.pop_all()
@@ -111,6 +114,15 @@ class FromScratch:
         file = write_result(self.config.output, result)
         page = write_report(self.config.output / GRPO)
         self._display.line(f"result: {file}; GRPO's report: {page}")
+
+
+def _require_one_process() -> None:
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ValueError(
+            f"this recipe runs in one process, and was started in {processes}: start it without torchrun, "
+            "or do its stages one by one (collect, sft, train, eval)"
+        )
 
 
 @contextmanager

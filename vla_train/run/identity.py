@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vla_train.config import DEMO_CHECKPOINT
 from vla_train.config_file import RunConfig, is_sft
 from vla_train.config_json import config_to_json
 from vla_train.run.named_checkpoint import checkpoint_of_run, resolve_checkpoint
@@ -45,6 +46,8 @@ _FIXED = {
     "rollout": ("group_size", "temperature"),
 }
 """What a resumed run cannot change, by section of the config, where it has it: what was done before would not be its own."""
+_PLACES = ("data", "checkpoint", "companion")
+"""Those of them that may name a local folder: another spelling of it is no difference."""
 
 
 def start_of(config: _Run) -> _Run:
@@ -56,9 +59,14 @@ def start_of(config: _Run) -> _Run:
     asked = config.policy.checkpoint
     if asked is None:
         return config
-    held = _held_checkpoint(config.output)
-    name = held if held is not None and Path(held).is_relative_to(Path(asked) / "checkpoints") else resolve_checkpoint(asked)
+    held, ours = _held_checkpoint(config.output), Path(asked).resolve() / "checkpoints"
+    name = held if held is not None and Path(held).resolve().is_relative_to(ours) else resolve_checkpoint(asked)
     return replace(config, policy=replace(config.policy, checkpoint=name))
+
+
+def absolute_place(name: str | None) -> str | None:
+    """A local file or folder by its absolute name, however it was spelt; anything else, such as a hub id, as it is."""
+    return str(Path(name).resolve()) if name and name != DEMO_CHECKPOINT and Path(name).exists() else name
 
 
 def _held_checkpoint(output: Path) -> str | None:
@@ -133,6 +141,9 @@ def _first_difference(held: dict[str, Any], config: RunConfig) -> tuple[str, Any
     for section, names in _FIXED.items():
         before, now = (data[section] if section else data for data in (held, asked))
         for name in filter(now.__contains__, names):
-            if before.get(name, now[name]) != now[name]:
+            was, asked_for = before.get(name, now[name]), now[name]
+            if name in _PLACES:
+                was, asked_for = absolute_place(was), absolute_place(asked_for)
+            if was != asked_for:
                 return f"{section}.{name}" if section else name, before[name], now[name]
     return None

@@ -34,12 +34,15 @@ def setting_up(config: RunConfig, closing: ExitStack, *, ranks: Ranks, display: 
     """
     if list_checkpoints(config.output):
         require_same_run(config)
+    made = ExitStack()
     with ExitStack() as undo:
-        if ranks.rank == 0 and not config.output.exists():
-            undo.callback(shutil.rmtree, config.output, ignore_errors=True)
         undo.callback(closing.close)
         if ranks.rank == 0:
+            is_new = not config.output.exists()
             closing.callback(lock_run(config.output))
+            closing.callback(made.close)  # while it is ours
+            if is_new:
+                made.callback(shutil.rmtree, config.output, ignore_errors=True)
             prepare_run(config.output)
             checkpoint_bytes = least_checkpoint_bytes(config.policy)
             require_room(config.output, checkpoint_bytes=checkpoint_bytes, keep=config.keep_checkpoints)
@@ -48,3 +51,4 @@ def setting_up(config: RunConfig, closing: ExitStack, *, ranks: Ranks, display: 
         with display.waiting("setting up"):
             yield undo
         undo.pop_all()
+        made.pop_all()

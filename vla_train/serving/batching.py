@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vla_train.pipeline.policy_contract import check_output
 from vla_train.policy.base import Policy
 from vla_train.types import Arrays, Observation, Place
 from vla_train.wire.packing import WireError
@@ -107,17 +108,19 @@ class Batcher:
         loop = asyncio.get_running_loop()
         try:
             chunks = await loop.run_in_executor(thread, self._act, [row for row, _ in rows])
+            answers = list(zip((answer for _, answer in rows), chunks, strict=True))
         except Exception as error:  # the fault boundary of a policy call
             if len(rows) > 1:
                 for single in rows:
                     await self._answer([single], thread)
-            else:
+            elif not rows[0][1].done():
                 rows[0][1].set_exception(error)
             return
         self.calls += 1
         self.decisions += len(rows)
-        for (_, answer), chunk in zip(rows, chunks, strict=True):
-            answer.set_result(chunk)
+        for answer, chunk in answers:
+            if not answer.done():
+                answer.set_result(chunk)
 
     def _act(self, rows: list[Row]) -> np.ndarray:
         observation = Observation(
@@ -128,7 +131,9 @@ class Batcher:
         uniforms = None
         if self._temperature > 0:
             uniforms = np.stack([self._uniforms(row.place) for row in rows])
-        return self._policy.act(observation, uniforms=uniforms, temperature=self._temperature or 1.0).actions
+        output = self._policy.act(observation, uniforms=uniforms, temperature=self._temperature or 1.0)
+        check_output(output, len(rows), self._policy)
+        return output.actions
 
     def _uniforms(self, place: Place) -> np.ndarray:
         draw = np.random.default_rng((self._seed, place.slot, place.episode, place.decision))

@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -56,13 +57,14 @@ class PolicyServer:
         self.name = absolute_checkpoint(config.checkpoint)
         policy_config = replace(config.policy, checkpoint=self.name, lora_rank=0, random_weights=False)
         build_policy = policy_factory(policy_config)
-        self._place = _take_port(config.host, config.port)
-        try:
+        with ExitStack() as undo:
+            self._place = _take_port(config.host, config.port)
+            undo.callback(self._place.close)
             self._policy: Policy = build_policy(policy_config, LIBERO, seed=config.seed)
+            if (close := getattr(self._policy, "close", None)) is not None:
+                undo.callback(close)
             self._keys = _keys_of(self._policy, config.protocol)
-        except BaseException:
-            self._place.close()
-            raise
+            self._closing = undo.pop_all()
         self.port: int = self._place.getsockname()[1]
 
     def run(self) -> None:
@@ -88,7 +90,11 @@ class PolicyServer:
         await self.serve(ended)
 
     async def serve(self, ended: asyncio.Event) -> None:
-        """Serve until `ended` is set."""
+        """Serve until `ended` is set, once: the policy is closed then."""
+        with self._closing:
+            await self._serve(ended)
+
+    async def _serve(self, ended: asyncio.Event) -> None:
         config = self.config
         batcher = Batcher(
             self._policy,
@@ -123,10 +129,12 @@ class PolicyServer:
                 *(self.name, config.protocol, where, where),
                 f"sampled at T = {config.temperature:g}" if config.temperature else "greedy",
             )
-            await ended.wait()
+            told = asyncio.create_task(ended.wait())
+            await asyncio.wait((told, deciding), return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
             deciding.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await deciding
+                await deciding  # raises what ended it, if that was nobody's wish
         _log.info(
             "served %d decisions in %d policy calls to %d clients in %.0f s",
             *(batcher.decisions, batcher.calls, clients, time.monotonic() - began),

@@ -39,7 +39,7 @@ def read_metadata(found: Any) -> tuple[tuple[str, ...], int]:
         raise WireError(f"the metadata must be a map, got {type(found).__name__}")
     ours = {name: key for key, name in _NAMES.items()}
     reads, size = found.get("reads"), found.get("image_size")
-    if reads is not None and not (isinstance(reads, list) and all(name in ours for name in reads)):
+    if reads is not None and not (isinstance(reads, list) and all(isinstance(name, str) and name in ours for name in reads)):
         raise WireError(f"the metadata's reads must be among {', '.join(ours)}, got {reads!r}")
     keys = OBSERVED if reads is None else tuple(ours[name] for name in reads)
     return keys, size if isinstance(size, int) and size >= 0 else CLIENT_IMAGE_SIZE

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -72,7 +73,7 @@ async def connect(url: str, *, timeout_s: float) -> Socket:
     except TimeoutError:
         raise ConnectionLostError(f"no connection within {timeout_s:g} s") from None
     except OSError as error:
-        raise ConnectionLostError(os.strerror(error.errno) if error.errno else str(error)) from None
+        raise ConnectionLostError(_reason(error)) from None
     except (WebSocketException, ValueError) as error:
         raise ConnectionLostError(f"{type(error).__name__}: {error}") from None
 
@@ -112,6 +113,13 @@ async def listening(
         close_timeout=1,
     ):
         yield
+
+
+def _reason(error: OSError) -> str:
+    """In words. Those of a name that is not found or of TLS have numbers of their own, which are none of the system's."""
+    if error.errno is None or isinstance(error, socket.gaierror | ssl.SSLError):
+        return str(error)
+    return os.strerror(error.errno)
 
 
 @contextlib.contextmanager

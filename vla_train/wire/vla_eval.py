@@ -54,7 +54,7 @@ def unpack_message(data: bytes | str) -> Message:
     if missing:
         raise WireError(f"a message must have {', '.join(missing)}, got {', '.join(map(str, found)) or 'nothing'}")
     kind, payload, seq = found["type"], found["payload"], found["seq"]
-    if kind not in TYPES:
+    if not isinstance(kind, str) or kind not in TYPES:
         raise WireError(f"type must be one of {', '.join(TYPES)}, got {kind!r}")
     if not isinstance(payload, dict):
         raise WireError(f"the payload of {kind} must be a map, got {type(payload).__name__}")
@@ -66,7 +66,7 @@ def unpack_message(data: bytes | str) -> Message:
 def check_version(hello: Message) -> None:
     """Raises: WireError: The other side speaks another version."""
     version = hello.payload.get("protocol_version")
-    if version != VERSION:
+    if not isinstance(version, int) or version != VERSION:
         raise WireError(f"protocol_version {version!r}: this side speaks {VERSION}")
 
 

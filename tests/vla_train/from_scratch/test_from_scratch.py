@@ -1,6 +1,7 @@
 """One command from nothing to a policy that GRPO made better, ended before each of its stages and begun again."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from vla_train.command_line import parse_bench, parse_from_scratch
 from vla_train.config_json import config_from_json, config_to_json
 from vla_train.demonstrations.dataset import DemonstrationDataset
 from vla_train.from_scratch.config import STAGES as NAMES
+from vla_train.from_scratch.config import FromScratchConfig
 from vla_train.from_scratch.progress import Progress
 from vla_train.from_scratch.result import grpo_seconds
 from vla_train.from_scratch.stages import FromScratch
 from vla_train.pipeline.episodes import split_initial_states
 from vla_train.recipes.gpu_from_scratch import gpu_from_scratch
+from vla_train.run import lock
+from vla_train.run.lock import lock_run
 from vla_train.run.tracking import read_records
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -159,8 +163,8 @@ def test_another_start_of_the_same_grpo_is_refused(done: Done, capsys: pytest.Ca
 
 
 def test_grpo_may_be_told_something_else_and_is_then_gone_on_with(done: Done) -> None:
-    changed = [*done.options[1:], "--train.rollout.max-staleness", "1", "--train.rollout.max-wait-s", "0.1"]
-    progress = Progress(parse_from_scratch(changed))
+    given = [*done.options[1:], "--train.rollout.max-staleness", "1", "--train.rollout.max-wait-s", "0.1"]
+    progress = Progress(parse_from_scratch(given))
     assert [name for name in NAMES if progress.is_done(name)] == ["collect", "sft", "evaluation"]
 
 
@@ -215,3 +219,79 @@ def test_the_seconds_of_grpo_are_those_of_its_log_and_a_rest() -> None:
     ]
     parts = grpo_seconds(records, 20.0)
     assert parts == {"simulate": 5.0, "draw": 0, "policy": 1.0, "train": 0, "idle": 0.5, "evaluations": 4.0, "other": 9.5}
+
+
+def changed(given: list[str], name: str, value: str) -> FromScratchConfig:
+    """What these options say with another value of one of them."""
+    if name not in given:
+        return parse_from_scratch([*given, name, value])
+    place = given.index(name)
+    return parse_from_scratch([*given[:place], name, value, *given[place + 2 :]])
+
+
+def begun(tmp_path: Path, *, checkpoint_of: str) -> tuple[list[str], Path]:
+    """Options, and their output folder, where collecting and supervised training have begun."""
+    output = tmp_path / "run"
+    given = options(output, tmp_path / "checkpoint")[1:]
+    (output / checkpoint_of / "checkpoints" / "step_000010").mkdir(parents=True)
+    progress = Progress(parse_from_scratch(given))
+    for name in ("collect", "sft"):
+        with progress.working(name):
+            pass
+    return given, output
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (["--sft.optim.learning-rate", "0.25"], "holds a start with sft.optim.learning_rate .*, not 0.25"),
+        (["--demonstrations-per-task", "9"], "holds a start with collect.episodes_per_task 8, not 9"),
+        (["--sft.steps", "49"], "holds a start with sft.steps 50, not 49"),
+    ],
+)
+def test_a_start_that_has_begun_is_not_gone_on_with_as_another(change: list[str], reason: str, tmp_path: Path) -> None:
+    given, _ = begun(tmp_path, checkpoint_of="start")
+    with pytest.raises(ValueError, match=reason):
+        Progress(changed(given, *change))
+    assert not Progress(changed(given, "--sft.steps", "60")).is_done("sft")
+
+
+def test_what_left_no_checkpoint_is_begun_again_with_whatever_is_asked(tmp_path: Path) -> None:
+    given, output = begun(tmp_path, checkpoint_of="start")
+    progress = Progress(parse_from_scratch(given))
+    with progress.working("train"):  # as far as its set-up, which refused something
+        pass
+    assert Progress(changed(given, "--sft.steps", "60")).is_done("collect")
+    (output / "start" / "checkpoints" / "step_000010").rmdir()
+    Progress(changed(given, "--sft.stride", "2"))
+    (output / "grpo" / "checkpoints" / "step_000001").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"holds GRPO from a start with sft.steps 50, not 60"):
+        Progress(changed(given, "--sft.steps", "60"))
+
+
+def test_a_checkpoint_may_be_spelt_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    given, _ = begun(tmp_path, checkpoint_of="start")
+    monkeypatch.chdir(tmp_path)
+    assert Progress(changed(given, "--policy.checkpoint", "checkpoint")).is_done("sft")
+
+
+def test_several_processes_are_refused(done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2"):
+        main(done.options)
+    assert "this recipe runs in one process, and was started in 2" in capsys.readouterr().err
+
+
+def test_who_loses_the_race_for_a_folder_leaves_it_to_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, held = tmp_path / "run", []
+
+    def be_second(run: Path, *, activity: str) -> Callable[[], None]:
+        held.append(lock_run(run, activity=activity))
+        return lock_run(run, activity=activity)
+
+    monkeypatch.setattr(lock, "lock_run", be_second)
+    with pytest.raises(ValueError, match="another process works in"):
+        FromScratch(parse_from_scratch(options(output, tmp_path / "checkpoint")[1:]))
+    assert output.is_dir()
+    held[0]()

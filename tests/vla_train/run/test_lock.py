@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from vla_train.config import TrainConfig
+from vla_train.loop import train
+from vla_train.run import opening
 from vla_train.run.lock import lock_run
 
 HOLD = """
@@ -51,3 +55,26 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ValueError, match="cannot be saved"):
         lock_run(tmp_path / "file" / "run")
+
+
+def test_a_run_that_loses_the_race_for_a_folder_leaves_it_to_the_winner(
+    small_run: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, held = small_run(), []
+
+    def be_second(run: Path) -> Callable[[], None]:
+        held.append(lock_run(run))
+        return lock_run(run)
+
+    monkeypatch.setattr(opening, "lock_run", be_second)
+    with pytest.raises(ValueError, match="another process trains"):
+        train(config)
+    assert config.output.is_dir()
+    held[0]()
+
+
+def test_a_run_that_cannot_be_set_up_leaves_no_folder_of_its_own(small_run: Callable[..., TrainConfig]) -> None:
+    config = small_run(env={"id": "reach_env:Nowhere-v0"})
+    with pytest.raises(ValueError, match="Nowhere"):
+        train(config)
+    assert not config.output.exists()

@@ -23,6 +23,10 @@ BAD_IMAGE = 255
 """A policy call that sees a picture all of this fails."""
 
 
+class GoneError(BaseException):
+    """What no fault boundary takes."""
+
+
 class TellingPolicy:
     """Its actions tell what it saw: the image's mean, the length of the instruction, the number of the action in its chunk."""
 
@@ -36,6 +40,9 @@ class TellingPolicy:
         self.batches: list[int] = []
         self.call_s = call_s
         self.called = threading.Event()
+        self.wrong = ""
+        """How it answers wrongly, or "gone"."""
+        self.closed = 0
 
     def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
         self.called.set()
@@ -53,7 +60,13 @@ class TellingPolicy:
             actions[..., 3] = uniforms
         if "state" in observation.arrays:
             actions[..., 4] = observation["state"][:, :1]
+        if self.wrong == "gone":
+            raise GoneError
+        actions = {"too few": actions[:-1], "short": actions[:, :1], "NaN": actions * np.nan}.get(self.wrong, actions)
         return PolicyOutput(actions=actions, decision={}, policy_version=0)
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 POLICIES: list[TellingPolicy] = []

@@ -1,5 +1,6 @@
 """A policy's server, as clients find it: answers, sessions, refusals, the end."""
 
+import asyncio
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from served import BAD_IMAGE, POLICIES, TIMEOUT_S, VlaEvalClient, served_config, serving, wait_for
+from served import BAD_IMAGE, POLICIES, TIMEOUT_S, GoneError, VlaEvalClient, served_config, serving, wait_for
 from socket_messages import packed, picture, unpacked
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -227,3 +228,46 @@ def test_a_library_that_is_missing_is_named_with_what_brings_it(library: str, mo
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=rf"need {library}: pip install 'vla-train\[serve\]'"):
         PolicyServer(served_config("openpi"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("too few", r"actions must have shape (1, 4, 7), got (0, 4, 7)"),
+        ("short", r"actions must have shape (1, 4, 7), got (1, 1, 7)"),
+        ("NaN", "actions contain NaN or infinity"),
+    ],
+)
+def test_a_wrong_answer_of_the_policy_reaches_no_client_and_the_next_is_served(wrong: str, reason: str):
+    with serving(served_config("vla-eval")) as url:
+        client = VlaEvalClient(url)
+        client.start()
+        POLICIES[-1].wrong = wrong
+        assert reason in client.error()
+        POLICIES[-1].wrong = ""
+        assert client.action(0)[2] == 0
+
+
+def test_a_server_whose_policy_cannot_decide_any_more_ends():
+    server = PolicyServer(served_config("vla-eval"))
+    POLICIES[-1].wrong = "gone"
+    with ThreadPoolExecutor(1) as thread:
+        served = thread.submit(lambda: asyncio.run(server.serve(asyncio.Event())))
+        client = VlaEvalClient(wait_for(server))
+        client.start()
+        client.say("observation", {"images": {"agentview": packed(picture(0))}, "task_description": "go"})
+        with pytest.raises(GoneError):
+            served.result(TIMEOUT_S)
+    assert POLICIES[-1].closed == 1
+
+
+def test_a_policy_is_closed_once_it_has_decided_for_the_last_time():
+    with serving(served_config("vla-eval")) as url:
+        client = VlaEvalClient(url)
+        client.start()
+        client.action(0)
+        assert POLICIES[-1].closed == 0
+    assert POLICIES[-1].closed == 1
+    with pytest.raises(ValueError, match="which clients of openpi do not send"):
+        PolicyServer(served_config("openpi", kwargs={"keys": "robot0_joint_pos"}))
+    assert POLICIES[-1].closed == 1

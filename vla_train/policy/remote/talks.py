@@ -16,6 +16,9 @@ from vla_train.wire.sockets import Socket
 _RAW = "raw"
 """What vla-eval's servers call numbers of which they say nothing."""
 
+_WISHES = ("send_wrist_image", "send_state", "quat_no_antipodal", "absolute_action")
+"""What is read of a hello's `observation_params`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerFacts:
@@ -67,9 +70,13 @@ class VlaEvalTalk:
     async def open(self) -> ServerFacts:
         hello = await self._answer("hello", {"harness_version": "vla-train", "protocol_version": vla_eval.VERSION}, "hello")
         vla_eval.check_version(hello)
-        asked, spec = (hello.payload.get(name) or {} for name in ("observation_params", "action_spec"))
+        found = (hello.payload.get(name) for name in ("observation_params", "action_spec"))
+        asked, spec = ({} if value is None else value for value in found)
         if not isinstance(asked, dict) or not isinstance(spec, dict):
             raise WireError("hello must have maps as observation_params and action_spec")
+        for name in _WISHES:
+            if not isinstance(asked.get(name, False), bool | int | None):
+                raise WireError(f"observation_params {name} must be true or false, got {type(asked[name]).__name__}")
         wanted = {IMAGE: True, WRIST: asked.get("send_wrist_image"), STATE: asked.get("send_state")}
         return ServerFacts(
             name=str(hello.payload.get("model_server", "")),
@@ -128,7 +135,8 @@ class OpenpiTalk:
         await self.socket.send(openpi.pack_observation(arrays, instruction))
         answer = unpack(await self._receive())
         if not isinstance(answer, dict) or "actions" not in answer:
-            raise WireError(f"a map with actions was to come, got {', '.join(map(str, answer)) or 'nothing'}")
+            got = (", ".join(map(str, answer)) or "nothing") if isinstance(answer, dict) else type(answer).__name__
+            raise WireError(f"a map with actions was to come, got {got}")
         return answer["actions"]
 
     async def _receive(self) -> bytes:

@@ -1,6 +1,7 @@
 """A policy's server that does what a test wants, in vla-eval's protocol or openpi's; nothing of `vla_train.wire` is in it."""
 
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,19 +31,19 @@ class Heard:
 def vla_eval_server(answer: Answer, *, port: int = 0, hello: dict[str, Any] | None = None) -> Iterator[tuple[str, Heard]]:
     heard = Heard()
 
-    def talk(socket: ServerConnection) -> None:
+    def talk(client: ServerConnection) -> None:
         heard.connections += 1
         number = heard.connections
-        for data in socket:
+        for data in client:
             message = unpacked(data)
             heard.messages.append((number, message["type"], message["payload"]))
             kind, payload = "action", None
             if message["type"] == "hello":
                 kind, payload = "hello", {"protocol_version": 1, "model_server": "Fake", **(hello or {})}
             elif message["type"] == "observation":
-                payload = answer(message["payload"], socket)
+                payload = answer(message["payload"], client)
             if isinstance(payload, bytes | str):
-                socket.send(payload)
+                client.send(payload)
                 continue
             if isinstance(payload, np.ndarray):
                 payload = {"actions": packed(payload)}
@@ -50,7 +51,7 @@ def vla_eval_server(answer: Answer, *, port: int = 0, hello: dict[str, Any] | No
                 if "error" in payload:
                     kind = "error"
                 seq = payload.pop("seq", message["seq"])
-                socket.send(msgpack.packb({"type": kind, "payload": payload, "seq": seq, "timestamp": 0.0}))
+                client.send(msgpack.packb({"type": kind, "payload": payload, "seq": seq, "timestamp": 0.0}))
 
     with _serving(talk, port) as url:
         yield url, heard
@@ -60,30 +61,39 @@ def vla_eval_server(answer: Answer, *, port: int = 0, hello: dict[str, Any] | No
 def openpi_server(answer: Answer, *, metadata: dict[str, Any] | None = None) -> Iterator[tuple[str, Heard]]:
     heard = Heard()
 
-    def talk(socket: ServerConnection) -> None:
+    def talk(client: ServerConnection) -> None:
         heard.connections += 1
         number = heard.connections
-        socket.send(msgpack.packb(metadata or {}))
-        for data in socket:
+        client.send(msgpack.packb(metadata or {}))
+        for data in client:
             observation = unpacked(data)
             heard.messages.append((number, "observation", observation))
-            payload = answer(observation, socket)
+            payload = answer(observation, client)
             if isinstance(payload, np.ndarray):
                 payload = msgpack.packb({"actions": packed(payload, keys=bytes)})
             if payload is not None:
-                socket.send(payload)
+                client.send(payload)
 
     with _serving(talk, 0) as url:
         yield url, heard
 
 
 @contextlib.contextmanager
-def _serving(talk: Callable[[ServerConnection], None], port: int) -> Iterator[str]:
-    def forgiving(socket: ServerConnection) -> None:
-        with contextlib.suppress(Exception):  # the client is gone
-            talk(socket)
+def kept_port() -> Iterator[int]:
+    """A port for several servers, one after the other: nobody listens there in between, and nobody else is given it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
-    with serve(forgiving, "127.0.0.1", port, compression=None) as server:
+
+@contextlib.contextmanager
+def _serving(talk: Callable[[ServerConnection], None], port: int) -> Iterator[str]:
+    def forgiving(client: ServerConnection) -> None:
+        with contextlib.suppress(Exception):  # the client is gone
+            talk(client)
+
+    with serve(forgiving, "127.0.0.1", port, compression=None, reuse_port=True) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

@@ -1,21 +1,23 @@
 """A policy that somebody else serves: what is sent, and what happens when the server is late, wrong, or gone."""
 
 import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
-from fake_server import openpi_server, vla_eval_server
+from fake_server import Heard, kept_port, openpi_server, vla_eval_server
 from PIL import Image
 
 from vla_train.config import PolicyConfig
 from vla_train.errors import RunError
+from vla_train.policy.remote import slot
 from vla_train.policy.remote.policy import RemotePolicy, build_policy, check_options
 from vla_train.types import ArraySpec, EnvDescription, Observation, Place
+from vla_train.wire.sockets import ConnectionLostError, Socket, connect
 
 A = 7
 STATE = np.array([0.1, 0.2, 0.3, 0.0, 4.0, 0.0, 0.02, -0.02], np.float32)
@@ -36,7 +38,7 @@ def env(**changes: Any) -> EnvDescription:
 
 def config(url: str, *, chunk_size: int = 2, **kwargs: str) -> PolicyConfig:
     return PolicyConfig(
-        factory="remote", url=url, chunk_size=chunk_size, kwargs={"connect_s": "0.3", "timeout_s": "0.3", **kwargs}
+        factory="remote", url=url, chunk_size=chunk_size, kwargs={"connect_s": "10", "timeout_s": "10", **kwargs}
     )
 
 
@@ -79,24 +81,24 @@ def test_a_batch_is_in_flight_together_and_each_slot_is_a_session(remote):
     together = threading.Barrier(3)
 
     def answer(observation: dict[str, Any], _: Any) -> np.ndarray:
-        together.wait(5)  # nobody is answered before all have asked
+        together.wait(10)  # nobody is answered before all have asked
         return chunk(observation["images"]["agentview"][0, 0, 0] / 10)
 
     with vla_eval_server(answer) as (url, heard):
-        policy = remote(url, timeout_s="10")
+        policy = remote(url)
         assert policy.observation_keys == ("image", "instruction")
         actions = act(policy, seen(0, 1, 2))
         assert actions.shape == (3, 2, A)
         np.testing.assert_allclose(actions[:, 0, 0], [0, 0.1, 0.2], atol=1e-6)
         act(policy, seen(0, 1, 5, decision=1))  # the third slot plays its next episode
         policy.close()
-        told = ["hello", "episode_start", "observation", "observation", "episode_end"]
-        again = ["hello", "episode_start", "observation", "episode_end", "episode_start", "observation", "episode_end"]
-        played = sorted(heard.types(number) for number in range(1, 5))
-        assert played == sorted([["hello"], told, told, again])
-        assert [payload["task"] for _, kind, payload in heard.messages if kind == "episode_start"] == 4 * [
-            {"name": "open the drawer", "suite": "libero_10"}
-        ]
+    told = ["hello", "episode_start", "observation", "observation", "episode_end"]
+    again = ["hello", "episode_start", "observation", "episode_end", "episode_start", "observation", "episode_end"]
+    played = sorted(heard.types(number) for number in range(1, 5))
+    assert played == sorted([["hello"], told, told, again])
+    assert [payload["task"] for _, kind, payload in heard.messages if kind == "episode_start"] == 4 * [
+        {"name": "open the drawer", "suite": "libero_10"}
+    ]
 
 
 def test_a_vla_eval_server_is_sent_what_it_asks_for_and_its_gripper_is_played_by_its_sign(remote):
@@ -145,8 +147,12 @@ def vars_of(observation: Observation) -> dict[str, Any]:
     return {name: getattr(observation, name) for name in ("arrays", "instructions", "places")}
 
 
+GIVEN_UP = threading.Event()
+"""Set when the client of a server that is late has ended."""
+
+
 def late(_: dict[str, Any], __: Any) -> np.ndarray:
-    time.sleep(0.4)
+    GIVEN_UP.wait(20)
     return chunk(0)
 
 
@@ -168,10 +174,14 @@ WRONG: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("case", sorted(WRONG))
 def test_a_server_that_answers_late_or_wrongly_ends_the_evaluation_in_one_line(case: str, remote):
     answer, reason = WRONG[case]
+    GIVEN_UP.clear()
     with vla_eval_server(answer) as (url, _):
-        policy = remote(url)
-        with pytest.raises(RunError, match=f"^{url} .*({reason})") as caught:
-            act(policy, seen(0, 1))
+        policy = remote(url, **({"timeout_s": "0.3"} if "no answer" in reason else {}))
+        try:
+            with pytest.raises(RunError, match=f"^{url} .*({reason})") as caught:
+                act(policy, seen(0, 1))
+        finally:
+            GIVEN_UP.set()
         assert "\n" not in str(caught.value)
         policy.close()
 
@@ -184,46 +194,58 @@ def test_of_an_openpi_servers_traceback_the_error_is_told(remote):
             act(policy, seen(0))
 
 
-def test_a_server_that_dies_in_an_episode_and_comes_back_goes_on_with_it(remote, caplog: pytest.LogCaptureFixture):
-    with vla_eval_server(lambda *_: chunk(0.1)) as (url, _):
-        policy = remote(url, connect_s="10")
-        act(policy, seen(0, 1))
-        port = int(url.rpartition(":")[2])
-    back = threading.Event()
+def test_a_server_that_dies_in_an_episode_and_comes_back_goes_on_with_it(
+    remote, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    missed, back = threading.Event(), threading.Event()
 
-    def come_back() -> None:
-        time.sleep(0.5)
+    async def connect_and_tell(url: str, *, timeout_s: float) -> Socket:
+        try:
+            return await connect(url, timeout_s=timeout_s)
+        except ConnectionLostError:
+            missed.set()
+            raise
+
+    def come_back(port: int) -> Heard:
+        missed.wait(10)
         with vla_eval_server(lambda *_: chunk(0.2), port=port) as (_, heard):
             back.wait(10)
-            assert sorted(heard.types(1) + heard.types(2)) == sorted(2 * ["hello", "episode_start", "observation"])
+        return heard
 
-    thread = threading.Thread(target=come_back)
-    thread.start()
-    try:
-        np.testing.assert_allclose(act(policy, seen(0, 1, decision=1))[..., :6], 0.2, atol=1e-6)
-    finally:
-        back.set()
-        thread.join()
+    monkeypatch.setattr(slot, "connect", connect_and_tell)
+    with kept_port() as port, ThreadPoolExecutor(1) as thread:
+        with vla_eval_server(lambda *_: chunk(0.1), port=port) as (url, _):
+            policy = remote(url)
+            act(policy, seen(0, 1))
+        heard = thread.submit(come_back, port)
+        try:
+            np.testing.assert_allclose(act(policy, seen(0, 1, decision=1))[..., :6], 0.2, atol=1e-6)
+        finally:
+            back.set()
+        told = heard.result()
+    assert missed.is_set()
+    assert sorted(told.types(1) + told.types(2)) == sorted(2 * ["hello", "episode_start", "observation"])
     assert "2 connections broke off" in caplog.text
 
 
 def test_a_server_that_dies_for_good_ends_the_evaluation_in_one_line(remote):
-    with vla_eval_server(lambda *_: chunk(0.1)) as (url, _):
-        policy = remote(url)
-        act(policy, seen(0))
-    with pytest.raises(RunError, match=r"cannot be reached: .*after 0.3 s \(policy.kwargs connect_s\)"):
-        act(policy, seen(0, decision=1))
+    with kept_port() as port:
+        with vla_eval_server(lambda *_: chunk(0.1), port=port) as (url, _):
+            policy = remote(url, connect_s="0.3")
+            act(policy, seen(0))
+        with pytest.raises(RunError, match=r"cannot be reached: .*after 0.3 s \(policy.kwargs connect_s\)"):
+            act(policy, seen(0, decision=1))
 
 
 def test_whoever_is_not_there_or_speaks_something_else_is_refused_before_anything_starts():
     with vla_eval_server(lambda *_: None) as (url, _):
         with pytest.raises(ValueError, match=r"did not greet within 0.3 s; does it speak vla-eval"):
-            check_options(config(url, protocol="openpi"))
+            check_options(config(url, protocol="openpi", connect_s="0.3"))
         check_options(config(url))
     with openpi_server(lambda *_: None) as (url, _), pytest.raises(ValueError, match=r"is no vla-eval server.*protocol=openpi"):
         check_options(config(url))
-    with pytest.raises(ValueError, match="cannot be reached"):
-        check_options(config(url))
+    with kept_port() as port, pytest.raises(ValueError, match="cannot be reached"):
+        check_options(config(f"ws://127.0.0.1:{port}", connect_s="0.3"))
 
 
 @pytest.mark.parametrize(
@@ -263,3 +285,18 @@ def test_a_message_of_the_wrong_type_is_an_error(remote):
         policy = remote(url)
         with pytest.raises(RunError, match="action was to come, got episode_end"):
             act(policy, seen(0))
+
+
+@pytest.mark.parametrize("answer", [[1, 2], 3, None])
+def test_an_openpi_answer_that_is_no_map_is_an_error(answer: Any, remote):
+    with openpi_server(lambda *_: msgpack.packb(answer)) as (url, _):
+        policy = remote(url, protocol="openpi")
+        with pytest.raises(RunError, match=r"a map with actions was to come, got (list|int|NoneType)$"):
+            act(policy, seen(0))
+
+
+@pytest.mark.parametrize("params", [{"send_state": [1]}, {"quat_no_antipodal": "no"}, [], "all"])
+def test_a_hello_that_says_what_cannot_be_is_refused(params: Any, remote):
+    refused = pytest.raises(RunError, match=r"is no vla-eval server: .*(must be true or false|must have maps)")
+    with vla_eval_server(lambda *_: chunk(0), hello={"observation_params": params}) as (url, _), refused:
+        remote(url)
