@@ -13,20 +13,41 @@ from concurrent.futures import Future
 _NAME = "checkpoint"
 
 
-def start(work: Callable[[], None]) -> Future[None]:
-    """Do it in a thread of its own."""
-    future: Future[None] = Future()
+class Background:
+    """Work in a thread of its own, from now on. Who has waited for it has waited for the thread's end: until then it frees what
+    it held, in C++ too.
 
-    def run() -> None:
+    Args:
+        work: Called there once.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._ended: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(work,), name=_NAME, daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[], None]) -> None:
         try:
             work()
         except BaseException as error:
-            future.set_exception(error)
+            self._ended.set_exception(error)
         else:
-            future.set_result(None)
+            self._ended.set_result(None)
 
-    threading.Thread(target=run, name=_NAME, daemon=True).start()
-    return future
+    def done(self) -> bool:
+        """Whether the work is done, or failed."""
+        return self._ended.done()
+
+    def exception(self) -> BaseException | None:
+        """Wait for the end; returns what was raised."""
+        error = self._ended.exception()  # not `join`, which Python < 3.13 takes for the thread's end where Ctrl-C breaks it off
+        self._thread.join()
+        return error
+
+    def result(self) -> None:
+        """Wait for the end, and raise what was raised."""
+        if (error := self.exception()) is not None:
+            raise error
 
 
 def end_process_of(command: Callable[[], None]) -> None:

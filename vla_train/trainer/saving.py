@@ -17,7 +17,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from vla_train.trainer.background import start
+from vla_train.trainer.background import Background
 from vla_train.trainer.checkpoint import POLICY, random_state, write_random_states, write_rollout_state
 from vla_train.trainer.checkpoint_folder import WRITING, keep_newest_and_best, put_in_place, step_name
 from vla_train.trainer.host_memory import HostCopies, free_host_bytes
@@ -62,8 +61,8 @@ class CheckpointSaver:
         self._keep = keep
         self._on_saved = on_saved
         self._copies = HostCopies()
-        self._reserved: Future[None] | None = None
-        self._under_way: Future[None] | None = None
+        self._reserved: Background | None = None
+        self._under_way: Background | None = None
         self._closed = False
         self._touching = threading.Lock()
         """Held by what names or deletes checkpoints, and by `close`."""
@@ -73,7 +72,7 @@ class CheckpointSaver:
         """Whether training goes on while a checkpoint is written."""
         if self.in_background:  # memory is made now, while much else is set up
             pinned = trainer.device.type == "cuda"
-            self._reserved = start(partial(self._copies.reserve, needed, pinned=pinned, wanted=lambda: not self._closed))
+            self._reserved = Background(partial(self._copies.reserve, needed, pinned=pinned, wanted=lambda: not self._closed))
         else:
             self._stand_still("the host's memory has no room for copies")
 
@@ -118,7 +117,7 @@ class CheckpointSaver:
                 self._on_saved(target, still_s if self.in_background else time.perf_counter() - began)
 
         if self.in_background:
-            self._under_way = start(save)
+            self._under_way = Background(save)
         else:
             save()
         return target

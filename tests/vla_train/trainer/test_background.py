@@ -1,14 +1,16 @@
-"""How a process ends that leaves a thread in C++ behind: as any other."""
+"""How a process ends that had a thread in C++: as any other."""
 
 import subprocess
 import sys
 
 import pytest
 
+from vla_train.trainer.background import Background
+
 LEFT_BEHIND = """
 import sys, threading
 import torch
-from vla_train.trainer.background import end_process_of, start
+from vla_train.trainer.background import Background, end_process_of
 
 computing = threading.Event()
 
@@ -19,7 +21,7 @@ def compute():
         values.sin_()
 
 def command():
-    start(compute)
+    Background(compute)
     computing.wait()
     {end}
 
@@ -37,3 +39,36 @@ def test_a_thread_that_nobody_waits_for_does_not_change_the_status(end: str, sta
     assert ended.returncode == status
     assert ended.stderr.strip().endswith(last)
     assert "terminate called" not in ended.stderr
+
+
+WAITED_FOR = """
+import time
+import torch
+from vla_train.trainer.background import Background, end_process_of
+
+class Held:
+    def __init__(self):
+        self.values = torch.ones(1 << 20)
+
+    def __call__(self):
+        time.sleep(0.2)  # until only the thread holds this
+
+    def __del__(self):
+        for _ in range(500):  # as freeing gigabytes of copies takes a while
+            self.values.sin_()
+
+end_process_of(lambda: Background(Held()).result())
+"""
+
+
+def test_who_waited_for_a_result_has_waited_for_what_the_thread_frees() -> None:
+    ended = subprocess.run([sys.executable, "-c", WAITED_FOR], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_what_was_raised_is_raised_to_who_waits() -> None:
+    failed = Background(lambda: 1 / 0)  # type: ignore[arg-type]
+    assert isinstance(failed.exception(), ZeroDivisionError)
+    assert failed.done()
+    with pytest.raises(ZeroDivisionError):
+        failed.result()
