@@ -17,6 +17,9 @@ ROBOSUITE = {"osc_absolute": ("OSC_POSE", {"control_delta": False}), "joint_posi
 NUM_STEPS, JOINT_TOLERANCE = 20, 1e-6
 SEED = 4
 
+pytestmark = pytest.mark.parametrize("scene_and_stock", [("libero_10", 2)], indirect=True, ids=["libero_10-2"])
+"""One task: a controller knows the arm and nothing else of a scene."""
+
 
 class Played(NamedTuple):
     """One episode in LIBERO under a controller of robosuite's."""

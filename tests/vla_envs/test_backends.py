@@ -79,8 +79,8 @@ def test_observations_and_actions_are_of_the_spaces(make: Make):
 
 def test_a_reset_with_a_mask_leaves_the_other_slots_as_they_are(make: Make):
     """Though those that begin may be settled among them."""
-    envs = make(3, cameras=("agentview",), autoreset_mode=AutoresetMode.DISABLED, settle_steps=1)
-    twin = make(3, autoreset_mode=AutoresetMode.DISABLED, settle_steps=1)
+    usual = {"autoreset_mode": AutoresetMode.DISABLED, "settle_steps": 1, "chunk_size": 1}
+    envs, twin = make(3, cameras=("agentview",), **usual), make(3, **usual)
     twin.reset(seed=0)
     twin.step(actions(twin))
     envs.reset(seed=0)
@@ -111,8 +111,7 @@ def test_equal_seeds_are_equal_starts_in_any_slot_and_at_any_time(make: Make):
 def test_equal_starts_and_actions_are_equal_episodes_up_to_rounding(make: Make):
     envs = make(2)
     envs.reset(seed=[3, 3])
-    for _ in range(2):
-        observation, *_ = envs.step(actions(envs))
+    observation, *_ = envs.step(actions(envs))
     np.testing.assert_allclose(observation["state"][0], observation["state"][1], atol=1e-5)
 
 

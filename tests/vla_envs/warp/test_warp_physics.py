@@ -42,13 +42,13 @@ def object_places(scene: LiberoEngineScene, state: np.ndarray) -> np.ndarray:
     return np.stack([state[start : start + 3] for start in starts])
 
 
-def test_after_fifty_control_steps_the_hand_is_where_mujoco_has_it(device: WarpDevice):
+def test_after_thirty_control_steps_the_hand_is_where_mujoco_has_it(device: WarpDevice):
     scene, slots = loaded_scene(*STOVE_AND_POT), [0, 1, 2]
     engines = both_engines(3, device)
     for engine in engines:
         engine.begin(slots, [scene] * 3, list(scene.scene.init_states[:3]))
-    actions = smooth_actions(3, 50)
-    for first in range(0, 50, 10):
+    actions = smooth_actions(3, 30)
+    for first in range(0, 30, 10):
         limits = np.array([10, 7 if first == 0 else 10, 10])  # the second slot stands still for three steps
         played = [engine.step(slots, actions[:, first : first + 10], limits).num_steps for engine in engines]
         np.testing.assert_array_equal(*played)

@@ -113,10 +113,10 @@ def test_bad_arguments_are_refused():
 
 
 def test_an_expert_of_another_task_says_that_a_new_one_is_needed():
-    envs = make_envs(1, "libero_object", (5, 7))
-    envs.reset(seed=0, options={"task_id": 5})
+    envs = make_envs(1, "libero_90", (33, 35))
+    envs.reset(seed=0, options={"task_id": 33})
     expert = envs.make_expert(0)
-    envs.reset(options={"task_id": 7})
+    envs.reset(options={"task_id": 35})
     with pytest.raises(NotResetError, match="make a new one"):
         expert.act()
     envs.close()
