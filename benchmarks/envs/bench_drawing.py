@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -71,6 +72,9 @@ class Drawn:
         pixels = np.empty((height, width, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, mujoco.MjrRect(0, 0, width, height), self._context)
 
+    def free(self) -> None:
+        self._context.free()
+
 
 def pictures_per_second(draw_round: Callable[[], int], *, seconds: float) -> float:
     """Of a function that draws some and returns how many; its first round does not count."""
@@ -81,8 +85,25 @@ def pictures_per_second(draw_round: Callable[[], int], *, seconds: float) -> flo
     return count / (time.perf_counter() - began)
 
 
-def measure(arguments: argparse.Namespace, barrier: Barrier, results: "multiprocessing.SimpleQueue[dict[str, float]]") -> None:
-    """One process's part. All begin each measurement together."""
+_meeting: Barrier
+"""Of the processes: they begin each measurement together."""
+
+
+def share(meeting: Barrier) -> None:
+    global _meeting
+    _meeting = meeting
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """One process's part: pictures per second, by measurement."""
+    try:
+        return _measure(arguments)
+    except BaseException:
+        _meeting.abort()  # the others do not wait for this one
+        raise
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, float]:
     device = open_device(arguments.device)
     context = device.make_context()
     drawn = []
@@ -113,8 +134,10 @@ def measure(arguments: argparse.Namespace, barrier: Barrier, results: "multiproc
 
     rates: dict[str, float] = {}
     for draw_round in (visualise, render, read, tiles):
-        barrier.wait()
+        _meeting.wait()
         rates[draw_round.__name__] = pictures_per_second(draw_round, seconds=arguments.seconds)
+    for scene in drawn:
+        scene.free()
     context.free()
     with_env = LiberoEnv(
         len(arguments.tasks),
@@ -132,10 +155,10 @@ def measure(arguments: argparse.Namespace, barrier: Barrier, results: "multiproc
         with_env.set_state(state)
         return len(drawn)
 
-    barrier.wait()
+    _meeting.wait()
     rates["env"] = pictures_per_second(env, seconds=arguments.seconds)
     with_env.close()
-    results.put({"renderer": device.renderer, **rates})  # type: ignore[dict-item]
+    return rates
 
 
 def main() -> None:
@@ -151,19 +174,11 @@ def main() -> None:
     arguments = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
     for number in arguments.processes:
-        barrier, results = spawn.Barrier(number), spawn.SimpleQueue()
-        processes = [spawn.Process(target=measure, args=(arguments, barrier, results)) for _ in range(number)]
-        for process in processes:
-            process.start()
-        told = [results.get() for _ in processes]
-        for process in processes:
-            process.join()
-        for name in ("visualise", "render", "read", "tiles", "env"):
-            total = round(sum(rates[name] for rates in told), 1)
-            print(
-                json.dumps({"what": name, "processes": number, "pictures_per_second": total, "renderer": told[0]["renderer"]}),
-                flush=True,
-            )
+        with ProcessPoolExecutor(number, mp_context=spawn, initializer=share, initargs=(spawn.Barrier(number),)) as processes:
+            told = list(processes.map(measure, [arguments] * number))
+        for name in told[0]:
+            total = sum(rates[name] for rates in told)
+            print(json.dumps({"what": name, "processes": number, "pictures_per_second": round(total, 1)}), flush=True)
 
 
 if __name__ == "__main__":
