@@ -29,7 +29,7 @@ from vla_envs.vector.spaces import image_key
 MIN_PSNR_DB = 28.0
 
 
-def test_pictures_of_the_same_state_are_identical_at_every_size(
+def test_pictures_of_the_same_state_are_identical_at_both_sizes(
     scene_and_stock: tuple[Scene, Any], drawn_scene: LiberoEngineScene
 ):
     scene, stock = scene_and_stock

@@ -52,7 +52,9 @@ class SuitesEvaluation:
         for suite, its_config in self.suites.items():
             with self._display.waiting(f"looking at {suite}"):
                 _require_playable(suite, its_config)
-        self._next: CheckpointEvaluation | None = self._evaluation(next(iter(self.suites.values())))
+        first = self._evaluation(next(iter(self.suites.values())))
+        self._how = first.played.how
+        self._next: CheckpointEvaluation | None = first
         """Set up already: what is wrong with the weights is said before anything has begun."""
 
     def play(self) -> dict[str, list[EvaluationResult]]:
@@ -79,7 +81,6 @@ class SuitesEvaluation:
             raise SystemExit(130) from None
         except (ValueError, ImportError) as error:
             raise RunError(str(error)) from error
-        self._how = evaluation.played.how
         try:
             return evaluation.play()
         finally:

@@ -58,8 +58,13 @@ def end_process_of(command: Callable[[], None]) -> None:
     except BaseException as error:
         if not any(thread.name == _NAME for thread in threading.enumerate()):
             raise
+        status = 1
         if not isinstance(error, SystemExit):
             traceback.print_exc()
+        elif error.code is None or isinstance(error.code, int):
+            status = error.code or 0
+        else:  # `sys.exit("words")`
+            print(error.code, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        os._exit(status)

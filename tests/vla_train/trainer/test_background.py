@@ -31,7 +31,12 @@ end_process_of(command)
 
 @pytest.mark.parametrize(
     ("end", "status", "last"),
-    [("raise SystemExit(130)", 130, ""), ("raise OSError('the disk is gone')", 1, "OSError: the disk is gone")],
+    [
+        ("raise SystemExit(130)", 130, ""),
+        ("raise SystemExit", 0, ""),
+        ("raise SystemExit('no such task')", 1, "no such task"),
+        ("raise OSError('the disk is gone')", 1, "OSError: the disk is gone"),
+    ],
 )
 def test_a_thread_that_nobody_waits_for_does_not_change_the_status(end: str, status: int, last: str) -> None:
     command = [sys.executable, "-c", LEFT_BEHIND.format(end=end)]
