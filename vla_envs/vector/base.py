@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -272,7 +272,10 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.
 
     @property
     def render_span(self) -> tuple[float, float] | None:
-        """When cameras drew last: `time.perf_counter()` at begin and end; None where the engine cannot tell."""
+        """When cameras drew last: `time.perf_counter()` at begin and end; None where the engine cannot tell.
+
+        Where slots are drawn while others still move, a step is divided as its threads' time was, and drawing put at its end.
+        """
         return getattr(self._engine, "render_span", None)
 
     def get_state(self) -> tuple[np.ndarray, ...]:
@@ -328,9 +331,9 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.
         self._settled.clear()
         self._starts = [None] * self.num_envs
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:  # at exit, this module's names are gone
         """Close the engine in a thread of its own: the garbage collector may run in a thread that closing waits for."""
-        if hasattr(self, "_engine") and not self.closed and not sys.is_finalizing():
+        if hasattr(self, "_engine") and not self.closed and not is_finalizing():
             threading.Thread(target=self._engine.close, name="vla_envs-close").start()
 
     def _check_open(self) -> None:

@@ -86,7 +86,7 @@ class MujocoEngine:
         self._renderers: RenderPool | None = None
         """None until the first call that draws."""
         self.render_span: tuple[float, float] | None = None
-        """When it drew last: `time.perf_counter()` at the first picture asked for and at the last one there."""
+        """When it drew last, as `ChunkedVectorEnv.render_span` says it."""
         threads = min(num_slots, num_threads or allowed_cores())
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="vla_envs-physics")
         log_mujoco_warnings()
@@ -149,26 +149,28 @@ class MujocoEngine:
             faults = [""] * len(slots)
             frames: list[list[Frame]] = [[] for _ in slots]
             films: dict[int, list[Frame]] = {slot: [] for slot in film}
-            asked: list[float] = []
+            seconds_played = np.zeros(len(slots))
 
             def play(index: int) -> None:
-                slot = slots[index]
+                slot, began = slots[index], time.perf_counter()
                 chunk, most = actions[index], int(num_steps[index])
                 if slot in film:
                     outcome = self._film(slot, chunk, most, films[slot], every=film[slot], until_goal=until_goal, law=law)
                 else:
                     outcome = self._play(slot, chunk, most, until_goal=until_goal, law=law)
                 played[index], reached[index], faults[index] = outcome
+                seconds_played[index] = time.perf_counter() - began
                 if draw:
-                    asked.append(time.perf_counter())
                     frames[index] = self._draw(slot)
 
+            began = time.perf_counter()
             try:
                 self._for_each(slots, play)
             finally:
-                _wait_for([frame.done for drawn in (*frames, *films.values()) for frame in drawn])
+                seconds_drawn = _wait_for([frame.done for drawn in (*frames, *films.values()) for frame in drawn])
             if any(frames):
-                self.render_span = min(asked), time.perf_counter()
+                ended, share = time.perf_counter(), seconds_drawn / (seconds_drawn + seconds_played.sum())
+                self.render_span = ended - share * (ended - began), ended
             shown = {slot: np.array([*(frame.pixels for frame in film), self._drawn[0][slot]]) for slot, film in films.items()}
             return StepResult(num_steps=played, goal_reached=reached, faults=tuple(faults), frames=shown)
 
@@ -388,12 +390,11 @@ def _close_open_engines_at_exit() -> None:
     atexit.register(close_all)
 
 
-def _wait_for(futures: list[Future]) -> None:
-    """Wait until all have ended, even if interrupted meanwhile; then raise the first error."""
+def _wait_for(futures: list[Future[float]]) -> float:
+    """Wait until all have ended, even if interrupted meanwhile; then raise the first error, or add up their results."""
     try:
         wait(futures)
     except BaseException:
         wait(futures)  # players and arrays are in use until then
         raise
-    for future in futures:
-        future.result()
+    return sum(future.result() for future in futures)

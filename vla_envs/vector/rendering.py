@@ -11,6 +11,7 @@ held while memory allows, and no longer than some env uses it.
 """
 
 import threading
+import time
 from collections import OrderedDict
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -51,7 +52,8 @@ class Frame:
     """(H, W, 1) float32, receives distances as `Surfaces.draw` gives them; None: not wanted."""
     segmentation: np.ndarray | None = None
     """(H, W, 1) int32, the same of bodies."""
-    done: Future = field(default_factory=Future)
+    done: Future[float] = field(default_factory=Future)
+    """Ends with the seconds that drawing took."""
 
 
 _SceneRef: TypeAlias = ref[EngineScene]
@@ -132,6 +134,7 @@ class RenderPool:
                 scene = ref(frame.scene)
                 try:
                     context = context or self._device.of_thread(thread).make_context()
+                    began = time.perf_counter()
                     if scene not in held:
                         held[scene] = _SceneRenderer(frame.scene)
                     held.move_to_end(scene)
@@ -141,7 +144,7 @@ class RenderPool:
                         self._give_up(thread, scene, _context_bytes(frame.scene))
                     frame.done.set_exception(error)
                 else:
-                    frame.done.set_result(None)
+                    frame.done.set_result(time.perf_counter() - began)
                 del frame
         finally:
             for renderer in held.values():

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
 
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from flying_scenes import BallPlayer, BallScene, flying, pushes
 
+from vla_envs.vector.cameras import Camera, DrawnCamera
 from vla_envs.vector.mujoco_engine import MujocoEngine
+from vla_envs.vector.rendering import Frame, RenderPool
 
 TOO_FAST = 0.99e10
 """In m/s: MuJoCo gives up where a position exceeds 1e10, after 20 steps of 0.05 s."""
@@ -233,3 +236,32 @@ def test_an_engine_has_no_more_threads_than_slots_or_than_it_is_given():
             engine.step(slots, pushes(num_slots, 2), np.full(num_slots, 2))
         assert sum(thread.name.startswith("vla_envs-physics") for thread in threading.enumerate()) <= most
         engine.close()
+
+
+def test_a_step_is_divided_between_playing_and_drawing_as_the_time_of_their_threads_was(monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+
+    def play(self: BallPlayer, actions: np.ndarray, num_steps: int, law: int = 0) -> int:
+        nonlocal now
+        now += 3.0
+        return num_steps
+
+    class InstantPool:
+        def draw(self, frames: list[Frame]) -> None:
+            for frame in frames:
+                frame.done.set_result(1.0)
+
+        def release(self) -> None: ...
+
+    monkeypatch.setattr(BallPlayer, "play", play)
+    monkeypatch.setattr(RenderPool, "acquire", lambda device: InstantPool())
+    monkeypatch.setattr("vla_envs.vector.mujoco_engine.check_device", lambda device: None)
+    monkeypatch.setattr("vla_envs.vector.mujoco_engine.time", SimpleNamespace(perf_counter=lambda: now))
+    camera = DrawnCamera(name="own", height=4, width=4, own=Camera(name="own", position=(0, 0, 1), quaternion=(1, 0, 0, 0)))
+    engine = MujocoEngine(2, cameras=[camera], num_threads=1)
+    engine.begin([0, 1], [BallScene()] * 2, [flying(0.0)] * 2)
+    engine.step([0], pushes(1, 1), np.array([1]), draw=False)
+    assert (engine.render_span, now) == (None, 3.0)
+    engine.step([0, 1], pushes(2, 1), np.array([1, 1]))
+    assert engine.render_span == (9.0 - 6.0 * 2 / 8, 9.0), "two pictures of 1 s beside two chunks of 3 s"
+    engine.close()
