@@ -7,8 +7,9 @@ Invariant: the weights after a step depend on config, data and the step alone, a
 """
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -230,11 +231,8 @@ class SftRun:
         """Train on the rows of the next step."""
         if self._next is None or self._next[0] != self.done:
             self._next = self.done, self._ahead.submit(self._batches.of_step, self.done)
-        with self.ranks.apart():
-            try:
-                batch = self._next[1].result()
-            except ValueError as error:  # a picture, say: what is small was checked before
-                raise DataError(f"{self.config.data} is damaged: {error}") from error
+        with self._reading():
+            batch = self._next[1].result()
         self._next = None
         if self.done + 1 < self.config.steps:
             self._next = self.done + 1, self._ahead.submit(self._batches.of_step, self.done + 1)
@@ -261,7 +259,8 @@ class SftRun:
             self._log.log("eval", self.done, {**validation, **record})
 
     def _validate(self) -> dict[str, float]:
-        batch = self._batches.of_validation()
+        with self._reading():
+            batch = self._batches.of_validation()
         if batch is None:
             return {}
         output = self.trainer.measure(batch)
@@ -269,6 +268,19 @@ class SftRun:
         text = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
         self.display.line(f"validation at step {self.done}: {text}")
         return {f"validation/{name}": value for name, value in values.items()}
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A block that waits for rows. What is small was checked before; pictures are first looked at here.
+
+        Raises:
+            DataError: One is damaged.
+        """
+        with self.ranks.apart():
+            try:
+                yield
+            except ValueError as error:
+                raise DataError(f"{self.config.data} is damaged: {error}") from error
 
     def show_end(self) -> None:
         """Say where everything is, and how well the policy plays."""

@@ -265,6 +265,21 @@ def test_a_picture_that_cannot_be_read_ends_the_run_and_what_was_done_is_saved(
     assert [path.name for path in list_checkpoints(config.output)] == ["step_000003"]
 
 
+def test_a_picture_that_validation_cannot_read_ends_the_run_in_the_same_way(
+    make_sft: MakeSft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_sft(eval={"every": 3})
+    run = SftRun(config, ranks=ONE_RANK, display=Display("none"))
+
+    def damaged() -> TrainBatch:
+        raise ValueError("a picture is damaged")
+
+    monkeypatch.setattr(run._batches, "of_validation", damaged)
+    with pytest.raises(DataError, match="is damaged: a picture is damaged; 3 steps are saved"):
+        iterate(run)
+    assert [path.name for path in list_checkpoints(config.output)] == ["step_000003"]
+
+
 def test_a_start_that_has_seen_what_is_held_out_is_told(taught: SftConfig, tmp_path: Path) -> None:
     config = small_config(taught.output, tmp_path / "grpo", iterations=1)
     assert split_warning(start_of(replace(config, train_fraction=0.8))) is None
