@@ -136,7 +136,7 @@ class RenderPool:
                     context = context or self._device.of_thread(thread).make_context()
                     began = time.perf_counter()
                     if scene not in held:
-                        held[scene] = _SceneRenderer(frame.scene)
+                        held[scene] = _SceneRenderer(frame.scene, on_gpu=self._device.is_gpu)
                     held.move_to_end(scene)
                     held[scene].draw(frame)
                 except BaseException as error:  # the frame's owner gets it; this thread serves the others
@@ -209,15 +209,15 @@ class RenderPool:
 class _SceneRenderer:
     """What one GL thread keeps of one scene: uploaded meshes and textures, and room for what is drawn.
 
-    It does not keep the scene itself alive.
+    It does not keep the scene itself alive. A GPU draws what is out of view faster than it is found.
     """
 
-    def __init__(self, scene: EngineScene) -> None:
+    def __init__(self, scene: EngineScene, *, on_gpu: bool) -> None:
         self.num_bytes = _context_bytes(scene)
         self._data = mujoco.MjData(scene.model)
         self._context = mujoco.MjrContext(scene.model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._drawn = mujoco.MjvScene(scene.model, maxgeom=_MAX_VISIBLE_GEOMS)
-        self._culling = Culling(scene.model, self._drawn)
+        self._culling = None if on_gpu else Culling(scene.model, self._drawn)
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision shapes
         self._camera = mujoco.MjvCamera()
@@ -243,7 +243,8 @@ class _SceneRenderer:
                 mujoco.mjtCatBit.mjCAT_ALL,
                 self._drawn,
             )
-        self._culling.leave_out(self._data, width / height)
+        if self._culling is not None:
+            self._culling.leave_out(self._data, width / height)
         viewport = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(viewport, self._drawn, self._context)
         bottom_up = np.empty((height, width, 3), np.uint8)

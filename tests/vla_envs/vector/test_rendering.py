@@ -129,10 +129,10 @@ def test_a_scene_that_cannot_be_prepared_fails_its_own_frames_only(pool: RenderP
     broken, whole = WallScene(RED), WallScene(GREEN)
     prepare = rendering._SceneRenderer.__init__
 
-    def prepare_unless_broken(renderer: rendering._SceneRenderer, scene: WallScene) -> None:
+    def prepare_unless_broken(renderer: rendering._SceneRenderer, scene: WallScene, *, on_gpu: bool) -> None:
         if scene is broken:
             raise MemoryError("no room for its textures")
-        prepare(renderer, scene)
+        prepare(renderer, scene, on_gpu=on_gpu)
 
     monkeypatch.setattr(rendering._SceneRenderer, "__init__", prepare_unless_broken)
     bad, good = broken.frame(), whole.frame()
