@@ -1,6 +1,6 @@
 """Ten LIBERO tasks in one policy, from nothing, on one GPU: demonstrations, supervised training, GRPO, evaluation.
 
-What a run of these numbers with 12 iterations gave: docs/results/libero_object.md.
+What a run of these numbers gave: docs/results/libero_object.md.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def gpu_from_scratch() -> FromScratchConfig:
         image_size=128,
         demonstrations_per_task=10,
         env=EnvConfig(id="Libero-v0", num_workers=4, envs_per_worker=32, max_episode_steps=200),
-        policy=PolicyConfig(size="small"),
+        policy=PolicyConfig(size="small", compile=True),
         collect=CollectStage(noise=0.05),
         sft=SftStage(
             steps=1200,
