@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_MEET_S = 60.0
+"""The longest that others are waited for to join."""
 _POLL_S = 0.0005
 """Between looks whether something is done."""
 _LOOK_S = 0.1
@@ -57,8 +59,13 @@ def wait_until(done: Callable[[], bool], until: float, check: Callable[[], None]
 
 
 def open_store(host: str, port: int, timeout_s: float, *, is_master: bool) -> dist.TCPStore:
+    """The store at which all meet: opened by one, joined by the others.
+
+    Raises:
+        ChannelError: It cannot be opened, or reached in time.
+    """
     with channel_errors():
-        timeout = timedelta(seconds=timeout_s)
+        timeout = timedelta(seconds=min(timeout_s, _MEET_S))
         return dist.TCPStore(host, port, is_master=is_master, timeout=timeout, wait_for_workers=False)
 
 
@@ -70,7 +77,7 @@ class BroadcastGroup:
         rank: Of this process.
         size: How many there are.
         device: Where the bytes are: this process's GPU, or the CPU.
-        timeout_s: The longest that others are waited for.
+        timeout_s: The longest that a broadcast takes, and joining, which never takes longer than a minute.
         check: Asked again and again meanwhile: raises where waiting is of no use.
 
     Raises:
@@ -98,7 +105,8 @@ class BroadcastGroup:
 
         # In a thread: native code that waits for others can only be left behind.
         threading.Thread(target=make, name="weight channel", daemon=True).start()
-        wait_until(lambda: bool(made), time.monotonic() + timeout_s, check, "the others did not join the channel")
+        until = time.monotonic() + min(timeout_s, _MEET_S)
+        wait_until(lambda: bool(made), until, check, "the others did not join the channel")
         if isinstance(made[0], Exception):
             raise made[0]
         self._group = made.pop()

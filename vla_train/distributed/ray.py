@@ -7,7 +7,8 @@ Where actors run is said with Ray's custom resources, given when a node joins (`
 
 Simulators and policy share nodes (colocated) if the same nodes offer both resources, and are separate (disaggregated) if not.
 Actions and observations travel through Ray's object store: arrays are written once and read without a copy on the same node.
-Weights are put there once per push, with their version, and read by every replica.
+Weights go to the replicas of a policy straight, from GPU to GPU (see `weight_channel`); where there is no such way, they are
+put into the object store once per push, and read by every replica.
 
 A process that is not connected to a cluster joins the one named by RAY_ADDRESS, or starts one on this machine (Ray's rules).
 
@@ -28,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_train.config import EnvConfig
-from vla_train.distributed.weights import PackedWeight, pack_weights, unpack_weights
+from vla_train.distributed.replica import Replica, joined_outputs, shares_of
+from vla_train.distributed.weights import pack_weights
 from vla_train.envs.factory import make_env_shard
 from vla_train.envs.restarts import Restarts
 from vla_train.envs.shard import EnvShard, ShardResult
@@ -53,10 +55,14 @@ except ImportError as error:
 if TYPE_CHECKING:
     import torch
 
+    from vla_train.distributed.weight_channel import WeightSender
+
 SIM_RESOURCE = "sim"
 TRAIN_ROLLOUT_RESOURCE = "train_rollout"
 _ANSWERS_BETWEEN_RESTARTS = 100
 """Calls that a replica answers before a restart no longer counts."""
+_END_TIMEOUT_S = 5.0
+"""For replicas to leave a channel that was given up."""
 
 _logger = logging.getLogger(__name__)
 
@@ -181,28 +187,12 @@ class RayWorker(EnvWorker):
         self.kill()
 
 
-_SAID = ("chunk_size", "action_dim", "observation_keys", "num_uniforms", "version")
-"""What a replica says of its policy."""
-
-
-class _PolicyActor:
+class _PolicyActor(Replica):
     """Runs where the policy's GPU is."""
 
-    def __init__(self, import_path: Sequence[str]) -> None:
-        sys.path += [entry for entry in import_path if entry not in sys.path]
-
-    def build(self, factory: Callable[[], RolloutPolicy]) -> tuple[dict[str, Any], str]:
+    def build_there(self, factory: Callable[[], RolloutPolicy]) -> tuple[dict[str, Any], str]:
         """What the policy says of itself, and the node it is on."""
-        self._policy = factory()
-        said = {name: getattr(self._policy, name) for name in _SAID}
-        said["played_with"] = dict(getattr(self._policy, "played_with", {}))
-        return said, ray.get_runtime_context().get_node_id()
-
-    def act(self, observation: Observation, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
-        return self._policy.act(observation, uniforms=uniforms, temperature=temperature)
-
-    def load_weights(self, weights: Mapping[str, PackedWeight], version: int) -> None:
-        self._policy.load_weights(unpack_weights(weights), version=version)
+        return self.build(factory), ray.get_runtime_context().get_node_id()
 
 
 class RayPolicy:
@@ -239,11 +229,17 @@ class RayPolicy:
         self._max_restarts = max_restarts
         self._restarts = [Restarts(most=max_restarts, window=_ANSWERS_BETWEEN_RESTARTS) for _ in range(replicas)]
         self._stored_weights: Any = None
-        """Reference of the newest weights in the object store."""
+        """Reference of the newest weights in the object store; None where only the channel has them."""
+        self._channel: WeightSender | None = None
+        """To all replicas, as they are now."""
+        self._try_channel = True
+        """Whether one is to be made: not again before a replica has been replaced."""
+        self._way = ""
+        """How weights go, as it was said last."""
         self._actor_class: Any = ray.remote(_PolicyActor).options(num_gpus=int(use_gpu), max_restarts=0, **options)
         self._actors: list[Any] = [self._actor_class.remote(sys.path) for _ in range(replicas)]
         try:
-            built = ray.get([actor.build.remote(factory) for actor in self._actors], timeout=START_TIMEOUT_S)
+            built = ray.get([actor.build_there.remote(factory) for actor in self._actors], timeout=START_TIMEOUT_S)
         except ray.exceptions.RayTaskError as error:
             self.close()
             raise _cause(error) from None
@@ -262,30 +258,88 @@ class RayPolicy:
 
     def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
         """As `Policy.act`; the rows are shared out among the replicas."""
-        calls = []
-        parts = [part for part in np.array_split(np.arange(len(observation)), len(self._actors)) if len(part)]
-        for index, part in enumerate(parts):
-            rows = slice(int(part[0]), int(part[-1]) + 1)
-            calls.append((index, "act", (observation.select(rows), None if uniforms is None else uniforms[rows], temperature)))
-        outputs: list[PolicyOutput] = self._ask(calls, timeout_s=self._timeout_s)
-        return PolicyOutput(
-            actions=np.concatenate([output.actions for output in outputs]),
-            decision={name: np.concatenate([output.decision[name] for output in outputs]) for name in outputs[0].decision},
-            policy_version=min(output.policy_version for output in outputs),
-        )
+        shares = shares_of(len(self._actors), observation, uniforms)
+        calls = [(index, "act", (*share, temperature)) for index, share in enumerate(shares)]
+        return joined_outputs(self._ask(calls, timeout_s=self._timeout_s))
 
     def load_weights(self, weights: Mapping[str, "torch.Tensor"], *, version: int) -> None:
-        """Push weights to all replicas: stored once in the object store, read by each; returns when all have them."""
-        self._stored_weights = ray.put(pack_weights(weights))
+        """Push weights to all replicas, straight or through the object store; returns when all have them."""
+        if self._channel is None and self._try_channel:
+            self._open_channel(weights)
         self.version = version
-        arguments = (self._stored_weights, version)
-        self._ask([(index, "load_weights", arguments) for index in range(len(self._actors))], timeout_s=self._timeout_s)
+        if self._channel is None or not self._push(self._channel, weights):
+            self._stored_weights = ray.put(pack_weights(weights))
+            arguments = (self._stored_weights, version)
+            self._ask([(index, "load_weights", arguments) for index in range(len(self._actors))], timeout_s=self._timeout_s)
 
     def close(self) -> None:
         """End the replicas."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
         for actor in self._actors:
             ray.kill(actor, no_restart=True)
         self._actors = []
+
+    def _open_channel(self, weights: Mapping[str, "torch.Tensor"]) -> None:
+        """Make a channel to all replicas, where there can be one, and say which way weights go."""
+        import torch
+
+        from vla_train.distributed.weight_channel import ChannelError, WeightSender, gpu_name, obstacle
+
+        device = next((weight.device for weight in weights.values()), torch.device("cpu"))
+        gpus = self._ask([(index, "gpu_name", ()) for index in range(len(self._actors))], timeout_s=self._timeout_s)
+        self._try_channel = False
+        reason = obstacle(device, [gpu_name(device), *gpus])
+        if reason is None:
+            host, receivers = ray.util.get_node_ip_address(), len(self._actors)
+            try:
+                sender = WeightSender(host=host, receivers=receivers, device=device, timeout_s=self._timeout_s)
+                joining = [
+                    actor.join_channel.remote(sender.address, rank, 1 + receivers, device.type, self._timeout_s)
+                    for rank, actor in enumerate(self._actors, start=1)
+                ]
+                sender.connect(lambda: _require_unfailed(joining))
+                self._channel = sender
+            except ChannelError as error:
+                reason = str(error)
+        way = "from GPU to GPU (NCCL)" if device.type == "cuda" else "straight, among CPUs (gloo)"
+        self._say(way if reason is None else f"through Ray's object store: {reason}")
+
+    def _push(self, channel: "WeightSender", weights: Mapping[str, "torch.Tensor"]) -> bool:
+        """Whether all replicas have the weights; if not, the channel is gone, and who died or hangs is replaced."""
+        from vla_train.distributed.broadcast_group import ChannelError
+
+        until = time.monotonic() + self._timeout_s
+        loading = [actor.receive_weights.remote(self.version) for actor in self._actors]
+        try:
+            channel.send(weights, lambda: _require_unfailed(loading))
+            ray.get(loading, timeout=self._timeout_s)
+            self._stored_weights = None
+            return True
+        except (ChannelError, ray.exceptions.RayError) as error:
+            _logger.warning("weights did not reach all replicas (%s) and go through Ray's object store", _first_line(error))
+        channel.close()
+        self._channel = None
+        self._stored_weights = ray.put(pack_weights(weights))
+        until = max(until, time.monotonic() + _END_TIMEOUT_S)
+        for index, reference in enumerate(loading):
+            try:
+                ray.get(reference, timeout=max(0.0, until - time.monotonic()))
+            except ray.exceptions.RayTaskError as error:
+                if not isinstance(error.cause, ChannelError):  # the policy's own error
+                    raise _cause(error) from None
+            except ray.exceptions.GetTimeoutError:
+                self._replace(index, f"it did not take weights within {self._timeout_s:g} s")
+            except ray.exceptions.RayError as error:
+                self._replace(index, f"its actor died: {error}")
+        return False
+
+    def _say(self, way: str) -> None:
+        """Name the way that weights go, once."""
+        if way != self._way:
+            _logger.info("weights go to the policy's %d replicas %s", len(self._actors), way)
+            self._way = way
 
     def _ask(self, calls: Sequence[tuple[int, str, tuple[Any, ...]]], *, timeout_s: float) -> list[Any]:
         """Answers to calls (replica, method, arguments), made all at once; made again where a replica has to be replaced.
@@ -313,7 +367,13 @@ class RayPolicy:
         return answers
 
     def _replace(self, index: int, cause: str) -> None:
-        """A new replica with the newest weights."""
+        """A new replica with the newest weights, and a channel that has it in at the next push."""
+        if self._channel is not None:
+            if self._stored_weights is None:
+                self._stored_weights = ray.put(pack_weights(self._channel.sent()))
+            self._channel.close()
+            self._channel = None
+        self._try_channel = True
         while True:
             ray.kill(self._actors[index], no_restart=True)
             restarts = self._restarts[index]
@@ -323,7 +383,7 @@ class RayPolicy:
             restart = f"restart {len(restarts)} of {self._max_restarts}"
             _logger.warning("policy replica %d failed (%s): %s", index, cause, restart)
             actor = self._actors[index] = self._actor_class.remote(sys.path)
-            starting = [actor.build.remote(self._factory)]
+            starting = [actor.build_there.remote(self._factory)]
             if self._stored_weights is not None:
                 starting.append(actor.load_weights.remote(self._stored_weights, self.version))
             try:
@@ -333,6 +393,27 @@ class RayPolicy:
                 raise _cause(error) from None
             except ray.exceptions.RayError as error:
                 cause = f"it did not start: {error}"
+
+
+def _require_unfailed(calls: list[Any]) -> None:
+    """Refuse to wait for answers that will not come.
+
+    Raises:
+        ChannelError: One of these calls has failed.
+    """
+    from vla_train.distributed.broadcast_group import ChannelError
+
+    done, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+    try:
+        ray.get(done)
+    except ray.exceptions.RayError as error:
+        raise ChannelError(_first_line(error)) from None
+
+
+def _first_line(error: Any) -> str:
+    """What went wrong, in this process or in an actor."""
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0]
 
 
 def _cause(error: Any) -> BaseException:

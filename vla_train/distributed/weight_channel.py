@@ -28,9 +28,18 @@ _ABANDONED = "abandoned"
 """Key of the store: the sender has given up."""
 
 
-def own_gpu() -> str | None:
-    """What names this process's current GPU among all of all machines; None without one."""
-    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid) if torch.cuda.is_available() else None
+def gpu_name(device: torch.device | None = None) -> str | None:
+    """What names a GPU among all of all machines.
+
+    Args:
+        device: Which one; None is the current one, if there is one.
+
+    Returns:
+        None for anything else.
+    """
+    if device is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    return str(torch.cuda.get_device_properties(device).uuid) if device is not None and device.type == "cuda" else None
 
 
 def obstacle(device: torch.device, gpus: Sequence[str | None]) -> str | None:
@@ -38,7 +47,7 @@ def obstacle(device: torch.device, gpus: Sequence[str | None]) -> str | None:
 
     Args:
         device: Where the weights are that are to be sent.
-        gpus: `own_gpu` of the sender and of each receiver.
+        gpus: `gpu_name` of the sender's device, and of each receiver's.
     """
     if device.type == "cpu":
         return None if dist.is_available() and dist.is_gloo_available() else "this PyTorch has no gloo"
@@ -184,22 +193,22 @@ class WeightReceiver:
         address: `WeightSender.address`.
         rank: Of this receiver: 1 to `size` - 1, each once.
         size: Receivers and the sender.
-        device: Where the weights arrive: the CPU for a sender that has them there, else this process's GPU.
+        device_type: Where the weights arrive: "cpu" for a sender that has them there, "cuda" is this process's current GPU.
         timeout_s: The longest that any one call takes.
 
     Raises:
         ChannelError: The others did not all come in time.
     """
 
-    def __init__(self, address: tuple[str, int], *, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
+    def __init__(self, address: tuple[str, int], *, rank: int, size: int, device_type: str, timeout_s: float) -> None:
         self._rank = rank
-        self._device = device
+        self._device = torch.device("cuda", torch.cuda.current_device()) if device_type == "cuda" else torch.device("cpu")
         self._timeout_s = timeout_s
         self._layout: BucketLayout | None = None
         self._received = 0
         with channel_errors():
             self._store = open_store(*address, timeout_s, is_master=False)
-            self._group = BroadcastGroup(address, rank, size, device, timeout_s, self._check)
+            self._group = BroadcastGroup(address, rank, size, self._device, timeout_s, self._check)
 
     def receive(self) -> dict[str, Tensor]:
         """What the sender sends now, on this end's device.

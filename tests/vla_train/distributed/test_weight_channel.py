@@ -24,7 +24,7 @@ LONG_S = 120.0
 def receive(address: tuple[str, int], rank: int, size: int, pipe: Connection, orders: str) -> None:
     """Runs in a process: joins, and does one thing after another."""
     torch.set_num_threads(1)
-    receiver = WeightReceiver(address, rank=rank, size=size, device=CPU, timeout_s=LONG_S)
+    receiver = WeightReceiver(address, rank=rank, size=size, device_type="cpu", timeout_s=LONG_S)
     for order in orders.split():
         match order:
             case "receive":
