@@ -9,7 +9,8 @@
                           (inbox)          produces trajectories for its Objective  (inbox)
 
 * The *caller's thread* produces decisions, consumes batches, waits for a batch, and is unblocked by the conductor (or by the
-  end of the rollout). Policies that are bound to a thread (CUDA graphs) therefore stay in the one that called.
+  end of the rollout). Policies that are bound to a thread (CUDA graphs) therefore stay in the one that called. Of a policy
+  that decides elsewhere it begins the next call while the one before is under way.
 * The *conductor* produces commands and batches, consumes events and decisions, waits for either, and is unblocked by the
   next deadline at the latest: a worker that stays silent is a fault like one that dies. It never computes for long, so a
   finished slot is refilled while the policy is busy with other rows.
@@ -78,6 +79,8 @@ class Conductor:
         max_batch: Most rows of one policy batch.
         max_wait_s: How long ready rows wait for more, while more are on their way; if they do, all share the call.
         timeline: Takes the spans of the workers.
+        calls: Most policy calls that are under way at once. One that is not the first holds all rows that it could hold:
+            as long as waiting would make it larger, it waits.
         clock: Seconds, by which deadlines and `max_wait_s` are meant.
         inbox: Its `get` waits in the clock's seconds; None makes one. Both are given by who simulates a cluster.
     """
@@ -90,6 +93,7 @@ class Conductor:
         max_batch: int,
         max_wait_s: float,
         timeline: Timeline,
+        calls: int = 1,
         clock: Callable[[], float] = time.monotonic,
         inbox: Inbox | None = None,
     ) -> None:
@@ -98,6 +102,7 @@ class Conductor:
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
         self._timeline = timeline
+        self._calls = calls
         self._clock = clock
         self._neutral_action = np.clip(0.0, workers[0].description.action_low, workers[0].description.action_high)
         self.scheduler = Scheduler(
@@ -115,7 +120,8 @@ class Conductor:
         self._restarts = [Restarts(most=self._config.max_restarts, window=worker.description.num_slots) for worker in workers]
         self._told_of: set[str] = set()
         """Errors whose traceback was logged."""
-        self._outstanding: PolicyBatch | None = None
+        self._outstanding: list[PolicyBatch] = []
+        """Offered and not yet decided, oldest first."""
         self._keys = self._usual_keys = keys
         self._film: Callable[[EpisodeSpec], bool] | None = None
         self._ready_since = 0.0
@@ -149,7 +155,7 @@ class Conductor:
                     self.pump(objective)
                 if not objective.complete:
                     self._offer(outbox)
-                elif self._outstanding is None:
+                elif not self._outstanding:
                     outbox.put(Complete())
                     return
                 event = self._next_event()
@@ -187,15 +193,15 @@ class Conductor:
         self._first_deadline = min(self._first_deadline, self._deadlines[worker])
 
     def _offer(self, outbox: Outbox) -> None:
-        if self._outstanding is not None or self.scheduler.ready_rows == 0:
+        if len(self._outstanding) >= self._calls or self.scheduler.ready_rows == 0:
             return
         more_to_come = self.scheduler.stepping > 0 and self.scheduler.ready_rows < self._max_batch
-        if more_to_come and self._clock() < self._ready_since + self._max_wait_s:
+        if more_to_come and (self._outstanding or self._clock() < self._ready_since + self._max_wait_s):
             return
-        workers = self.scheduler.next_batch()
-        self._outstanding = self._batch(workers)
+        batch = self._batch(self.scheduler.next_batch())
+        self._outstanding.append(batch)
         self.counts.batches += 1
-        outbox.put(self._outstanding)
+        outbox.put(batch)
 
     def _batch(self, workers: tuple[int, ...]) -> PolicyBatch:
         rows = []
@@ -224,7 +230,7 @@ class Conductor:
         if self._first_deadline <= now:  # looking through all of them is rare: most are met long before
             self._first_deadline = min(self._deadlines.values(), default=math.inf)
         until = min(self._first_deadline, now + START_TIMEOUT_S)
-        if self._max_wait_s > 0 and self._outstanding is None and self.scheduler.ready_rows > 0:
+        if self._max_wait_s > 0 and not self._outstanding and self.scheduler.ready_rows > 0:
             until = min(until, max(now, self._ready_since + self._max_wait_s))
         try:
             return self.inbox.get(timeout=max(0.0, until - now))
@@ -258,9 +264,9 @@ class Conductor:
     def _dispatch(self, decided: Decided, objective: Objective, outbox: Outbox) -> None:
         """Send each worker its chunk, unless it died or lost its episodes meanwhile; the policy gets its next rows first."""
         batch = decided.batch
-        if batch is not self._outstanding:
+        if not any(batch is other for other in self._outstanding):
             return
-        self._outstanding = None
+        self._outstanding = [other for other in self._outstanding if other is not batch]
         stepping = {worker for worker in batch.workers if self.scheduler.decided(worker)}
         if not objective.complete:
             self._offer(outbox)
@@ -377,11 +383,11 @@ class Conductor:
     # --- between runs, from the caller's thread
 
     def withdraw(self) -> None:
-        """Forget a batch that the policy will not answer: its rows are ready again."""
-        if self._outstanding is not None:
-            for worker in self._outstanding.workers:
+        """Forget batches that the policy will not answer: their rows are ready again."""
+        for batch in self._outstanding:
+            for worker in batch.workers:
                 self.scheduler.withdraw(worker)
-            self._outstanding = None
+        self._outstanding = []
 
     def evict(self) -> None:
         """Take all episodes off the slots and out of the queue."""

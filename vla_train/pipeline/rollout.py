@@ -10,6 +10,7 @@ import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -24,15 +25,20 @@ from vla_train.pipeline.gathering import gather
 from vla_train.pipeline.group_store import pack_groups, unpack_groups
 from vla_train.pipeline.messages import Complete, Decided, Failed, FromConductor, Outbox, PolicyBatch, Stop
 from vla_train.pipeline.objectives import CollectGroups, Objective, PlayEpisodes
+from vla_train.pipeline.policy_calls import BatchCall, DecidedCall
 from vla_train.pipeline.policy_contract import check_output, require_fit
 from vla_train.pipeline.rollout_result import RolloutProgress, RolloutResult, RolloutStats
 from vla_train.pipeline.sampling_numbers import sampling_numbers
 from vla_train.pipeline.timeline import Timeline
-from vla_train.policy.base import Policy
+from vla_train.policy.base import Policy, PolicyCall
 from vla_train.types import IMAGE, INSTRUCTION, EpisodeSpec, Group, Observation, Place, Trajectory, on_host
 
 _LOOK_S = 0.02
 """Seconds between looks for other work while nothing waits to be decided."""
+_LOOK_FOR_ROWS_S = 0.005
+"""Seconds between looks for rows of a second call while the first is under way."""
+_CALLS = 2
+"""Calls under way at once, of a policy that decides elsewhere: one is decided while the next is brought together."""
 
 
 class Rollout:
@@ -54,6 +60,8 @@ class Rollout:
         require_fit(policy, workers[0].description)
         self._config = config
         self._policy = policy
+        self._begin_call: Callable[..., PolicyCall] | None = getattr(policy, "begin", None)
+        self._max_calls = 1 if self._begin_call is None else _CALLS
         self._tensors = bool(getattr(policy, "takes_tensors", False))
         self._read_keys = tuple(key for key in policy.observation_keys if key != INSTRUCTION)
         self._workers = list(workers)
@@ -65,6 +73,7 @@ class Rollout:
             max_batch=config.max_policy_batch,
             max_wait_s=config.max_wait_s,
             timeline=timeline,
+            calls=self._max_calls,
         )
         self._sampling = make_sampling(config, slots=sum(worker.description.num_slots for worker in workers))
         self._max_carried = self._sampling.lookahead * config.group_size
@@ -192,11 +201,12 @@ class Rollout:
         thread = threading.Thread(
             target=self._conductor.run, args=(objective, outbox), kwargs=kwargs, name="rollout", daemon=True
         )
+        calls: deque[BatchCall] = deque()
         try:
             thread.start()
             self._conducting = thread
             while True:
-                message = self._receive(outbox, meanwhile)
+                message = self._receive(outbox, calls, meanwhile)
                 while finished:
                     yield finished.pop(0)
                 if isinstance(message, Complete):
@@ -204,7 +214,10 @@ class Rollout:
                 if isinstance(message, Failed):
                     raise message.error
                 with self.breakable():
-                    decided = self._decide(message, temperature=temperature)
+                    if message is not None:
+                        calls.append(self._begin(message, temperature=temperature))
+                        continue
+                    decided = self._decided(calls.popleft())
                 self._conductor.inbox.put(decided)
         finally:
             self._conductor.inbox.put(Stop(outbox))
@@ -212,8 +225,19 @@ class Rollout:
                 thread.join()
             self._conductor.withdraw()
 
-    def _receive(self, outbox: Outbox, meanwhile: Callable[[], bool] | None) -> FromConductor:
-        """What the conductor says next, and other work as long as it says nothing. A signal waits for a piece of that."""
+    def _receive(self, outbox: Outbox, calls: deque[BatchCall], meanwhile: Callable[[], bool] | None) -> FromConductor | None:
+        """What the conductor says next, or None where the oldest call comes first.
+
+        While nothing waits to be decided, other work is done; a signal waits for a piece of it.
+        """
+        while calls:
+            with self.breakable():
+                if len(calls) == self._max_calls or calls[0].ready(_LOOK_FOR_ROWS_S):
+                    return None
+                try:
+                    return outbox.get_nowait()
+                except queue.Empty:
+                    pass
         while meanwhile is not None:
             worked = outbox.empty() and meanwhile()
             with self.breakable():
@@ -224,8 +248,8 @@ class Rollout:
         with self.breakable():
             return outbox.get()
 
-    def _decide(self, batch: PolicyBatch, *, temperature: float) -> Decided:
-        """Gather what the rows observe and let the policy decide."""
+    def _begin(self, batch: PolicyBatch, *, temperature: float) -> BatchCall:
+        """Gather what the rows observe and ask the policy; one that has no `begin` has decided then."""
         gathered = time.perf_counter()
         observations = {key: gather(batch, key, tensors=self._tensors) for key in batch.keys}
         uniforms = None
@@ -241,18 +265,28 @@ class Rollout:
         )
         began = time.perf_counter()
         self._timeline.add("policy", "preprocess", gathered, began, rows=len(batch.rows))
-        outputs = []
+        parts: list[PolicyCall] = []
         for first in range(0, len(batch.rows), self._config.max_policy_batch):
             rows = slice(first, first + self._config.max_policy_batch)
-            part = observation.select(rows)
-            output = self._policy.act(
-                part, uniforms=None if uniforms is None else uniforms[rows], temperature=temperature or 1.0
-            )
-            check_output(output, len(part), self._policy)
-            outputs.append(output)
-        self._timeline.add("policy", "policy", began, time.perf_counter(), rows=len(batch.rows))
-        recorded = {key: on_host(array) for key, array in observations.items()}
-        return Decided(batch=batch, observations=recorded, outputs=tuple(outputs))
+            numbers = None if uniforms is None else uniforms[rows]
+            begin = self._begin_call or self._act
+            parts.append(begin(observation.select(rows), uniforms=numbers, temperature=temperature or 1.0))
+        return BatchCall(batch=batch, observations=observations, parts=parts, began=began)
+
+    def _act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyCall:
+        return DecidedCall(self._policy.act(observation, uniforms=uniforms, temperature=temperature))
+
+    def _decided(self, call: BatchCall) -> Decided:
+        """Wait for what the policy decides."""
+        outputs = tuple(part.result() for part in call.parts)
+        left = len(call.batch.rows)
+        for output in outputs:
+            rows = min(left, self._config.max_policy_batch)
+            check_output(output, rows, self._policy)
+            left -= rows
+        self._timeline.add("policy", "policy", call.began, time.perf_counter(), rows=len(call.batch.rows))
+        recorded = {key: on_host(array) for key, array in call.observations.items()}
+        return Decided(batch=call.batch, observations=recorded, outputs=outputs)
 
     # --- checkpoints
 

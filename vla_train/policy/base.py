@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     import torch
 
 
+class PolicyCall(Protocol):
+    """A call of `act` that was begun."""
+
+    def ready(self, wait_s: float) -> bool:
+        """Whether `result` would not wait; waits so many seconds for that."""
+        ...
+
+    def result(self) -> PolicyOutput:
+        """What `act` would have returned, or what it would have raised; asked for once, of the oldest call."""
+        ...
+
+
 class Policy(Protocol):
     """Chooses a chunk of actions for each row of a mixed batch; rows do not influence each other.
 
@@ -24,6 +36,10 @@ class Policy(Protocol):
     values, which evaluations print and write down. One that holds memory which only decisions need may have `rest()`, which is
     called before an update: the next `act` takes it again. One that holds what must be given back has `close()`, called once
     it has decided for the last time.
+
+    One that decides elsewhere may have `begin`, which takes what `act` takes and returns a `PolicyCall` at once: two may be
+    under way then, so that the rows of one are brought together while the other is decided. They are decided in the order in
+    which they were begun, by the weights of that time.
     """
 
     @property

@@ -53,7 +53,7 @@ def build_sampler(
     if config.worker != "ray":
         policy = build()
         return policy, _closing(policy)
-    from vla_train.distributed.ray import make_rollout_policy
+    from vla_train.distributed.ray_policy import make_rollout_policy
 
     replicas = make_rollout_policy(build, replicas=config.replicas, use_gpu=use_gpu)
     return replicas, replicas.close

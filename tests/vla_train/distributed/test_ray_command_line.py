@@ -52,7 +52,7 @@ def test_an_evaluation_plays_on_the_replicas_it_is_told_and_ends_them(
 def test_a_run_ends_the_replicas_of_its_policy_also_where_its_set_up_fails(
     small_run: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vla_train.distributed.ray import RayPolicy
+    from vla_train.distributed.ray_policy import RayPolicy
 
     closed: list[RayPolicy] = []
     close = RayPolicy.close

@@ -22,7 +22,7 @@ class SlowPolicy(DrawingPolicy):
 @pytest.mark.usefixtures("ray_nodes")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_a_long_policy_call_saves_the_run(number: int, small_run: Callable[..., TrainConfig]) -> None:
-    from vla_train.distributed.ray import RayPolicy
+    from vla_train.distributed.ray_policy import RayPolicy
 
     config = small_run()
     run = set_up(config)

@@ -67,7 +67,7 @@ def observation(rows: int) -> tuple[Observation, np.ndarray]:
 
 
 def make_policy(*, replicas: int = 1, timeout_s: float = 60.0, max_restarts: int = 1, **arguments: Any) -> Any:
-    from vla_train.distributed.ray import RayPolicy
+    from vla_train.distributed.ray_policy import RayPolicy
 
     factory = functools.partial(WeighedPolicy, **arguments)
     return RayPolicy(factory, replicas=replicas, timeout_s=timeout_s, max_restarts=max_restarts)

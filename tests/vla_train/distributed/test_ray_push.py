@@ -45,7 +45,7 @@ class DigestPolicy(DrawingPolicy):
 
 @pytest.fixture
 def policy() -> Iterator[Any]:
-    from vla_train.distributed.ray import RayPolicy
+    from vla_train.distributed.ray_policy import RayPolicy
 
     policy = RayPolicy(DigestPolicy, replicas=2, timeout_s=60.0, max_restarts=2)
     yield policy
@@ -85,7 +85,7 @@ def test_replicas_have_the_same_bits_by_either_way_which_is_said_once(
     assert (policy._channel is None) == ("store" in way)
     said = [record.message for record in caplog.records if "weights go" in record.message]
     assert len(said) == 1
-    assert f"2 replicas {way}" in said[0]
+    assert f"replicas {way}" in said[0]
 
 
 def test_a_new_replica_takes_what_was_pushed_though_it_was_changed_since(policy: Any) -> None:
