@@ -61,14 +61,22 @@ def some_weights(seed: int) -> dict[str, Tensor]:
     }
 
 
-def assert_decides_by(policy: Any, weights: Mapping[str, Tensor], version: int) -> None:
-    local = DigestPolicy()
-    local.load_weights(weights, version=version)
-    random = np.random.default_rng(0)
+def some_rows(seed: int) -> tuple[Observation, np.ndarray]:
+    random = np.random.default_rng(seed)
     seen = Observation(arrays={"image": random.integers(0, 256, (5, 4, 5, 3), np.uint8)}, instructions=("go",) * 5)
-    uniforms = random.random((5, local.num_uniforms), np.float32)
+    return seen, random.random((5, DrawingPolicy.chunk_size * DrawingPolicy.action_dim), np.float32)
+
+
+def decided_locally(seen: Observation, uniforms: np.ndarray, weights: Mapping[str, Tensor]) -> np.ndarray:
+    local = DigestPolicy()
+    local.load_weights(weights, version=0)
+    return local.act(seen, uniforms=uniforms, temperature=1.0).actions
+
+
+def assert_decides_by(policy: Any, weights: Mapping[str, Tensor], version: int) -> None:
+    seen, uniforms = some_rows(0)
     got = policy.act(seen, uniforms=uniforms, temperature=1.0)
-    np.testing.assert_array_equal(got.actions, local.act(seen, uniforms=uniforms, temperature=1.0).actions)
+    np.testing.assert_array_equal(got.actions, decided_locally(seen, uniforms, weights))
     assert got.policy_version == policy.version == version
 
 
@@ -133,3 +141,30 @@ def test_weights_that_the_policy_refuses_are_its_own_error(policy: Any) -> None:
     policy.load_weights(some_weights(1), version=1)
     with pytest.raises(ValueError, match="no weight 'unknown'"):
         policy.load_weights({"unknown": torch.zeros(2)}, version=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_replica_that_dies_or_hangs_with_two_calls_under_way_is_replaced_and_both_are_decided_as_they_would_have_been(
+    number: signal.Signals, policy: Any
+) -> None:
+    policy.load_weights(some_weights(1), version=1)
+    os.kill(policy.played_with["pid"], number)
+    policy._timeout_s = 60.0 if number == signal.SIGKILL else 5.0
+    batches = [some_rows(seed) for seed in (0, 1)]
+    calls = [policy.begin(seen, uniforms=uniforms, temperature=1.0) for seen, uniforms in batches]
+    for (seen, uniforms), call in zip(batches, calls, strict=True):
+        while not call.ready(0.1):
+            pass
+        got = call.result()
+        np.testing.assert_array_equal(got.actions, decided_locally(seen, uniforms, some_weights(1)))
+        assert got.policy_version == 1
+    assert [len(restarts) for restarts in policy._restarts] == [1, 0]
+
+
+def test_weights_are_pushed_behind_calls_that_were_begun(policy: Any) -> None:
+    policy.load_weights(some_weights(1), version=1)
+    seen, uniforms = some_rows(0)
+    call = policy.begin(seen, uniforms=uniforms, temperature=1.0)
+    policy.load_weights(some_weights(2), version=2)
+    np.testing.assert_array_equal(call.result().actions, decided_locally(seen, uniforms, some_weights(1)))
+    assert_decides_by(policy, some_weights(2), 2)
