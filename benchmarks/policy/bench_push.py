@@ -12,7 +12,7 @@ For adapters and for all weights, a JSON line for each way:
     first_s    of the first push, which makes the channel
     same       whether two sets of weights decided differently, and each as when it had come by the other way
 
-Whether training and sampling had better share GPUs is a question to a whole run: see docs/cluster.md.
+Whether training and sampling had better share GPUs is a question to a whole run: see docs/pipeline.md.
 """
 
 import argparse
