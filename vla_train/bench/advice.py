@@ -26,8 +26,8 @@ _TIGHT, _ROOMY = 0.92, 0.65
 _SMALL_SHARE = 0.3
 """Of the time of a chunk: a policy that takes less of shared cores would free little by leaving them."""
 _FP8_CAPABILITY = (8, 9)
-_FREE_OF_THE_GIL = ("Libero", "Isaac")
-"""How ids of envs begin whose threads do not hold each other up."""
+_FREE_OF_THE_GIL = {"Libero": 300.0, "Isaac": math.inf}
+"""How ids of envs begin whose threads hardly hold each other up, up to so many chunks/s (benchmarks/envs/bench_gil.py)."""
 _LARGE = 1e9
 """Weights of a policy whose base is worth quantising."""
 
@@ -148,7 +148,7 @@ def advise(
         case "envs":
             changes += _env_changes(config, rates, machine)
         case "waiting":
-            changes += _waiting_changes(config)
+            changes += _waiting_changes(config, rates)
         case "cores":
             mostly_envs = rates.envs / (rates.envs + rates.best_policy) < _SMALL_SHARE
             changes.append(f"use more than {machine.cores} cores" if mostly_envs else _more_cores(machine))
@@ -287,22 +287,28 @@ def _env_changes(config: TrainConfig, rates: Rates, machine: Machine) -> list[st
         changes.append(f"use more cores: about {cores} instead of {machine.cores} would keep up with the policy")
     else:
         changes.append(f"use more than {machine.cores} cores")
-    return [*changes, *_process_changes(config)]
+    return [*changes, *_process_changes(config, rates)]
 
 
-def _waiting_changes(config: TrainConfig) -> list[str]:
+def _waiting_changes(config: TrainConfig, rates: Rates) -> list[str]:
     env, changes = config.env, []
     if env.num_workers < 3:
         changes.append("let one more worker simulate meanwhile: --env.num-workers 3")
     changes.append(f"play more envs: --env.envs-per-worker {2 * env.envs_per_worker}")
-    return [*changes, *_process_changes(config)]
+    return [*changes, *_process_changes(config, rates)]
 
 
-def _process_changes(config: TrainConfig) -> list[str]:
+def _process_changes(config: TrainConfig, rates: Rates) -> list[str]:
     """Where threads may hold each other up."""
-    if config.env.worker != "thread" or config.env.id.rpartition(":")[2].startswith(_FREE_OF_THE_GIL):
+    if config.env.worker != "thread":
         return []
-    return ["if the env is written in Python, use processes: --env.worker process"]
+    name = config.env.id.rpartition(":")[2]
+    free_up_to = next((rate for begin, rate in _FREE_OF_THE_GIL.items() if name.startswith(begin)), None)
+    if free_up_to is None:
+        return ["if the env is written in Python, use processes: --env.worker process"]
+    if rates.envs <= free_up_to:
+        return []
+    return ["use processes, since threads this fast wait for each other in Python: --env.worker process"]
 
 
 def _idle_changes(config: TrainConfig, rates: Rates, machine: Machine) -> list[str]:

@@ -19,7 +19,7 @@ def gpu_from_scratch() -> FromScratchConfig:
         detail="fast",
         image_size=128,
         demonstrations_per_task=10,
-        env=EnvConfig(id="Libero-v0", num_workers=4, envs_per_worker=32, max_episode_steps=200),
+        env=EnvConfig(id="Libero-v0", worker="process", num_workers=8, envs_per_worker=16, max_episode_steps=200),
         policy=PolicyConfig(size="small", compile=True),
         collect=CollectStage(noise=0.05),
         sft=SftStage(

@@ -159,6 +159,17 @@ def test_an_env_that_may_hold_the_gil_is_offered_processes() -> None:
     assert processes not in advice(changed(env={"id": "vla_envs:Libero-v0"}), rates).changes
 
 
+@pytest.mark.parametrize(
+    ("env_id", "rate", "offered"), [("Libero-v0", 250, False), ("Libero-v0", 450, True), ("Isaac-v0", 450, False)]
+)
+def test_an_env_whose_threads_wait_for_each_other_when_they_are_fast_is_offered_processes_then(
+    env_id: str, rate: float, offered: bool
+) -> None:
+    rates = Rates(policy={32: 1000.0, 64: 1100.0}, envs=rate, both=0.9 * rate, update=4000.0)
+    changes = advice(changed(env={"id": env_id}), rates).changes
+    assert any(change.startswith("use processes, since threads") for change in changes) == offered
+
+
 # --- waiting and shared cores
 
 
