@@ -1,6 +1,6 @@
 """A policy on many machines: replicas in Ray actors, which share each batch and all have the same weights.
 
-    act, begin     rows -> shares of them -> replicas, by Ray's object store -> what they decide, in the order of the rows
+    act, begin_act rows -> shares of them -> replicas, by Ray's object store -> what they decide, in the order of the rows
     load_weights   a channel (`weight_channel`) to all replicas, where there can be one; else once into Ray's object store,
                    where every replica reads them
 
@@ -110,9 +110,9 @@ class RayPolicy:
 
     def act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> PolicyOutput:
         """As `Policy.act`; the rows are shared out among the replicas."""
-        return self.begin(observation, uniforms=uniforms, temperature=temperature).result()
+        return self.begin_act(observation, uniforms=uniforms, temperature=temperature).result()
 
-    def begin(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> "RayPolicyCall":
+    def begin_act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> "RayPolicyCall":
         """`act`, without waiting for what it returns; see `Policy`."""
         shares = shares_of(len(self._actors), observation, uniforms)
         return RayPolicyCall(self, [self._call(index, "act", *share, temperature) for index, share in enumerate(shares)])

@@ -60,7 +60,7 @@ class Rollout:
         require_fit(policy, workers[0].description)
         self._config = config
         self._policy = policy
-        self._begin_call: Callable[..., PolicyCall] | None = getattr(policy, "begin", None)
+        self._begin_call: Callable[..., PolicyCall] | None = getattr(policy, "begin_act", None)
         self._max_calls = 1 if self._begin_call is None else _CALLS
         self._tensors = bool(getattr(policy, "takes_tensors", False))
         self._read_keys = tuple(key for key in policy.observation_keys if key != INSTRUCTION)
@@ -249,7 +249,7 @@ class Rollout:
             return outbox.get()
 
     def _begin(self, batch: PolicyBatch, *, temperature: float) -> BatchCall:
-        """Gather what the rows observe and ask the policy; one that has no `begin` has decided then."""
+        """Gather what the rows observe and ask the policy; one that has no `begin_act` has decided then."""
         gathered = time.perf_counter()
         observations = {key: gather(batch, key, tensors=self._tensors) for key in batch.keys}
         uniforms = None

@@ -37,7 +37,7 @@ class Policy(Protocol):
     called before an update: the next `act` takes it again. One that holds what must be given back has `close()`, called once
     it has decided for the last time.
 
-    One that decides elsewhere may have `begin`, which takes what `act` takes and returns a `PolicyCall` at once: two may be
+    One that decides elsewhere may have `begin_act`, which takes what `act` takes and returns a `PolicyCall` at once: two may be
     under way then, so that the rows of one are brought together while the other is decided. They are decided in the order in
     which they were begun, by the weights of that time.
     """

@@ -27,7 +27,7 @@ def test_a_signal_during_a_long_policy_call_saves_the_run(number: int, small_run
     config = small_run()
     run = set_up(config)
     policy = run.rollout._policy = RayPolicy(functools.partial(SlowPolicy, seconds_per_call=3.0))
-    run.rollout._begin_call = policy.begin
+    run.rollout._begin_call = policy.begin_act
     threading.Timer(1.0, signal.pthread_kill, (threading.get_ident(), number)).start()
     try:
         with pytest.raises(SystemExit) as stop:

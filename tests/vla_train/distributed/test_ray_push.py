@@ -67,7 +67,7 @@ def test_weights_that_the_policy_refuses_are_its_own_error(policy: Any) -> None:
 def test_weights_are_pushed_behind_calls_that_were_begun(policy: Any) -> None:
     policy.load_weights(some_weights(1), version=1)
     seen, uniforms = some_rows(0)
-    call = policy.begin(seen, uniforms=uniforms, temperature=1.0)
+    call = policy.begin_act(seen, uniforms=uniforms, temperature=1.0)
     policy.load_weights(some_weights(2), version=2)
     np.testing.assert_array_equal(call.result().actions, decided_locally(seen, uniforms, some_weights(1)))
     assert_decides_by(policy, some_weights(2), 2)

@@ -55,7 +55,7 @@ def test_a_replica_that_dies_with_two_calls_under_way_is_replaced_and_both_are_d
     policy.load_weights(some_weights(1), version=1)
     os.kill(policy.played_with["pid"], signal.SIGKILL)
     batches = [some_rows(seed) for seed in (0, 1)]
-    calls = [policy.begin(seen, uniforms=uniforms, temperature=1.0) for seen, uniforms in batches]
+    calls = [policy.begin_act(seen, uniforms=uniforms, temperature=1.0) for seen, uniforms in batches]
     for (seen, uniforms), call in zip(batches, calls, strict=True):
         while not call.ready(0.1):
             pass

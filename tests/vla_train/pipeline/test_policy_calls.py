@@ -65,7 +65,7 @@ class DistantPolicy(DrawingPolicy):
         if not waits_for_second:
             self._first_may_end.set()
 
-    def begin(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> Call:
+    def begin_act(self, observation: Observation, *, uniforms: np.ndarray | None, temperature: float) -> Call:
         number, self._begun = self._begun, self._begun + 1
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
