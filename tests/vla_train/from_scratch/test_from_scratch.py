@@ -55,7 +55,7 @@ def options(output: Path, checkpoint: Path) -> list[str]:
         *("train", *RECIPE, "--output", str(output), "--display", "none", "--demonstrations-per-task", "8"),
         *("--train-fraction", str(SPLIT["train_fraction"]), "--split-seed", str(SPLIT["split_seed"])),
         *("--env.id", "corners_env:StoredCorners-v0", "--env.success", "terminated", "--env.max-episode-steps", "6"),
-        *("--env.num-workers", "2", "--env.envs-per-worker", "16"),
+        *("--env.worker", "thread", "--env.num-workers", "2", "--env.envs-per-worker", "16"),
         *("--policy.checkpoint", str(checkpoint), "--policy.chunk-size", "2"),
         *("--policy.device", "cpu", "--policy.dtype", "float32", "--policy.no-compile", "--collect.workers", "1"),
         *("--sft.steps", "50", "--sft.batch-rows", "16", "--sft.label-step", "0", "--sft.optim.warmup-steps", "1"),
