@@ -50,7 +50,8 @@ def test_a_receiver_that_dies_is_an_error(start: Start) -> None:
 
 
 def test_a_receiver_that_hangs_is_an_error_within_the_time(start: Start) -> None:
-    sender, _ = start("hang", timeout_s=1.0)
+    sender, _ = start("hang")
+    sender._timeout_s = 1.0  # not before: processes may take long to start
     with pytest.raises(ChannelError, match="within 1 s"):
         sender.send(some_weights(0, CPU))
 
