@@ -88,7 +88,8 @@ def parse_from_scratch(arguments: Sequence[str]) -> FromScratchConfig:
     recipe, file = _take(arguments, "--recipe"), _take(arguments, "--config")
     defaults = FROM_SCRATCH[recipe or ""]()
     if value_of(arguments, "--env.id") is not None:
-        defaults = replace(defaults, suite=None, detail=None, image_size=None)
+        env = replace(defaults.env, kwargs={})
+        defaults = replace(defaults, suite=None, detail=None, image_size=None, env=env)
     if file is not None:
         defaults = read_config(Path(file), defaults=defaults)
     return tyro.cli(

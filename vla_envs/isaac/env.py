@@ -94,7 +94,7 @@ class IsaacEnv(ChunkedVectorEnv):
         tasks = suite_tasks(suite, scene_dir=folder)
         self._task_id = check_task(suite, tasks, task_id)
         self.suite = suite
-        self._scene = shared_scene(suite, self._task_id, settings.detail, folder)
+        self._scene = shared_scene(suite, self._task_id, settings.detail, folder, sleep=settings.sleep)
         self._scene.check_cameras(settings.drawn_cameras)
         self._num_starts = num_starts
         self._state = lru_cache(_KEPT_STATES)(InitialStates(self._scene.scene).numbered)

@@ -54,6 +54,8 @@ def isaaclab_env(
         raise ValueError(f"render_every is for the backend 'mujoco', got {settings.render_every} for 'isaaclab'")
     if settings.randomization is not None:
         raise ValueError("randomization is for the backend 'mujoco', not for 'isaaclab': leave it out")
+    if settings.sleep:
+        raise ValueError("sleep is for the backend 'mujoco', not for 'isaaclab': leave it out")
     if num_starts is not None:
         raise ValueError("num_starts of converted tasks is what `convert --num-starts` was given: leave it out here")
     if task is None:

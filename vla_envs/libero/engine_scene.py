@@ -32,16 +32,26 @@ from vla_envs.vector.slot import FAULTS, GoalRecord, View, contact_pairs, empty_
 
 _FAULT_CODES = np.array([int(fault) for fault in FAULTS], np.int64)
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+SLEEP_TOLERANCE = 1e-4
+"""Speed in m/s below which an object lies still. A tenth of MuJoCo's default, with which what rolls slowly stops; no slower."""
 
 
 class LiberoEngineScene(EngineScene):
-    """One compiled LIBERO task."""
+    """One compiled LIBERO task.
+
+    Args:
+        scene: The task; its model is changed as below.
+        sleep: Objects that lie still are not simulated until something touches them or the next `play` begins.
+    """
 
     _origin: "LiberoEngineScene | None" = None
     """Whose copy it is."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, *, sleep: bool = False) -> None:
         limit_arena(scene.model)
+        self.sleep = sleep
+        if sleep:
+            let_objects_sleep(scene)
         named = set(scene.cameras.values())
         others = {scene.model.camera(camera).name: camera for camera in range(scene.model.ncam) if camera not in named}
         super().__init__(scene.model, scene.cameras | others)
@@ -64,7 +74,7 @@ class LiberoEngineScene(EngineScene):
 
     def with_own_model(self) -> "LiberoEngineScene":
         """The same scene, but fixtures may be moved in it."""
-        own = LiberoEngineScene(replace(self.scene, model=copy(self.model)))
+        own = LiberoEngineScene(replace(self.scene, model=copy(self.model)), sleep=self.sleep)
         own._origin = self
         return own
 
@@ -92,6 +102,16 @@ class LiberoEngineScene(EngineScene):
             switch = self.scene.visual_switches[index]
             self.model.site_rgba[switch.site_id] = switch.rgba_on if on[index] else switch.rgba_off
             self._shown[index] = on[index]
+
+
+def let_objects_sleep(scene: Scene) -> None:
+    """Switch MuJoCo's sleeping on, but for objects whose contacts the goal asks about: those of sleepers are not looked for."""
+    model = scene.model
+    model.opt.enableflags |= mujoco.mjtEnableBit.mjENBL_SLEEP
+    model.opt.sleep_tolerance = SLEEP_TOLERANCE
+    for pair in scene.goal.contact_pairs:
+        trees = model.body_treeid[model.geom_bodyid[np.concatenate(pair)]]
+        model.tree_sleep_policy[trees[trees >= 0]] = mujoco.mjtSleepPolicy.mjSLEEP_NEVER
 
 
 class _Saved(NamedTuple):
@@ -134,6 +154,8 @@ class LiberoPlayer(Player):
     def play(self, actions: np.ndarray, num_steps: int, law: int = OSC_DELTA) -> int:
         if len(self.record.qpos) < num_steps:
             self.record = empty_record(self._model, num_steps, self._num_pairs)
+        if self._scene.sleep:
+            self._wake_all()
         return play_actions(
             c_functions(),
             contact_layout(),
@@ -151,6 +173,14 @@ class LiberoPlayer(Player):
             actions,
             num_steps,
         )
+
+    def _wake_all(self) -> None:
+        """No state that MuJoCo gives away says who sleeps. So nobody sleeps between two chunks: what `save` takes is all."""
+        physics, warnings = np.empty(self._scene.state_size), self._arrays.warnings.copy()
+        mujoco.mj_getState(self._model, self._data, physics, _STATE)
+        mujoco.mj_resetData(self._model, self._data)
+        mujoco.mj_setState(self._model, self._data, physics, _STATE)
+        self._arrays.warnings[:] = warnings
 
     def save(self) -> Any:
         physics = np.empty(self._scene.state_size)

@@ -91,7 +91,7 @@ class LiberoEnv(ChunkedVectorEnv):
                 raise ValueError(f"give bddl_file, which LIBERO itself compiles, or scene_dir, got {bddl_file!r} and {folder}")
             suite, files = own_suite(bddl_file)
         self.suite = suite
-        self._scenes = RecentScenes(suite, settings.detail, folder)
+        self._scenes = RecentScenes(suite, settings.detail, folder, sleep=settings.sleep)
         tasks = {} if files else suite_tasks(suite, scene_dir=folder)
         chosen = choose_tasks(suite, range(len(files)) if files else tasks, task_ids=task_ids, task_id=task_id)
         for chosen_id in dict.fromkeys(chosen) if files else ():
@@ -109,7 +109,12 @@ class LiberoEnv(ChunkedVectorEnv):
             time_limit=tasks[chosen[0]].max_episode_steps,
             options=settings,
         )
-        changed = {"randomised": self.randomization, "own_states": init_states, "own_goal": self._own_goal}
+        changed = {
+            "sleep": settings.sleep or None,
+            "randomised": self.randomization,
+            "own_states": init_states,
+            "own_goal": self._own_goal,
+        }
         self.simulation = {
             "engine": engine,
             "detail": settings.detail,

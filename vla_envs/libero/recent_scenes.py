@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -28,10 +29,11 @@ class RecentScenes:
         suite: Name of the suite.
         detail: "full" or "fast".
         scene_dir: Folder of exported scenes, if any.
+        sleep: Whether objects that lie still sleep.
     """
 
-    def __init__(self, suite: str, detail: str, scene_dir: Path | None) -> None:
-        self._suite, self._detail, self._scene_dir = suite, detail, scene_dir
+    def __init__(self, suite: str, detail: str, scene_dir: Path | None, *, sleep: bool = False) -> None:
+        self._load = partial(shared_scene, suite, detail=detail, scene_dir=scene_dir, sleep=sleep)
         self._held: OrderedDict[int, LiberoEngineScene] = OrderedDict()
         """Task id -> scene, the least recently used first."""
 
@@ -51,8 +53,7 @@ class RecentScenes:
                 break
             del self._held[task_id]
         with ThreadPoolExecutor(4) as pool:
-            loaded = pool.map(lambda task_id: shared_scene(self._suite, task_id, self._detail, self._scene_dir), missing)
-            self._held.update(zip(missing, loaded, strict=True))
+            self._held.update(zip(missing, pool.map(self._load, missing), strict=True))
 
     def clear(self) -> None:
         """Free all scenes that no other env uses."""
@@ -64,13 +65,14 @@ _shared_lock = threading.Lock()
 _loading: dict[tuple, threading.Lock] = {}
 
 
-def shared_scene(suite: str, task_id: int, detail: str, scene_dir: Path | None) -> LiberoEngineScene:
+def shared_scene(suite: str, task_id: int, detail: str, scene_dir: Path | None, *, sleep: bool = False) -> LiberoEngineScene:
     """The process's copy of a scene, for as long as any env uses it."""
-    key = (suite, task_id, detail, scene_dir)
+    key = (suite, task_id, detail, scene_dir, sleep)
     with _shared_lock:
         lock = _loading.setdefault(key, threading.Lock())
     with lock:
         scene = _shared.get(key)
         if scene is None:
-            scene = _shared[key] = LiberoEngineScene(load_scene(suite, task_id, detail=detail, scene_dir=scene_dir))
+            loaded = load_scene(suite, task_id, detail=detail, scene_dir=scene_dir)
+            scene = _shared[key] = LiberoEngineScene(loaded, sleep=sleep)
         return scene

@@ -124,6 +124,13 @@ class EnvOptions:
             "cameras, drawn anew for each episode from its seed; None: all is as in the scene. Not on Warp."
         ),
     )
+    sleep: bool = field(
+        default=False,
+        metadata=_meaning(
+            "Objects that lie still, and whose contacts the goal does not ask about, are not simulated until something touches "
+            "them or the next chunk begins: physics takes half the time, but is not LIBERO's to the last digit. Not on Warp."
+        ),
+    )
     settle_steps: int = field(default=10, metadata=_meaning("Control steps without motion at the start of each episode."))
     scene_dir: str | Path | None = field(
         default=None, metadata=_meaning("Folder of exported scenes; then LIBERO need not be installed.")
@@ -152,6 +159,8 @@ class EnvOptions:
         _ = self.drawn_cameras
         _ = self.drawn_randomization
         check_state_keys(self.state_keys)
+        if not isinstance(self.sleep, bool):
+            raise ValueError(f"sleep must be True or False, got {self.sleep!r}")
         check_choice("control", self.control, tuple(CONTROL_MODES))
         check_choice("detail", self.detail, ("full", "fast"))
         check_choice("quality", self.quality, ("fast", "match"))

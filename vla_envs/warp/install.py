@@ -13,7 +13,7 @@ def warp_engine(num_slots: int, options: EnvOptions) -> Engine:
     Raises:
         MissingDependencyError: MuJoCo Warp is not installed, or is of a version that this one does not fit.
         ValueError: A GPU is asked for, and Warp can use none; or what only MuJoCo itself does: a camera of one's own,
-            frames within a chunk, randomization.
+            frames within a chunk, randomization, sleep.
     """
     if options.render_every is not None:
         raise ValueError(f"Warp draws once per chunk: render_every must be None, got {options.render_every}; 'mujoco' takes it")
@@ -23,6 +23,8 @@ def warp_engine(num_slots: int, options: EnvOptions) -> Engine:
         raise ValueError(f"Warp draws the scene's own cameras only, got a Camera {own[0]!r}: 'mujoco' draws it")
     if options.randomization is not None:
         raise ValueError("Warp simulates one scene in all slots of a task: randomization must be None; 'mujoco' takes it")
+    if options.sleep:
+        raise ValueError("Warp simulates all objects always: sleep must be False; 'mujoco' takes it")
     try:
         from vla_envs.warp.device import WarpDevice
         from vla_envs.warp.engine import WarpEngine

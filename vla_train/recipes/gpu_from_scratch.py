@@ -1,6 +1,6 @@
 """Ten LIBERO tasks in one policy, from nothing, on one GPU: demonstrations, supervised training, GRPO, evaluation.
 
-What a run of these numbers gave: docs/results/libero_object.md.
+What came of it, and why these numbers: docs/results/libero_object.md.
 """
 
 from pathlib import Path
@@ -19,7 +19,14 @@ def gpu_from_scratch() -> FromScratchConfig:
         detail="fast",
         image_size=128,
         demonstrations_per_task=10,
-        env=EnvConfig(id="Libero-v0", worker="process", num_workers=8, envs_per_worker=16, max_episode_steps=200),
+        env=EnvConfig(
+            id="Libero-v0",
+            kwargs={"sleep": "true"},
+            worker="process",
+            num_workers=8,
+            envs_per_worker=16,
+            max_episode_steps=200,
+        ),
         policy=PolicyConfig(size="small", compile=True),
         collect=CollectStage(noise=0.05),
         sft=SftStage(
@@ -35,22 +42,22 @@ def gpu_from_scratch() -> FromScratchConfig:
             eval=EvalConfig(every=0),
         ),
         train=TrainStage(
-            iterations=60,
+            iterations=100,
             checkpoint_every=10,
             rollout=RolloutConfig(
                 groups_per_iteration=32,
                 group_size=8,
-                temperature=1.0,
+                temperature=0.4,
                 max_policy_batch=128,
                 min_success_rate=0.05,
                 max_success_rate=0.95,
                 max_attempts=1.0,
             ),
             optim=OptimConfig(
-                learning_rate=1.5e-4,
+                learning_rate=5e-5,
                 schedule="cosine",
                 min_learning_rate_fraction=0.1,
-                warmup_steps=10,
+                warmup_steps=20,
                 beta2=0.95,
                 minibatch_trajectories=64,
                 microbatch_rows=256,

@@ -16,7 +16,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Task ids in the order in which they are loaded; all look like one, and scenes of two fit into what may be kept."""
     scene, order = loaded_scene(*BOWL_ON_PLATE).scene, []
 
-    def load(suite: str, task_id: int, detail: str, scene_dir: None) -> LiberoEngineScene:
+    def load(suite: str, task_id: int, *, detail: str, scene_dir: None, sleep: bool) -> LiberoEngineScene:
         order.append(task_id)
         alive.add(copy := LiberoEngineScene(scene))
         return copy

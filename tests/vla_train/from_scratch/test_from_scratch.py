@@ -60,7 +60,7 @@ def options(output: Path, checkpoint: Path) -> list[str]:
         *("--policy.device", "cpu", "--policy.dtype", "float32", "--policy.no-compile", "--collect.workers", "1"),
         *("--sft.steps", "50", "--sft.batch-rows", "16", "--sft.label-step", "0", "--sft.optim.warmup-steps", "1"),
         *("--sft.optim.microbatch-rows", "16", "--sft.trackers", "--train.iterations", "8", "--train.trackers"),
-        *("--train.rollout.groups-per-iteration", "8", "--train.rollout.deterministic"),
+        *("--train.rollout.groups-per-iteration", "8", "--train.rollout.deterministic", "--train.rollout.temperature", "1"),
         *("--train.optim.minibatch-trajectories", "32", "--train.optim.microbatch-rows", "64"),
         *("--train.optim.learning-rate", "6e-4", "--train.optim.warmup-steps", "0"),
         # Of states that are trained on: then whatever GRPO plays has to be one.
@@ -201,8 +201,9 @@ def test_the_stages_agree_about_what_is_said_once() -> None:
     config = parse_from_scratch([*RECIPE, "--seed", "5", "--task-ids", "1", "3", "--split-seed", "2", "--policy.size", "tiny"])
     stages = (config.collecting, config.teaching, config.training, config.evaluating(Path("checkpoint")))
     assert {(stage.seed, stage.split_seed, stage.train_fraction) for stage in stages} == {(5, 2, 0.8)}
-    env = {"suite": "libero_object", "task_ids": "[1, 3]", "image_size": "128", "detail": "fast"}
+    env = {"sleep": "true", "suite": "libero_object", "task_ids": "[1, 3]", "image_size": "128", "detail": "fast"}
     assert [config.collecting.played_env.kwargs, *(stage.env.kwargs for stage in stages[1:])] == [env] * 4
+    assert parse_from_scratch([*RECIPE, "--env.id", "Other-v0"]).collecting.played_env.kwargs == {}
     assert (config.teaching.policy.size, config.training.policy.checkpoint) == ("tiny", str(config.output / "start"))
 
 
