@@ -1,7 +1,7 @@
 """Chunks of 8 actions per second with `sleep=True`, beside all objects awake, without cameras: one task of each kind of scene.
 
 The physics: of 51 degrees of freedom of a libero_object scene, with some 30 contacts, nine are the robot's. Most other objects
-lie on the floor all the time. They fall asleep ten substeps after a chunk has begun, of its 200.
+lie on the floor all the time.
 """
 
 from typing import Any

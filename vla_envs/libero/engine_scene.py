@@ -41,7 +41,7 @@ class LiberoEngineScene(EngineScene):
 
     Args:
         scene: The task; its model is changed as below.
-        sleep: Objects that lie still are not simulated until something touches them or the next `play` begins.
+        sleep: Objects that lie still are not simulated until something touches them.
     """
 
     _origin: "LiberoEngineScene | None" = None
@@ -154,8 +154,6 @@ class LiberoPlayer(Player):
     def play(self, actions: np.ndarray, num_steps: int, law: int = OSC_DELTA) -> int:
         if len(self.record.qpos) < num_steps:
             self.record = empty_record(self._model, num_steps, self._num_pairs)
-        if self._scene.sleep:
-            self._wake_all()
         return play_actions(
             c_functions(),
             contact_layout(),
@@ -173,14 +171,6 @@ class LiberoPlayer(Player):
             actions,
             num_steps,
         )
-
-    def _wake_all(self) -> None:
-        """No state that MuJoCo gives away says who sleeps. So nobody sleeps between two chunks: what `save` takes is all."""
-        physics, warnings = np.empty(self._scene.state_size), self._arrays.warnings.copy()
-        mujoco.mj_getState(self._model, self._data, physics, _STATE)
-        mujoco.mj_resetData(self._model, self._data)
-        mujoco.mj_setState(self._model, self._data, physics, _STATE)
-        self._arrays.warnings[:] = warnings
 
     def save(self) -> Any:
         physics = np.empty(self._scene.state_size)
@@ -204,10 +194,26 @@ class LiberoPlayer(Player):
         for mine, theirs in zip(self.view, saved.view, strict=True):
             mine[:] = theirs
 
+    def mark(self) -> None:
+        super().mark()
+        if self._scene.sleep:  # no state that MuJoCo gives away says who sleeps
+            mujoco.mj_copyData(self._twin, self._model, self._data)
+
+    def rewind(self) -> None:
+        super().rewind()
+        if self._scene.sleep:
+            mujoco.mj_copyData(self._data, self._model, self._twin)
+
+    @cached_property
+    def _twin(self) -> mujoco.MjData:
+        return mujoco.MjData(self._model)
+
     def get_state(self) -> np.ndarray:
         return np.concatenate([[self._data.time], self._data.qpos, self._data.qvel])
 
     def set_state(self, state: np.ndarray) -> None:
+        if self._scene.sleep:
+            self._wake_all()
         num_positions = self._model.nq
         self._data.time = state[0]
         self._data.qpos[:] = state[1 : 1 + num_positions]
@@ -216,6 +222,14 @@ class LiberoPlayer(Player):
         mujoco.mj_forward(self._model, self._data)
         self._switches.now_on[:] = self._data.qpos[self._switches.qpos] >= self._switches.threshold
         observe(self._arrays, self._scene.scene.osc, self._scene.gripper_dofs, self._switches, self.view)
+
+    def _wake_all(self) -> None:
+        """What sleeps would stay where it is shown, wherever it is put."""
+        physics, warnings = np.empty(self._scene.state_size), self._arrays.warnings.copy()
+        mujoco.mj_getState(self._model, self._data, physics, _STATE)
+        mujoco.mj_resetData(self._model, self._data)
+        mujoco.mj_setState(self._model, self._data, physics, _STATE)
+        self._arrays.warnings[:] = warnings
 
     def fault(self) -> str:
         if not has_fault(self._arrays, _FAULT_CODES):

@@ -47,11 +47,19 @@ class Player(ABC):
 
     @abstractmethod
     def save(self) -> Any:
-        """All that the future depends on, as a copy."""
+        """A copy of the state, for episodes to begin in."""
 
     @abstractmethod
     def restore(self, saved: Any) -> None:
-        """Go back to what `save` returned, of this or another player of the same scene."""
+        """Begin in what `save` returned, of this or another player of the same scene."""
+
+    def mark(self) -> None:
+        """Remember this moment for `rewind`."""
+        self._marked = self.save()
+
+    def rewind(self) -> None:
+        """Go back to the last `mark`: what is played again is the same to the bit."""
+        self.restore(self._marked)
 
     @abstractmethod
     def get_state(self) -> np.ndarray:

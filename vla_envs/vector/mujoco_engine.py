@@ -274,7 +274,8 @@ class MujocoEngine:
         """Returns the control steps played, whether the goal holds after them, and why the physics gave up."""
         player, scene = self._player(slot), self._scenes[slot]
         assert scene is not None
-        start = player.save() if until_goal and num_steps > 1 else None
+        if until_goal and num_steps > 1:
+            player.mark()
         completed = player.play(actions, num_steps, law)
         holding = np.flatnonzero(scene.judge(player.record, completed)) if until_goal else np.zeros(0)
         if holding.size == 0:
@@ -282,7 +283,7 @@ class MujocoEngine:
             return min(completed + 1, num_steps), False, fault
         first = int(holding[0]) + 1
         if first < num_steps:
-            player.restore(start)
+            player.rewind()
             player.play(actions, first, law)
         return first, True, ""
 

@@ -128,7 +128,7 @@ class EnvOptions:
         default=False,
         metadata=_meaning(
             "Objects that lie still, and whose contacts the goal does not ask about, are not simulated until something touches "
-            "them or the next chunk begins: physics takes half the time, but is not LIBERO's to the last digit. Not on Warp."
+            "them: physics takes half the time, but is not LIBERO's to the last digit. Not on Warp."
         ),
     )
     settle_steps: int = field(default=10, metadata=_meaning("Control steps without motion at the start of each episode."))

@@ -155,6 +155,7 @@ def _differences(found: Played, protocol: Protocol, suite: str) -> Iterator[str]
         ("engine", found.simulation.get("engine"), "mujoco"),
         ("detail", found.simulation.get("detail"), "full"),
         ("control", found.simulation.get("control", "osc_delta"), "osc_delta"),
+        ("sleep", found.simulation.get("sleep", False), False),
         ("randomised", found.simulation.get("randomised", False), False),
         ("own states", found.simulation.get("own_states", False), False),
         ("own goal", found.simulation.get("own_goal", False), False),

@@ -1,4 +1,6 @@
-"""Objects that sleep: LIBERO's physics beside it, who may sleep, and that nothing is hidden between two chunks."""
+"""Objects that sleep: LIBERO's physics beside it, who may sleep, and that however an episode is played it is the same."""
+
+from functools import partial
 
 import mujoco
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from vla_envs import IsaacEnv, LiberoEnv
 from vla_envs.libero.cache import load_scene
 from vla_envs.libero.engine_scene import LiberoEngineScene, LiberoPlayer
+from vla_envs.libero.privileged import PrivilegedView
 
 CHUNK = 8
 
@@ -77,20 +80,59 @@ def test_what_lies_still_sleeps_and_wakes_when_it_is_hit(player: LiberoPlayer) -
     assert np.abs(data.qpos - before)[is_hit : is_hit + 3].max() > 0.01
 
 
-def test_a_saved_moment_is_all_the_future_depends_on(player: LiberoPlayer) -> None:
+def test_a_marked_moment_is_gone_back_to_with_its_sleepers(player: LiberoPlayer) -> None:
     begin(player)
     assert (player._data.tree_asleep >= 0).any()
-    saved = player.save()
+    player.mark()
     actions = np.random.default_rng(0).uniform(-1, 1, (CHUNK, 7))
     player.play(actions, CHUNK)
     once = player.get_state()
-    player.restore(saved)
+    player.rewind()
     player.play(actions, CHUNK)
     np.testing.assert_array_equal(player.get_state(), once)
-    other = player._scene.new_player()
-    other.restore(saved)
-    other.play(actions, CHUNK)
-    np.testing.assert_array_equal(other.get_state(), once)
+
+
+def test_a_saved_moment_begins_alike_in_every_player_and_all_awake(player: LiberoPlayer) -> None:
+    begin(player)
+    saved = player.save()
+    ends = []
+    for other in (player, player._scene.new_player()):
+        other.restore(saved)
+        assert (other._data.tree_asleep < 0).all()
+        other.play(np.ones((CHUNK, 7)), CHUNK)
+        ends.append(other.get_state())
+    np.testing.assert_array_equal(*ends)
+
+
+def test_a_sleeper_that_is_put_elsewhere_is_there(player: LiberoPlayer) -> None:
+    begin(player)
+    fresh = player._scene.new_player()
+    state = player.get_state()
+    address = int(player._model.jnt_qposadr[player._model.body("ketchup_1_main").jntadr[0]])
+    state[1 + address] += 0.1  # m
+    for one in (player, fresh):
+        one.begin(state)
+    np.testing.assert_array_equal(player.view.poses, fresh.view.poses)
+    assert np.abs(player._data.xpos[player._model.body("ketchup_1_main").id, 0] - state[1 + address]) < 1e-9
+
+
+@pytest.mark.parametrize("options", [{"render_every": 2, "cameras": ("agentview",)}, {"success_fn": "test_sleep:never"}])
+def test_a_chunk_in_pieces_filmed_or_judged_by_a_function_is_the_same_episode(options: dict[str, object]) -> None:
+    chunks = np.random.default_rng(0).uniform(-1, 1, (3, CHUNK, 7)).astype(np.float32)
+    make = partial(LiberoEnv, 1, suite="libero_object", task_id=6, detail="fast", image_size=32, chunk_size=CHUNK, sleep=True)
+    ends = []
+    for env, pieces in ((make(cameras=()), 1), (make(cameras=()), 4), (make(**{"cameras": (), **options}), 1)):
+        env.reset(seed=0)
+        for chunk in chunks:
+            for piece in np.split(chunk, pieces):
+                env.step(piece[None])
+        ends.append(env.get_state()[0])
+    np.testing.assert_array_equal(ends[1], ends[0])
+    np.testing.assert_array_equal(ends[2], ends[0])
+
+
+def never(view: PrivilegedView) -> bool:
+    return False
 
 
 def test_objects_whose_contacts_the_goal_asks_about_never_sleep() -> None:

@@ -65,6 +65,7 @@ def test_a_protocol_that_is_kept_differs_in_nothing(name, env: EnvDescription, p
         ({"simulation": {**FULL, "engine": "warp", "detail": "fast"}}, RLINF, {}, ["engine warp (mujoco", "detail fast (full"]),
         ({"simulation": {**FULL, "control": "joint_position"}}, RLINF, {}, ["control joint_position (osc_delta there)"]),
         ({"simulation": {**FULL, "own_goal": True}}, RLINF, {}, ["own goal yes (no there)"]),
+        ({"simulation": {**FULL, "sleep": True}}, RLINF, {}, ["sleep yes (no there)"]),
         ({"observations": {IMAGE: ArraySpec((128, 128, 3), "uint8")}}, RLINF, {}, ["image size 128 x 128 (256 x 256 there)"]),
         ({"task_ids": (3,), "num_init_states": {3: 50}}, RLINF, {}, ["tasks 1 (10 there)"]),
         ({}, RLINF, {"temperatures": (0.0, 1.6)}, ["temperature 0 and 1.6 (1.6 there)"]),
