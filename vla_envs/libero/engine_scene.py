@@ -224,7 +224,7 @@ class LiberoPlayer(Player):
         observe(self._arrays, self._scene.scene.osc, self._scene.gripper_dofs, self._switches, self.view)
 
     def _wake_all(self) -> None:
-        """What sleeps would stay where it is shown, wherever it is put."""
+        """So that equal states have equal futures, whoever slept before."""
         physics, warnings = np.empty(self._scene.state_size), self._arrays.warnings.copy()
         mujoco.mj_getState(self._model, self._data, physics, _STATE)
         mujoco.mj_resetData(self._model, self._data)

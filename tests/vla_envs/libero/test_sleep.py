@@ -104,16 +104,16 @@ def test_a_saved_moment_begins_alike_in_every_player_and_all_awake(player: Liber
     np.testing.assert_array_equal(*ends)
 
 
-def test_a_sleeper_that_is_put_elsewhere_is_there(player: LiberoPlayer) -> None:
+def test_setting_a_state_moves_sleepers_and_wakes_all(player: LiberoPlayer) -> None:
     begin(player)
-    fresh = player._scene.new_player()
+    ketchup = player._model.body("ketchup_1_main")
+    assert player._data.tree_asleep[player._model.body_treeid[ketchup.id]] >= 0
     state = player.get_state()
-    address = int(player._model.jnt_qposadr[player._model.body("ketchup_1_main").jntadr[0]])
+    address = int(player._model.jnt_qposadr[ketchup.jntadr[0]])
     state[1 + address] += 0.1  # m
-    for one in (player, fresh):
-        one.begin(state)
-    np.testing.assert_array_equal(player.view.poses, fresh.view.poses)
-    assert np.abs(player._data.xpos[player._model.body("ketchup_1_main").id, 0] - state[1 + address]) < 1e-9
+    player.set_state(state)
+    assert player._data.xpos[ketchup.id, 0] == pytest.approx(state[1 + address], abs=1e-9)
+    assert (player._data.tree_asleep < 0).all()
 
 
 @pytest.mark.parametrize("options", [{"render_every": 2, "cameras": ("agentview",)}, {"success_fn": "test_sleep:never"}])
