@@ -144,6 +144,8 @@ class RolloutConfig:
     """Episodes per group (G), all of one task from one initial state; most estimators compare them with each other."""
     temperature: float = 1.6
     """Softmax temperature at which training's actions are sampled: above 1 explores more. Evaluations have their own."""
+    final_temperature: float | None = None
+    """That of the last iteration, come to in equal steps: a low one trains what greedy play does. By default it stays."""
     max_policy_batch: int = 256
     """Most decisions in one policy call: workers that are ready together share a call up to this."""
     max_wait_s: float = 0.0
@@ -164,12 +166,20 @@ class RolloutConfig:
         check_at_least(self, "rollout.", 1, "groups_per_iteration", "group_size", "max_policy_batch", "max_attempts")
         check_at_least(self, "rollout.", 0, "max_wait_s")
         check_positive(self, "rollout.", "temperature")
+        if self.final_temperature is not None:
+            check_positive(self, "rollout.", "final_temperature")
         require(
             0 <= self.min_success_rate <= self.max_success_rate <= 1,
             "rollout.min_success_rate and max_success_rate must satisfy 0 <= min <= max <= 1, "
             f"got {self.min_success_rate} and {self.max_success_rate}",
         )
         require(self.max_staleness in (0, 1), f"rollout.max_staleness must be 0 or 1, got {self.max_staleness}")
+
+    def temperature_of(self, iteration: int, *, iterations: int) -> float:
+        """That of iteration 0, 1, ... of a run of so many."""
+        if self.final_temperature is None or iterations == 1:
+            return self.temperature
+        return self.temperature + (self.final_temperature - self.temperature) * iteration / (iterations - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,7 @@ BAD_VALUES = [
     (RolloutConfig, {"temperature": 0.0}, "rollout.temperature"),
     (RolloutConfig, {"temperature": math.nan}, "rollout.temperature"),
     (RolloutConfig, {"temperature": math.inf}, "rollout.temperature"),
+    (RolloutConfig, {"final_temperature": 0.0}, "rollout.final_temperature"),
     (RolloutConfig, {"max_policy_batch": 0}, "rollout.max_policy_batch"),
     (RolloutConfig, {"max_wait_s": -0.1}, "rollout.max_wait_s"),
     (RolloutConfig, {"min_success_rate": -0.1}, "rollout.min_success_rate"),

@@ -94,6 +94,8 @@ class Rollout:
         keep: Callable[[Group], bool],
         on_progress: Callable[[RolloutProgress], None] | None = None,
         meanwhile: Callable[[tuple[Group, ...]], bool] | None = None,
+        *,
+        temperature: float | None = None,
     ) -> RolloutResult:
         """Play groups until `groups_per_iteration` of them carry a signal, or `max_attempts` is used up.
 
@@ -106,6 +108,8 @@ class Rollout:
             on_progress: Told a few times per second how far it is.
             meanwhile: Called in this thread, again and again, while nothing waits to be decided, with the groups of this
                 iteration so far: does a piece of other work, and says whether there was any.
+            temperature: Of all that is decided from now on, also in episodes that were begun at another; by default that of
+                the config.
 
         Raises:
             WorkerError: A worker failed more often than it may; the cause is in the message.
@@ -117,7 +121,7 @@ class Rollout:
         with self._exclusive():
             self._sampling.release()
             work = None if meanwhile is None else lambda: meanwhile(self._sampling.outcome[0])
-            for _ in self._play(objective, temperature=self._config.temperature, meanwhile=work):
+            for _ in self._play(objective, temperature=temperature or self._config.temperature, meanwhile=work):
                 pass
         kept, consumed = self._sampling.outcome
         ended, after = time.perf_counter(), self._snapshot()

@@ -64,5 +64,5 @@ def gpu_from_scratch() -> FromScratchConfig:
             ),
             eval=EvalConfig(every=10, episodes_per_task=4),
         ),
-        evaluation=LastEvaluation(videos=5),
+        evaluation=LastEvaluation(videos=5, temperatures=(0.0, 0.4)),
     )

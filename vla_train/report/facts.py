@@ -29,6 +29,7 @@ def headline(config: TrainConfig) -> list[tuple[str, str]]:
     env, policy, rollout, algo, optim = config.env, config.policy, config.rollout, config.algo, config.optim
     limit = "" if env.max_episode_steps is None else f", at most {env.max_episode_steps} steps"
     arguments = " ".join(f"{key}={value}" for key, value in env.kwargs.items())
+    final = rollout.final_temperature
     return [
         ("Environment", f"{env.id} {arguments}".rstrip()),
         ("Simulators", f"{env.num_workers} workers of {env.envs_per_worker} envs ({env.worker}){limit}"),
@@ -36,7 +37,7 @@ def headline(config: TrainConfig) -> list[tuple[str, str]]:
         (
             "Rollout",
             f"{rollout.groups_per_iteration} groups of {rollout.group_size} episodes per iteration, "
-            f"temperature {rollout.temperature:g}",
+            f"temperature {rollout.temperature:g}" + ("" if final is None else f" to {final:g}"),
         ),
         ("Algorithm", f"{algo.advantage}, clip {1 - algo.clip_low:g} to {1 + algo.clip_high:g}, {algo.aggregation}"),
         (

@@ -184,6 +184,7 @@ class Run:
     def collect(self) -> RolloutResult:
         """Play the groups of the next iteration, or wait for those that are being played in the background."""
         self._began = time.perf_counter()
+        self.trainer.temperature = self._temperature_of(self.done)
         self._announce_compiling("sampling")
         groups = self._rollout_config.groups_per_iteration
         with self.ranks.apart(), self.display.phase("rollout", total=groups, unit="groups with signal") as show:
@@ -191,7 +192,7 @@ class Run:
             try:
                 if self._next is None:
                     self._push_weights()
-                    result = self._play()
+                    result = self._play(self.done)
                 else:
                     with self._interruptible():
                         result = self._next.result()
@@ -213,7 +214,7 @@ class Run:
                 self._push_weights()
             self.rollout.release()  # the update that follows ends, or nothing is saved any more
             self._before_next = self._rollout_state()
-            self._next = self._background.submit(self._play)
+            self._next = self._background.submit(self._play, self.done + 1)
         else:
             self.rollout.prefetch(self._prompts)
 
@@ -244,6 +245,7 @@ class Run:
         if self._log is None:
             return
         values = {f"rollout/{name}": value for name, value in asdict(stats).items()}
+        values["rollout/temperature"] = self.trainer.temperature
         values |= {"rollout/decisions_per_s": stats.decisions_per_s, "rollout/rows_per_batch": stats.rows_per_batch}
         values["time/iteration_s"] = ended - self._began
         spans = self.timeline.spans(since=self._began, until=ended)
@@ -341,7 +343,10 @@ class Run:
 
     # --- parts
 
-    def _play(self) -> RolloutResult:
+    def _temperature_of(self, iteration: int) -> float:
+        return self.config.rollout.temperature_of(iteration, iterations=self.config.iterations)
+
+    def _play(self, iteration: int) -> RolloutResult:
         def keep(group: Group) -> bool:
             return has_signal(group, self.config.rollout, self.config.algo)
 
@@ -350,6 +355,7 @@ class Run:
             keep,
             lambda progress: self._show_rollout(progress),
             meanwhile=self.trainer.accumulate if self.config.optim.accumulate_during_rollout else None,
+            temperature=self._temperature_of(iteration),
         )
 
 

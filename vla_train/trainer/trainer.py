@@ -59,7 +59,7 @@ class Trainer:
         optim: AdamW, and the cut into micro-batches.
         algo: Names the loss, and says what it is told.
         policy: Its trainable weights are updated in place.
-        temperature: The one that sampling uses.
+        temperature: The one that sampling uses; `Trainer.temperature` may change between steps, as it does.
         total_steps: AdamW steps of the whole run, which its learning rate is scheduled over.
         timeline: Takes the spans of training and pushing.
         ranks: Who else trains (`parallel.join_ranks`); all ranks make the same calls, each with its own rows.
@@ -85,7 +85,8 @@ class Trainer:
         self._algo = algo
         self._loss: Loss = load(algo.loss, LOSSES, option="algo.loss")
         self._policy = policy
-        self._temperature = temperature
+        self.temperature = temperature
+        """Of the log-probs that are trained: the one at which rows were sampled."""
         self._total_steps = total_steps
         self._timeline = timeline
         self._module = policy.trainable_module()
@@ -186,7 +187,7 @@ class Trainer:
         decision = {name: device(array) for name, array in batch.decisions.items()}
         observation = Observation(arrays=batch.observations, instructions=batch.instructions)
         return self._loss(
-            self._policy.evaluate(observation, decision, temperature=self._temperature),
+            self._policy.evaluate(observation, decision, temperature=self.temperature),
             LossInputs(decision=decision, advantages=device(batch.advantages), weights=device(batch.weights)),
             self._algo,
         )

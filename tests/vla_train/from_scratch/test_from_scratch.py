@@ -65,7 +65,7 @@ def options(output: Path, checkpoint: Path) -> list[str]:
         *("--train.optim.learning-rate", "6e-4", "--train.optim.warmup-steps", "0"),
         # Of states that are trained on: then whatever GRPO plays has to be one.
         *("--train.eval.initial-states", "train", "--train.eval.every", "8", "--train.eval.videos", "0"),
-        *("--evaluation.episodes-per-task", "20", "--evaluation.videos", "0"),
+        *("--evaluation.temperatures", "0", "1", "--evaluation.episodes-per-task", "20", "--evaluation.videos", "0"),
     ]
 
 

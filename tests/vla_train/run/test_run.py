@@ -47,6 +47,17 @@ def test_a_checkpoint_knows_its_score_also_when_its_evaluation_was_interrupted(s
     assert record["episodes"] == 4
 
 
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_a_temperature_that_falls_is_that_of_sampling_and_of_the_update(max_staleness: int, small_run: MakeRun) -> None:
+    rollout = {"temperature": 2.0, "final_temperature": 0.5, "max_staleness": max_staleness}
+    config = small_run(rollout=rollout, optim={"learning_rate": 1e-9})  # all that could make a gap is the temperature
+    train(config)
+    records = read_records(config.output, "iteration")
+    assert [record["rollout/temperature"] for record in records] == [2.0, 1.5, 1.0, 0.5]
+    assert [record["update/updates"] > 0 for record in records].count(True) > 1
+    assert all(record["update/sampling_gap"] < 1e-5 for record in records if record["update/updates"])
+
+
 def test_a_set_up_that_fails_leaves_a_folder_that_was_there_as_it_was(small_run: MakeRun) -> None:
     config = small_run(policy={"checkpoint": "no/such/folder"})
     config.output.mkdir()
