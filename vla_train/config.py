@@ -145,7 +145,7 @@ class RolloutConfig:
     temperature: float = 1.6
     """Softmax temperature at which training's actions are sampled: above 1 explores more. Evaluations have their own."""
     final_temperature: float | None = None
-    """That of the last iteration, come to in equal steps: a low one trains what greedy play does. By default it stays."""
+    """Temperature of the last iteration, in equal steps: a low one trains what greedy play does. By default it stays."""
     max_policy_batch: int = 256
     """Most decisions in one policy call: workers that are ready together share a call up to this."""
     max_wait_s: float = 0.0
@@ -176,7 +176,7 @@ class RolloutConfig:
         require(self.max_staleness in (0, 1), f"rollout.max_staleness must be 0 or 1, got {self.max_staleness}")
 
     def temperature_of(self, iteration: int, *, iterations: int) -> float:
-        """That of iteration 0, 1, ... of a run of so many."""
+        """Temperature of an iteration, counted from 0, of a run of `iterations`."""
         if self.final_temperature is None or iterations == 1:
             return self.temperature
         return self.temperature + (self.final_temperature - self.temperature) * iteration / (iterations - 1)

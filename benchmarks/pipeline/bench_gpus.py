@@ -30,6 +30,8 @@ from pathlib import Path
 
 import torch
 
+from vla_train.run.tracking import read_records
+
 WARM_UP = 2
 RAY_PORT = 6391
 ACTIVITIES = ("simulate", "draw", "policy", "train", "idle")
@@ -125,14 +127,6 @@ def ray_on(gpus: list[str], share: Share) -> Iterator[dict[str, str]]:
         subprocess.run([*ray, "stop", "--force"], check=False, env=environment, stdout=subprocess.DEVNULL)
 
 
-def iterations_of(output: Path) -> list[dict[str, float]]:
-    """Metrics of the iterations that are done."""
-    file = output / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    records = [json.loads(line) for line in lines if line.endswith("}")]
-    return [record for record in records if record["kind"] == "iteration"]
-
-
 def play(run: list[str], environments: list[dict[str, str]], output: Path, *, iterations: int, seconds: float) -> None:
     """One process for each of the environments, until the iterations are done and the timeline is drawn, or time is up."""
     ends = time.monotonic() + seconds
@@ -177,13 +171,13 @@ def measure(layout: Layout, arguments: argparse.Namespace, pool: list[str]) -> d
             play(run, [environment | reached for environment in environments], output, **limits)
     else:
         play(run, environments, output, **limits)
-    counted = iterations_of(output)[WARM_UP : arguments.iterations]
+    counted = read_records(output, "iteration")[WARM_UP : arguments.iterations]
     counted = counted[len(counted) % 2 :]  # a rollout that plays ahead leaves the next one little to do: they count in pairs
     if not counted:
         tail = output.with_suffix(".log").read_text().splitlines()[-5:]
         return {"layout": str(layout), "failed": f"fewer than {WARM_UP + 2} iterations", "log": tail}
     seconds = sum(record["time/iteration_s"] for record in counted)
-    chunks = sum(record["time/chunks_per_s"] * record["time/iteration_s"] for record in counted)
+    chunks = sum(record["update/rows"] for record in counted)
     shares = {activity: round(sum(record[f"time/{activity}_s"] for record in counted) / seconds, 3) for activity in ACTIVITIES}
     return {
         "layout": str(layout),

@@ -276,3 +276,10 @@ def test_reading_the_command_line_needs_neither_torch_nor_a_simulator() -> None:
         "print(sorted({'torch', 'transformers', 'gymnasium', 'mujoco', 'ray', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_temperature_changes_evenly_up_to_the_last_iteration() -> None:
+    rollout = RolloutConfig(temperature=2.0, final_temperature=0.5)
+    assert [rollout.temperature_of(iteration, iterations=4) for iteration in range(4)] == [2.0, 1.5, 1.0, 0.5]
+    assert rollout.temperature_of(0, iterations=1) == 2.0
+    assert RolloutConfig(temperature=2.0).temperature_of(3, iterations=4) == 2.0

@@ -10,6 +10,9 @@ from vla_train.from_scratch.config import FromScratchConfig
 from vla_train.from_scratch.stage_options import CollectStage, LastEvaluation, SftStage, TrainStage
 from vla_train.sft.config import AugmentConfig
 
+TEMPERATURE = 0.4
+"""Of GRPO, and of the last evaluation beside greedy play."""
+
 
 def gpu_from_scratch() -> FromScratchConfig:
     """From nothing to a whole LIBERO suite on one GPU: an expert's demonstrations, sft, GRPO, evaluation."""
@@ -47,7 +50,7 @@ def gpu_from_scratch() -> FromScratchConfig:
             rollout=RolloutConfig(
                 groups_per_iteration=32,
                 group_size=8,
-                temperature=0.4,
+                temperature=TEMPERATURE,
                 max_policy_batch=128,
                 min_success_rate=0.05,
                 max_success_rate=0.95,
@@ -64,5 +67,5 @@ def gpu_from_scratch() -> FromScratchConfig:
             ),
             eval=EvalConfig(every=10, episodes_per_task=4),
         ),
-        evaluation=LastEvaluation(videos=5, temperatures=(0.0, 0.4)),
+        evaluation=LastEvaluation(videos=5, temperatures=(0.0, TEMPERATURE)),
     )
