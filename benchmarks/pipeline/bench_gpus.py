@@ -45,6 +45,7 @@ OPTIONS: dict[str, list[str]] = {
     "--rollout.min-success-rate": ["0"],
     "--rollout.max-success-rate": ["1"],
     "--eval.every": ["0"],
+    "--keep-checkpoints": ["1"],
     "--iterations": ["1000"],
     "--display": ["plain"],
 }

@@ -5,13 +5,14 @@
 
 The model has random weights, bfloat16 with float32 state on a GPU, float32 on the CPU. As in a run, the memory for copies is
 there before the first checkpoint. The last line is the same without it: all is written while training stands still. `pause_s`
-is the longest that the main thread's Python had to wait while the other thread wrote.
+is the longest that the main thread's Python had to wait while the other thread wrote. What goes on, each rank says on stderr.
 """
 
 import argparse
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -50,6 +51,10 @@ def make_model(arguments: argparse.Namespace, rank: int) -> SimpleVLAOFT:
     return SimpleVLAOFT.from_random(config, seed=0, dtype=torch.bfloat16 if on_gpu else torch.float32, device=device)
 
 
+def say(ranks: Ranks, text: str) -> None:
+    print(f"rank {ranks.rank}, {time.strftime('%H:%M:%S')}: {text}", file=sys.stderr, flush=True)
+
+
 def make_moments(trainer: Trainer) -> None:
     """One step, of gradients of 1."""
     for parameter in trainer.optimizer._parameters.values():
@@ -83,11 +88,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a folder on the disk to be measured; by default that of temporary files")
     arguments = parser.parse_args()
     ranks = join_ranks()
+    say(ranks, "making the model")
     policy = SavedModel(make_model(arguments, ranks.rank))
+    say(ranks, "dividing it among the ranks")
     trainer = Trainer(OptimConfig(), AlgoConfig(), policy=policy, temperature=1.0, total_steps=1, ranks=ranks)
+    say(ranks, "one step")
     make_moments(trainer)
     run = ranks.gather_objects(Path(tempfile.mkdtemp(dir=arguments.output)))[0]
     saver = CheckpointSaver(run, trainer=trainer, keep=1)
+    say(ranks, "making memory for copies" if saver.in_background else "no memory for copies")
     if saver.in_background:
         saver._reserved.result()
     weights = sum(parameter.numel() for parameter in policy.trainable_module().parameters())
@@ -96,6 +105,7 @@ def main() -> None:
             if how == "without copies":
                 saving.free_host_bytes = lambda: 0
                 saver = CheckpointSaver(run, trainer=trainer, keep=1)
+            say(ranks, f"checkpoint: {how}")
             record = {"checkpoint": how, **measure(saver, ranks, number)}
             if ranks.rank == 0:
                 size = sum(file.stat().st_size for file in run.rglob("*") if file.is_file())

@@ -11,7 +11,7 @@ from vla_train.from_scratch.stage_options import CollectStage, LastEvaluation, S
 from vla_train.sft.config import AugmentConfig
 
 TEMPERATURE = 0.4
-"""Of GRPO, and of the last evaluation beside greedy play."""
+"""At which GRPO begins, and of the last evaluation beside greedy play."""
 
 
 def gpu_from_scratch() -> FromScratchConfig:
@@ -21,7 +21,7 @@ def gpu_from_scratch() -> FromScratchConfig:
         suite="libero_object",
         detail="fast",
         image_size=128,
-        demonstrations_per_task=10,
+        demonstrations_per_task=14,
         env=EnvConfig(
             id="Libero-v0",
             kwargs={"sleep": "true"},
@@ -33,7 +33,7 @@ def gpu_from_scratch() -> FromScratchConfig:
         policy=PolicyConfig(size="small", compile=True),
         collect=CollectStage(noise=0.05),
         sft=SftStage(
-            steps=1200,
+            steps=1400,
             batch_rows=256,
             label_step=0.125,
             statistics="bounds",
@@ -45,12 +45,13 @@ def gpu_from_scratch() -> FromScratchConfig:
             eval=EvalConfig(every=0),
         ),
         train=TrainStage(
-            iterations=100,
+            iterations=120,
             checkpoint_every=10,
             rollout=RolloutConfig(
                 groups_per_iteration=32,
                 group_size=8,
                 temperature=TEMPERATURE,
+                final_temperature=0.1,
                 max_policy_batch=128,
                 min_success_rate=0.05,
                 max_success_rate=0.95,

@@ -44,8 +44,12 @@ def setting_up(config: RunConfig, closing: ExitStack, *, ranks: Ranks, display: 
             if is_new:
                 made.callback(shutil.rmtree, config.output, ignore_errors=True)
             prepare_run(config.output)
-            checkpoint_bytes = least_checkpoint_bytes(config.policy)
-            require_room(config.output, checkpoint_bytes=checkpoint_bytes, keep=config.keep_checkpoints)
+            require_room(
+                config.output,
+                checkpoint_bytes=least_checkpoint_bytes(config.policy),
+                keep=config.keep_checkpoints,
+                keeps_best=config.eval.every > 0,
+            )
         if warning := split_warning(config):
             display.line(f"[yellow]{escape(warning)}[/yellow]")
         with display.waiting("setting up"):

@@ -127,6 +127,7 @@ class Run:
             trainer=self.trainer,
             rollout_bytes=ranks.size * self.rollout.max_state_bytes,
             keep=config.keep_checkpoints,
+            keeps_best=config.eval.every > 0,
         )
         self.saver = CheckpointSaver(
             config.output,

@@ -135,7 +135,7 @@ class SftRun:
             ranks=ranks,
         )
         if ranks.rank == 0:
-            prepare_run(config.output, trainer=self.trainer, keep=config.keep_checkpoints)
+            prepare_run(config.output, trainer=self.trainer, keep=config.keep_checkpoints, keeps_best=config.eval.every > 0)
         self.saver = CheckpointSaver(
             config.output,
             trainer=self.trainer,

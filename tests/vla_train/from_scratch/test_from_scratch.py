@@ -60,7 +60,8 @@ def options(output: Path, checkpoint: Path) -> list[str]:
         *("--policy.device", "cpu", "--policy.dtype", "float32", "--policy.no-compile", "--collect.workers", "1"),
         *("--sft.steps", "50", "--sft.batch-rows", "16", "--sft.label-step", "0", "--sft.optim.warmup-steps", "1"),
         *("--sft.optim.microbatch-rows", "16", "--sft.trackers", "--train.iterations", "8", "--train.trackers"),
-        *("--train.rollout.groups-per-iteration", "8", "--train.rollout.deterministic", "--train.rollout.temperature", "1"),
+        *("--train.rollout.groups-per-iteration", "8", "--train.rollout.deterministic"),
+        *("--train.rollout.temperature", "1", "--train.rollout.final-temperature", "1"),
         *("--train.optim.minibatch-trajectories", "32", "--train.optim.microbatch-rows", "64"),
         *("--train.optim.learning-rate", "6e-4", "--train.optim.warmup-steps", "0"),
         # Of states that are trained on: then whatever GRPO plays has to be one.

@@ -316,8 +316,10 @@ def test_too_little_room_is_an_error_before_training(tmp_path: Path, monkeypatch
         prepare_run(tmp_path, trainer=trainer, keep=2)
     monkeypatch.setattr(checkpoint_module.shutil, "disk_usage", lambda path: usage._replace(free=2 * 10**9))
     prepare_run(tmp_path, trainer=trainer, keep=2)
-    with pytest.raises(ValueError, match=r"up to 4\.1 GB"):
+    with pytest.raises(ValueError, match=r"up to 4\.1 GB .*\(4 of 1 GB\)"):
         prepare_run(tmp_path, trainer=trainer, keep=2, rollout_bytes=10**9)
+    with pytest.raises(ValueError, match=r"up to 2\.1 GB .*\(2 of 1 GB\)"):
+        prepare_run(tmp_path, trainer=trainer, keep=1, keeps_best=False, rollout_bytes=10**9)
 
 
 def test_a_folder_that_cannot_be_written_to_is_an_error_before_training(tmp_path: Path) -> None:
