@@ -10,7 +10,7 @@ from vla_train.config_file import RunConfig
 from vla_train.display import Display
 from vla_train.run.identity import require_same_run, split_warning
 from vla_train.run.lock import lock_run
-from vla_train.run.room import least_checkpoint_bytes
+from vla_train.run.room import least_checkpoint_bytes, most_checkpoints
 from vla_train.trainer.checkpoint import prepare_run, require_room
 from vla_train.trainer.checkpoint_folder import list_checkpoints
 from vla_train.trainer.parallel import Ranks
@@ -44,12 +44,8 @@ def setting_up(config: RunConfig, closing: ExitStack, *, ranks: Ranks, display: 
             if is_new:
                 made.callback(shutil.rmtree, config.output, ignore_errors=True)
             prepare_run(config.output)
-            require_room(
-                config.output,
-                checkpoint_bytes=least_checkpoint_bytes(config.policy),
-                keep=config.keep_checkpoints,
-                keeps_best=config.eval.every > 0,
-            )
+            checkpoint_bytes = least_checkpoint_bytes(config.policy)
+            require_room(config.output, checkpoint_bytes=checkpoint_bytes, count=most_checkpoints(config))
         if warning := split_warning(config):
             display.line(f"[yellow]{escape(warning)}[/yellow]")
         with display.waiting("setting up"):

@@ -1,4 +1,4 @@
-"""How much disk a run's checkpoints take at least, known before anything is loaded: from the files that it starts from."""
+"""How many checkpoints a run holds, and how much disk each takes at least: known before anything is loaded."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from vla_train.config import PolicyConfig
+from vla_train.config_file import RunConfig
 from vla_train.policy.checkpoint_name import checkpoint_folder
 from vla_train.policy.precision import chosen_dtype
 from vla_train.policy.simplevla_oft.adapter_files import open_adapters
@@ -18,6 +19,11 @@ _ALWAYS_ADAPTED = "language_model.model.layers."
 """Where all matrices have adapters, whichever layers are asked for."""
 _SHARES_ITS_A = ("k_proj.weight", "v_proj.weight", "up_proj.weight")
 """Layers whose adapter is trained with the A of another one; the policy's files hold it for each."""
+
+
+def most_checkpoints(config: RunConfig) -> int:
+    """How many there are at once: the newest, the one being written, and the best where the run evaluates."""
+    return config.keep_checkpoints + 1 + (config.eval.every > 0)
 
 
 def least_checkpoint_bytes(config: PolicyConfig) -> int:

@@ -35,6 +35,7 @@ from vla_train.run.identity import holds_same_start, start_of
 from vla_train.run.lines import end_lines, iteration_lines, progress_text, saved_line, set_up_line, speed_text
 from vla_train.run.opening import setting_up
 from vla_train.run.policies import build_policies
+from vla_train.run.room import most_checkpoints
 from vla_train.run.tracking import RunLog, read_records
 from vla_train.trainer.accumulation import require_accumulable
 from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run
@@ -126,8 +127,7 @@ class Run:
             config.output,
             trainer=self.trainer,
             rollout_bytes=ranks.size * self.rollout.max_state_bytes,
-            keep=config.keep_checkpoints,
-            keeps_best=config.eval.every > 0,
+            count=most_checkpoints(config),
         )
         self.saver = CheckpointSaver(
             config.output,

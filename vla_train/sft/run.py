@@ -33,6 +33,7 @@ from vla_train.run.identity import start_of
 from vla_train.run.lines import describe_policy, evaluation_line, saved_line
 from vla_train.run.opening import setting_up
 from vla_train.run.policies import build_policies
+from vla_train.run.room import most_checkpoints
 from vla_train.run.tracking import RunLog, read_records
 from vla_train.sft.batches import BatchMaker
 from vla_train.sft.config import SftConfig
@@ -135,7 +136,7 @@ class SftRun:
             ranks=ranks,
         )
         if ranks.rank == 0:
-            prepare_run(config.output, trainer=self.trainer, keep=config.keep_checkpoints, keeps_best=config.eval.every > 0)
+            prepare_run(config.output, trainer=self.trainer, count=most_checkpoints(config))
         self.saver = CheckpointSaver(
             config.output,
             trainer=self.trainer,

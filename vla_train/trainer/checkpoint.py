@@ -59,16 +59,14 @@ class Checkpoint:
         return self.path / POLICY
 
 
-def prepare_run(
-    run: Path, *, trainer: Trainer | None = None, rollout_bytes: int = 0, keep: int = 1, keeps_best: bool = True
-) -> None:
+def prepare_run(run: Path, *, trainer: Trainer | None = None, rollout_bytes: int = 0, count: int = 1) -> None:
     """Make the folder of a run, and make sure before training starts that checkpoints can be written to it.
 
     Args:
         run: The run's folder.
         trainer: Whose checkpoints there must be room for; None only tests that the folder can be written to.
         rollout_bytes: What a rollout's state may take in each checkpoint.
-        keep, keeps_best: See `require_room`.
+        count: See `require_room`.
 
     Raises:
         ValueError: The folder cannot be made or written to, or its disk has too little room.
@@ -90,30 +88,28 @@ def prepare_run(
     if trainer is None:
         return
     checkpoint_bytes = trainer.optimizer.num_bytes + trainer.policy_bytes + rollout_bytes
-    require_room(run, checkpoint_bytes=checkpoint_bytes, keep=keep, keeps_best=keeps_best)
+    require_room(run, checkpoint_bytes=checkpoint_bytes, count=count)
 
 
-def require_room(run: Path, *, checkpoint_bytes: int, keep: int, keeps_best: bool) -> None:
+def require_room(run: Path, *, checkpoint_bytes: int, count: int) -> None:
     """Refuse a disk on which the checkpoints of a run have no room; those that it holds already count as room.
 
     Args:
         run: The run's folder, prepared.
         checkpoint_bytes: Size of one checkpoint.
-        keep: Newest checkpoints kept; one more is held while a new one is written.
-        keeps_best: Another is kept: the run evaluates.
+        count: The most that it holds at once.
 
     Raises:
         ValueError: There is too little room.
     """
     folder = run / "checkpoints"
-    held_at_once = keep + 1 + keeps_best
-    wanted = held_at_once * checkpoint_bytes + _SPARE_BYTES
+    wanted = count * checkpoint_bytes + _SPARE_BYTES
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
     if free + held < wanted:
         raise ValueError(
             f"{folder} has {format_bytes(free)} free, checkpoints of this run take up to {format_bytes(wanted)} "
-            f"({held_at_once} of {format_bytes(checkpoint_bytes)}): free some, choose another output, or lower keep_checkpoints"
+            f"({count} of {format_bytes(checkpoint_bytes)}): free some, choose another output, or lower keep_checkpoints"
         )
 
 

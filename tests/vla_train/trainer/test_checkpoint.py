@@ -309,17 +309,15 @@ def test_on_a_disk_that_is_really_full_nothing_is_lost(small_disk: Path) -> None
 
 def test_too_little_room_is_an_error_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, trainer = make_trainer()
-    prepare_run(tmp_path, trainer=trainer, keep=2)
+    prepare_run(tmp_path, trainer=trainer, count=4)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(checkpoint_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(ValueError, match="has 1 kB free"):
-        prepare_run(tmp_path, trainer=trainer, keep=2)
+        prepare_run(tmp_path, trainer=trainer, count=4)
     monkeypatch.setattr(checkpoint_module.shutil, "disk_usage", lambda path: usage._replace(free=2 * 10**9))
-    prepare_run(tmp_path, trainer=trainer, keep=2)
+    prepare_run(tmp_path, trainer=trainer, count=4)
     with pytest.raises(ValueError, match=r"up to 4\.1 GB .*\(4 of 1 GB\)"):
-        prepare_run(tmp_path, trainer=trainer, keep=2, rollout_bytes=10**9)
-    with pytest.raises(ValueError, match=r"up to 2\.1 GB .*\(2 of 1 GB\)"):
-        prepare_run(tmp_path, trainer=trainer, keep=1, keeps_best=False, rollout_bytes=10**9)
+        prepare_run(tmp_path, trainer=trainer, count=4, rollout_bytes=10**9)
 
 
 def test_a_folder_that_cannot_be_written_to_is_an_error_before_training(tmp_path: Path) -> None:
