@@ -5,6 +5,7 @@ Only what is drawn changes. Meshes that anything collides with stay as they are,
 """
 
 import ctypes
+import math
 
 import mujoco
 import numpy as np
@@ -33,7 +34,7 @@ def simplify(spec: mujoco.MjSpec) -> None:
             _simplify_mesh(mesh, model, mesh_id)
     for texture in spec.textures:
         if texture.file:
-            _shrink_texture(texture, model, model.tex(texture.name).id)
+            _resize_texture(texture, model, model.tex(texture.name).id)
 
 
 def _simplify_mesh(mesh: "mujoco._specs.MjsMesh", model: mujoco.MjModel, mesh_id: int) -> None:
@@ -130,21 +131,32 @@ def corner_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return np.where(length > 1e-30, normals / np.maximum(length, 1e-30), units[corner_face])
 
 
-def _shrink_texture(texture: "mujoco._specs.MjsTexture", model: mujoco.MjModel, texture_id: int) -> None:
-    """Put a smaller picture in place of the texture's file."""
+def _resize_texture(texture: "mujoco._specs.MjsTexture", model: mujoco.MjModel, texture_id: int) -> None:
+    """Put a smaller picture in place of the texture's file, with powers of two as sides.
+
+    Of other sizes, OpenGL drivers make different half-size copies (mipmaps). Mesa's skip rows and columns of odd sizes: in
+    libero_object the gaps between the floor's planks are about 50 levels of 255 brighter than on a GPU, or in a true mean.
+    """
     from PIL import Image
 
     width, height = int(model.tex_width[texture_id]), int(model.tex_height[texture_id])
-    if max(width, height) <= MAX_TEXTURE or height == 6 * width:  # six faces in a column are small enough
+    if height == 6 * width:  # six faces in a column are small enough
+        return
+    size = _power_of_two(width), _power_of_two(height)
+    if size == (width, height):
         return
     channels = int(model.tex_nchannel[texture_id])
     start = int(model.tex_adr[texture_id])
     pixels = model.tex_data[start : start + width * height * channels].reshape(height, width, channels)
-    scale = MAX_TEXTURE / max(width, height)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    smaller = np.asarray(Image.fromarray(pixels.squeeze()).resize(size, Image.Resampling.BOX))
+    how = Image.Resampling.BOX if max(size) < max(width, height) else Image.Resampling.BILINEAR
+    resized = np.asarray(Image.fromarray(pixels.squeeze()).resize(size, how))
     texture.file = ""
     texture.width, texture.height = size
     texture.nchannel = channels
     texture.colorspace = mujoco.mjtColorSpace(int(model.tex_colorspace[texture_id]))  # it was read from the file
-    texture.data = smaller.tobytes()
+    texture.data = resized.tobytes()
+
+
+def _power_of_two(length: int) -> int:
+    """The power of two that is nearest by ratio, at most `MAX_TEXTURE`."""
+    return min(MAX_TEXTURE, 2 ** round(math.log2(length)))
