@@ -20,6 +20,8 @@ DOCS_VENV      ?= .venv-docs
 
 # Rendering without a display: EGL, on the GPU where there is one, in software (Mesa) otherwise.
 export MUJOCO_GL ?= egl
+# Tests start hundreds of processes: one that finds no bytecode takes twice as long to import PyTorch.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup gl train test test-isaaclab test-vllm test-serve test-lerobot check format wheels docs bench parity expert report clean
 
