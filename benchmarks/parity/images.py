@@ -13,6 +13,7 @@ from vla_envs.libero.engine_scene import LiberoEngineScene
 from vla_envs.libero.scene import Scene
 from vla_envs.vector.cameras import drawn_cameras
 from vla_envs.vector.mujoco_engine import MujocoEngine
+from vla_envs.vector.rendering import RenderPool
 
 PSNR_SIZE = 256
 """Pixels along a side of the pictures whose PSNR is measured."""
@@ -106,11 +107,13 @@ def open_engine(size: int) -> Iterator[MujocoEngine]:
 
     While one is open, others of the process keep their scenes on the GL threads, too.
     """
+    pool = RenderPool.acquire("auto")  # an engine's own comes with its first picture
     engine = MujocoEngine(1, cameras=drawn_cameras(tuple(STOCK_IMAGES), image_size=size))
     try:
         yield engine
     finally:
         engine.close()
+        pool.release()
 
 
 def pictures(engine: MujocoEngine, scene: LiberoEngineScene, state: np.ndarray) -> dict[str, np.ndarray]:
