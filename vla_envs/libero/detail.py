@@ -132,7 +132,7 @@ def corner_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def _resize_texture(texture: "mujoco._specs.MjsTexture", model: mujoco.MjModel, texture_id: int) -> None:
-    """Put a smaller picture in place of the texture's file, with powers of two as sides.
+    """Put a picture with powers of two as sides, of `MAX_TEXTURE` or less, in place of the texture's file.
 
     Of other sizes, OpenGL drivers make different half-size copies (mipmaps). Mesa's skip rows and columns of odd sizes: in
     libero_object the gaps between the floor's planks are about 50 levels of 255 brighter than on a GPU, or in a true mean.

@@ -49,7 +49,8 @@ def loss_and_gradient(batch: dict[str, Tensor], **clip: float) -> tuple[float, T
 
 def statistics_of(output: LossOutput) -> dict[str, float]:
     named: Mapping[str, Tensor] = {**output.sums, **output.first_sums, **output.maxima}
-    return {"count": float(output.count), "loss": float(output.loss.detach()), **{name: float(value) for name, value in named.items()}}
+    values = {name: float(value) for name, value in named.items()}
+    return {"count": float(output.count), "loss": float(output.loss.detach()), **values}
 
 
 def slow_loss_and_gradient(batch: dict[str, Tensor]) -> tuple[float, Tensor]:
