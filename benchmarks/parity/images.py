@@ -1,7 +1,7 @@
 """Pictures against LIBERO's, pixel by pixel, and how close those of simplified scenes come."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,11 +108,10 @@ def open_engine(size: int) -> Iterator[MujocoEngine]:
     While one is open, others of the process keep their scenes on the GL threads, too.
     """
     pool = RenderPool.acquire("auto")  # an engine's own comes with its first picture
-    engine = MujocoEngine(1, cameras=drawn_cameras(tuple(STOCK_IMAGES), image_size=size))
     try:
-        yield engine
+        with closing(MujocoEngine(1, cameras=drawn_cameras(tuple(STOCK_IMAGES), image_size=size))) as engine:
+            yield engine
     finally:
-        engine.close()
         pool.release()
 
 

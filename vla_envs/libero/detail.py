@@ -13,7 +13,7 @@ import numpy as np
 MAX_TRIANGLES = 1000
 """Triangles that a drawn mesh keeps; more where its surface would otherwise move by more than `_MAX_ERROR`."""
 MAX_TEXTURE = 512
-"""Pixels along the longer side of a texture."""
+"""Most pixels along a side of a texture."""
 _MAX_ERROR = 0.01
 """Largest error of a simplified surface, as a share of the mesh's size: a woven basket keeps more triangles than a tin."""
 _TEXTURE_WEIGHT = 0.5
@@ -134,8 +134,9 @@ def corner_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 def _resize_texture(texture: "mujoco._specs.MjsTexture", model: mujoco.MjModel, texture_id: int) -> None:
     """Put a picture with powers of two as sides, of `MAX_TEXTURE` or less, in place of the texture's file.
 
-    Of other sizes, OpenGL drivers make different half-size copies (mipmaps). Mesa's skip rows and columns of odd sizes: in
-    libero_object the gaps between the floor's planks are about 50 levels of 255 brighter than on a GPU, or in a true mean.
+    Of other sizes, OpenGL drivers make different half-size copies (mipmaps). Mesa's of odd sizes
+    count some rows twice and skip the rows beside them: in libero_object the gaps between the floor's planks are about 50
+    levels of 255 brighter than on a GPU, or in a true mean.
     """
     from PIL import Image
 
@@ -148,7 +149,8 @@ def _resize_texture(texture: "mujoco._specs.MjsTexture", model: mujoco.MjModel, 
     channels = int(model.tex_nchannel[texture_id])
     start = int(model.tex_adr[texture_id])
     pixels = model.tex_data[start : start + width * height * channels].reshape(height, width, channels)
-    how = Image.Resampling.BOX if max(size) < max(width, height) else Image.Resampling.BILINEAR
+    shrinks = max(size) < max(width, height)  # then a mean; enlarged by it, single rows would be doubled
+    how = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
     resized = np.asarray(Image.fromarray(pixels.squeeze()).resize(size, how))
     texture.file = ""
     texture.width, texture.height = size
