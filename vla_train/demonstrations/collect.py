@@ -170,8 +170,8 @@ class Collection:
         if short:
             what = ", ".join(f"task {task.task_id}: {task.successes} of {task.wanted}" for task in short)
             raise RunError(
-                f"given up after {short[0].max_attempts} attempts ({what}): lower --noise or raise --max-attempts, and collect "
-                "into another folder"
+                f"given up after {short[0].max_attempts} attempts ({what}): lower --noise, raise --max-attempts, or "
+                "leave tasks out with --task-ids, and collect into another folder"
             )
 
 
