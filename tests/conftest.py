@@ -1,9 +1,14 @@
-"""Settings of all tests: a property test's examples take the time they take, and Ctrl-C is heard also in a background job."""
+"""Settings of all tests: a property test's examples take the time they take, Ctrl-C is heard also in a background job, and
+processors round alike."""
 
 import gc
+import os
 import signal
 
 from hypothesis import settings
+
+# AMX rounds bfloat16 by the size of a batch; tests hold sampling and training equal. Read when PyTorch first multiplies.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("untimed")
