@@ -1,8 +1,7 @@
 """What a run shows on the terminal: the phase it is in, how far, how fast; and one line per iteration.
 
-On a terminal this is a live bar (rich); elsewhere plain lines, at most one every few seconds, so that a log file stays
-readable. Where nothing new is told for ten seconds, a line says what is going on. It knows nothing of training: it is told
-names, counts and texts.
+On a terminal this is a live bar (rich); elsewhere plain lines, one every ten seconds of whatever takes that long, so that a
+log file stays readable and is never silent. It knows nothing of training: it is told names, counts and texts.
 """
 
 import sys
@@ -17,10 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-_PLAIN_INTERVAL_S = 10.0
-"""Between two lines that tell news."""
-_SILENCE_S = 10.0
-"""Without news, until a line says that the same is still going on."""
+_INTERVAL_S = 10.0
+"""Between two plain lines about one phase."""
 
 PhaseUpdate = Callable[[int, str], None]
 """Called with how much is done and a short status text; an empty one shows how fast it goes."""
@@ -104,47 +101,37 @@ class Display:
 
     @contextmanager
     def _plain(self, name: str, total: int, unit: str) -> Iterator[PhaseUpdate]:
-        last_printed = time.monotonic()
         speed = _Speed(unit)
         newest = f"{name}: 0/{total} {unit}"
 
         def update(completed: int, status: str) -> None:
-            nonlocal last_printed, newest
-            now = time.monotonic()
-            status = status or speed.text(completed)
-            newest = f"{name}: {completed}/{total} {unit}  {status}"
-            if now - last_printed >= _PLAIN_INTERVAL_S:
-                last_printed = now
-                self._console.print(f"  {newest}", markup=False)
-                heard()
+            nonlocal newest
+            newest = f"{name}: {completed}/{total} {unit}"
+            if status := status or speed.text(completed):
+                newest += f"  {status}"
 
-        with self._heartbeat(lambda: newest) as heard:
+        with self._heartbeat(lambda: newest):
             yield update
 
     @contextmanager
-    def _heartbeat(self, what: Callable[[], str]) -> Iterator[Callable[[], None]]:
-        """Print what is going on, and for how long, whenever no line told news for a while: each time what is yielded is
-        called, the while begins anew."""
+    def _heartbeat(self, what: Callable[[], str]) -> Iterator[None]:
+        """Print what is going on, and for how long, again and again while the block runs."""
         if self._mode == "none":
-            yield lambda: None
+            yield
             return
         began = time.monotonic()
-        told, ended = threading.Event(), threading.Event()
+        ended = threading.Event()
 
         def beat() -> None:
-            while not ended.is_set():
-                if told.wait(_SILENCE_S):
-                    told.clear()
-                else:
-                    self._console.print(f"  {what()}  ({time.monotonic() - began:.0f} s so far)", markup=False)
+            while not ended.wait(_INTERVAL_S):
+                self._console.print(f"  {what()}  ({time.monotonic() - began:.0f} s so far)", markup=False)
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()
         try:
-            yield told.set
+            yield
         finally:
             ended.set()
-            told.set()
             thread.join()
 
 
