@@ -106,9 +106,7 @@ class Display:
 
         def update(completed: int, status: str) -> None:
             nonlocal newest
-            newest = f"{name}: {completed}/{total} {unit}"
-            if status := status or speed.text(completed):
-                newest += f"  {status}"
+            newest = f"{name}: {completed}/{total} {unit}  {status or speed.text(completed)}".rstrip()
 
         with self._heartbeat(lambda: newest):
             yield update
