@@ -92,7 +92,8 @@ class TrainablePolicy(RolloutPolicy, Protocol):
     """A policy whose weights the trainer updates.
 
     One that can recompute activations to save memory may have `recompute(share)`, which a trainer on a GPU calls with the
-    share (0 to 1) that memory asks for; None where that is not the trainer's to say.
+    share (0 to 1) that memory asks for; None where that is not the trainer's to say. One whose CUDA graphs keep memory for
+    gradients says how many bytes in a property `graphed_bytes`.
 
     One that can be trained on while it is being written has `snapshot(copy)`: it takes what `save_pretrained` would write now,
     each tensor through `copy`, which gives a copy in host memory. It returns a function that writes this rank's part into a

@@ -20,6 +20,8 @@ from vla_train.trainer.parallel import Ranks, is_sharded, local_part, own_rows, 
 from vla_train.trainer.tensor_files import StoredTensors
 
 _STATE_KEYS = ("exp_avg", "exp_avg_sq")
+_MOVED_AT_ONCE = 1 << 30
+"""Bytes of gradients that are brought into host memory together: all of them would be half as much as the state there."""
 
 
 class MasterAdamW:
@@ -97,13 +99,17 @@ class MasterAdamW:
         if not math.isfinite(norm):
             raise DivergedError(f"the gradients are not finite (norm {norm}): the weights are as they were before this update")
         scale *= min(1.0, self._config.max_grad_norm / (norm + 1e-6))
-        for name, part in sums.items():
-            master = self._masters[name]
-            master.grad = part.mul_(scale).to(master.device)
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
-        self._adamw.step()
-        self._adamw.zero_grad()
+        moved = 0
+        for name in list(sums):
+            master, part = self._masters[name], sums.pop(name)
+            master.grad = part.mul_(scale).to(master.device)
+            moved += part.nbytes if self._config.cpu_offload else 0
+            if moved >= _MOVED_AT_ONCE or not sums:
+                self._adamw.step()
+                self._adamw.zero_grad()
+                moved = 0
         self._write_back()
         return norm
 
@@ -117,10 +123,10 @@ class MasterAdamW:
 
     @property
     def bytes_to_come(self) -> int:
-        """On the parameters' device, of this rank: what is not made yet, moments and what graphs keep of gradients."""
-        parameters = list(self._parameters.values())
-        moments = 0 if self._config.cpu_offload or self._adamw.state else 8 * sum(local_part(p).numel() for p in parameters)
-        return moments + sum(local_part(parameter).nbytes for parameter in parameters)
+        """On the parameters' device, of this rank: moments that do not exist yet."""
+        if self._config.cpu_offload or self._adamw.state:
+            return 0
+        return 8 * sum(local_part(parameter).numel() for parameter in self._parameters.values())
 
     @property
     def num_bytes(self) -> int:

@@ -171,11 +171,13 @@ class Trainer:
             return MemoryPlan(microbatch_rows=rows or _ROWS, recomputed=0.0)
 
         def run(num_rows: int) -> None:
+            """As a micro-batch that is not the first: the sums of gradients are there, and activations come on top."""
             self._output(batch.select(np.arange(num_rows) % len(batch))).loss.backward()
-            self.optimizer.discard_gradients()
 
         with torch.enable_grad():
-            plan = plan_microbatches(run, recompute, self.device, owed=self.optimizer.bytes_to_come, rows=rows or None)
+            owed = self.optimizer.bytes_to_come + getattr(self._policy, "graphed_bytes", 0)
+            plan = plan_microbatches(run, recompute, self.device, owed=owed, rows=rows or None)
+        self.optimizer.discard_gradients()
         chosen = plan if recompute is not None else f"micro-batches of {plan.microbatch_rows} rows"
         _log.info("updates: %s, by the memory of the GPU", chosen)
         return plan

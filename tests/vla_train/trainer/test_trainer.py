@@ -10,7 +10,10 @@ from small_policy import ACTION_DIM, CHUNK_SIZE, TEMPERATURE, SmallPolicy, make_
 from torch import Tensor
 
 from vla_train.config import AlgoConfig, OptimConfig
+from vla_train.trainer import optimizer
+from vla_train.trainer import trainer as trainer_module
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
+from vla_train.trainer.memory_plan import MemoryPlan
 from vla_train.types import Group, Observation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -271,7 +274,36 @@ def test_gradients_of_an_update_that_was_broken_off_do_not_leak_into_the_next() 
     assert_same(weights_of(policy), expected, atol=0)
 
 
-def test_optimizer_state_in_host_memory_gives_the_same_numbers() -> None:
+class _Gpu(str):
+    """The CPU, by another type."""
+
+    type = "cuda"
+
+
+def test_memory_is_measured_beside_the_sums_of_gradients_which_are_forgotten_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = updated()
+    policy = SmallPolicy()
+    trainer = make_trainer(policy)
+    trained = sum(parameter.numel() for parameter in policy.trainable_module().parameters())
+    sums: list[int] = []
+
+    def plan(run: Callable[[int], None], *arguments: object, **options: object) -> MemoryPlan:
+        for rows in (2, 4):
+            run(rows)
+            sums.append(sum(part.numel() for part in trainer.optimizer._sums.values()))
+        return MemoryPlan(microbatch_rows=3, recomputed=0.0)
+
+    monkeypatch.setattr(trainer_module, "plan_microbatches", plan)
+    monkeypatch.setattr(policy, "recompute", lambda share: None, raising=False)
+    trainer.device = _Gpu(trainer.device)
+    trainer.update(make_groups(policy), iteration=0)
+    assert sums == [trained, trained]
+    assert_same(weights_of(policy), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("moved_at_once", [1, 1 << 30])
+def test_optimizer_state_in_host_memory_gives_the_same_numbers(moved_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer, "_MOVED_AT_ONCE", moved_at_once)
     optim = replace(OPTIM, minibatch_trajectories=4, epochs=2)
     expected, metrics = updated(optim)
     weights, other = updated(replace(optim, cpu_offload=True))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_train.errors import DivergedError
 from vla_train.policy.cuda_graphs import GraphedFunction, GraphedGradients
@@ -34,6 +34,9 @@ _PREPROCESSOR_FILE = "preprocessor_config.json"
 _LENGTH_BUCKET = 8
 """Where shapes are compiled, rows of different length are padded until this divides the number of their positions: the
 alignment that masked attention wants."""
+_MOST_IN_GRAPHS = 1 / 32
+"""Share of a GPU's memory that graphs may keep for gradients. Where they would take more, the model is so large that launches
+take little time beside its arithmetic."""
 
 
 def action_logprobs(logits: Tensor, temperature: Tensor | float) -> Tensor:
@@ -68,6 +71,15 @@ def _padded(num_rows: int, wanted: int) -> slice | np.ndarray:
     return np.concatenate([np.arange(num_rows), np.zeros(wanted - num_rows, int)])
 
 
+def worth_graphs(gradient_bytes: int, memory_bytes: int) -> bool:
+    """Whether updates whose gradients take so much of a GPU's memory are to be CUDA graphs, which keep them."""
+    return gradient_bytes <= _MOST_IN_GRAPHS * memory_bytes
+
+
+def _trained_bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
+
+
 class SimpleVLAOFTPolicy:
     """A `TrainablePolicy`: see `vla_train.policy.base`."""
 
@@ -96,7 +108,7 @@ class SimpleVLAOFTPolicy:
         if on_cuda:
             keep_sums_whole()
         self._sample = GraphedFunction(self._decide, model) if graphs and on_cuda else self._decide
-        self._graphed_logits = GraphedGradients(self._logits, model) if graphs and on_cuda else None
+        self._graphed_logits = self._graph_of_updates() if graphs and on_cuda else None
         self.recompute = self._recompute if recompute_by_memory else None
         """See `TrainablePolicy`."""
         self._adapters = AdaptersInProducts(model)
@@ -198,7 +210,16 @@ class SimpleVLAOFTPolicy:
     def _recompute(self, share: float) -> None:
         self.model.recompute(share)
         if self._graphed_logits is not None:
-            self._graphed_logits = GraphedGradients(self._logits, self.model)
+            self._graphed_logits = self._graph_of_updates()
+
+    def _graph_of_updates(self) -> GraphedGradients | None:
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        return GraphedGradients(self._logits, self.model) if worth_graphs(_trained_bytes(self.model), memory) else None
+
+    @property
+    def graphed_bytes(self) -> int:
+        """See `TrainablePolicy`."""
+        return 0 if self._graphed_logits is None else _trained_bytes(self.model)
 
     def trainable_module(self) -> SimpleVLAOFT:
         return self.model

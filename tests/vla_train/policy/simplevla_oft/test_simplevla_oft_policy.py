@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from vla_train.config import PolicyConfig
 from vla_train.policy.simplevla_oft import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.build import build_policy
-from vla_train.policy.simplevla_oft.policy import action_logprobs, batch_bucket, draw
+from vla_train.policy.simplevla_oft.policy import action_logprobs, batch_bucket, draw, worth_graphs
 from vla_train.types import EnvDescription, Observation
 
 
@@ -265,6 +265,15 @@ def test_a_sharded_policy_evaluates_trains_and_saves_as_a_plain_one(make_policy,
         torch.distributed.destroy_process_group()
     again = make_policy(checkpoint=str(tmp_path))
     torch.testing.assert_close(again.evaluate(observation, {"token_ids": tokens}, temperature=1.0)["logprobs"], logprobs[0])
+
+
+@pytest.mark.parametrize(
+    ("trained", "gigabytes", "worth"),
+    [(7.5e9, 150, False), (7.5e9, 80, False), (0.11e9, 24, True), (16e6, 24, True)],
+    ids=["all weights of the 7B", "the same on 80 GB", "its adapters", "all weights of the small one"],
+)
+def test_updates_are_graphs_unless_their_gradients_take_much_of_the_gpu(trained: float, gigabytes: int, worth: bool) -> None:
+    assert worth_graphs(int(2 * trained), gigabytes * 10**9) == worth
 
 
 @pytest.mark.gpu
