@@ -157,7 +157,7 @@ class RolloutConfig:
     max_attempts: float = 4.0
     """End an iteration after this many times rollout.groups-per-iteration groups, with what signal there is."""
     deterministic: bool = False
-    """Play only groups that an iteration needs: a resumed run equals an unbroken one (GPU: with optim.microbatch-rows)."""
+    """Play only groups that are needed: at max-staleness 0 a resumed run equals an unbroken one (GPU: with microbatch-rows)."""
     max_staleness: int = 0
     """Age of the weights that may sample, in updates: 1 lets the next rollout overlap the update, 0 never does."""
 

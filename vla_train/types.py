@@ -170,6 +170,10 @@ class PolicyOutput:
     """Of the weights that decided: how many updates had changed them."""
 
 
+RETURN_ROUNDING = 1e-6
+"""Returns are equal up to this part of them: envs and chunks add up rewards in float32, in another order each time."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trajectory:
     """One finished episode: S decisions in the order they were played."""
@@ -198,7 +202,8 @@ class Trajectory:
 
     @property
     def episode_return(self) -> float:
-        return float(self.rewards.sum())
+        """Sum of the rewards; good to `RETURN_ROUNDING`."""
+        return float(self.rewards.sum(dtype=np.float64))
 
     @property
     def length(self) -> int:

@@ -1,7 +1,7 @@
 """Which groups teach something (dynamic sampling, DAPO, arXiv 2503.14476)."""
 
 from vla_train.config import AlgoConfig, RolloutConfig
-from vla_train.types import Group
+from vla_train.types import RETURN_ROUNDING, Group
 
 _ROUNDING = 1e-9
 
@@ -16,5 +16,6 @@ def has_signal(group: Group, rollout: RolloutConfig, algo: AlgoConfig) -> bool:
     if len(group.trajectories) == 1:
         return True
     if algo.reward == "return":
-        return len({trajectory.episode_return for trajectory in group.trajectories}) > 1
+        returns = [trajectory.episode_return for trajectory in group.trajectories]
+        return max(returns) - min(returns) > RETURN_ROUNDING * max(map(abs, returns))
     return rollout.min_success_rate - _ROUNDING <= group.success_rate <= rollout.max_success_rate + _ROUNDING

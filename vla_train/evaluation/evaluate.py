@@ -166,8 +166,8 @@ def evaluate(
     journal = folder / "episodes.jsonl"
     wanted = {identity(spec, temperature) for spec in episodes}
     _drop_partial_line(journal)
-    results = [result for result in read_episodes(journal) if identity(result, result.temperature) in wanted]
-    done = {identity(result, temperature) for result in results}
+    done = {key: result for result in read_episodes(journal) if (key := identity(result, result.temperature)) in wanted}
+    results = list(done.values())
     kept = {outcome: sum(r.video is not None and r.success == outcome for r in results) for outcome in (True, False)}
     remaining = [spec for spec in episodes if identity(spec, temperature) not in done]
     # All frames of an episode cost several times as much as one per decision: few have them, before their outcome is known.

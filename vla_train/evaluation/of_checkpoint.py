@@ -31,6 +31,7 @@ from vla_train.pipeline.timeline import Timeline
 from vla_train.policy.base import PolicyFactory
 from vla_train.policy.checkpoint_name import checkpoint_folder
 from vla_train.policy.factory import policy_factory
+from vla_train.run.lock import lock_run
 from vla_train.run.named_checkpoint import absolute_checkpoint, checkpoint_of_run
 from vla_train.run.policies import build_sampler
 
@@ -91,8 +92,8 @@ class CheckpointEvaluation:
         named_output: What an interrupted command is to be given as --output, where that is not the folder of these results.
 
     Raises:
-        ValueError: There is no such checkpoint, it does not fit the env, or the output holds results of another evaluation;
-            or the config names several suites, which `SuitesEvaluation` plays.
+        ValueError: There is no such checkpoint, it does not fit the env, or the output holds results of another evaluation,
+            or is another process's; or the config names several suites, which `SuitesEvaluation` plays.
     """
 
     def __init__(self, config: EvaluateConfig, *, named_output: Path | None = None) -> None:
@@ -123,6 +124,7 @@ class CheckpointEvaluation:
             self.played = played(config, env, self.episodes, policy)
             """What the result will mean."""
             self._rollout = Rollout(config.rollout, policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
+            undo.callback(lock_run(self.output, activity="evaluates"))
             _claim(self.output, named.identity)
             self._undo = undo.pop_all()
 
@@ -218,7 +220,6 @@ def _require_same(output: Path, identity: dict[str, Any]) -> None:
 
 def _claim(output: Path, identity: dict[str, Any]) -> None:
     try:
-        output.mkdir(parents=True, exist_ok=True)
         (output / "evaluation.json").write_text(json.dumps(identity, indent=1) + "\n")
     except OSError as error:
         raise ValueError(f"results cannot be written to {output}: {error.strerror or error}; choose another output") from error

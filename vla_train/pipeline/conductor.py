@@ -267,7 +267,9 @@ class Conductor:
         if not any(batch is other for other in self._outstanding):
             return
         self._outstanding = [other for other in self._outstanding if other is not batch]
-        stepping = {worker for worker in batch.workers if self.scheduler.decided(worker)}
+        # A worker that died meanwhile plays others by now, which the next call may be deciding.
+        held = {row.worker for row in batch.rows if row.lease in self._recorders}
+        stepping = {worker for worker in batch.workers if worker in held and self.scheduler.decided(worker)}
         if not objective.complete:
             self._offer(outbox)
         decisions = [(output, line) for output in decided.outputs for line in range(len(output.actions))]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vla_train.config import EnvConfig
-from vla_train.types import IMAGE, Arrays, EpisodeSpec, Trajectory
+from vla_train.types import IMAGE, RETURN_ROUNDING, Arrays, EpisodeSpec, Trajectory
 
 
 @dataclass(slots=True)
@@ -48,7 +48,8 @@ class EpisodeRecorder:
     def finish(self, *, terminated: bool, truncated: bool, config: EnvConfig) -> Trajectory:
         """The episode has ended."""
         rewards = np.asarray(self._rewards, np.float32)
-        reached = config.success == "return" and float(rewards.sum()) >= config.success_return
+        enough = config.success_return - RETURN_ROUNDING * max(1.0, abs(config.success_return))
+        reached = config.success == "return" and bool(rewards.sum(dtype=np.float64) >= enough)
         return Trajectory(
             spec=self.spec,
             instruction=self.instruction,

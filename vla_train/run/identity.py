@@ -9,6 +9,7 @@ from vla_train.config import DEMO_CHECKPOINT
 from vla_train.config_file import RunConfig, is_sft
 from vla_train.config_json import config_to_json
 from vla_train.run.named_checkpoint import checkpoint_of_run, resolve_checkpoint
+from vla_train.trainer.checkpoint_folder import list_checkpoints
 
 _Run = TypeVar("_Run", bound=RunConfig)
 
@@ -53,13 +54,16 @@ _PLACES = ("data", "checkpoint", "companion")
 def start_of(config: _Run) -> _Run:
     """The config with a run's folder in `policy.checkpoint` replaced by its newest checkpoint; a resumed run keeps its own.
 
+    A run that was lost before its first checkpoint has nothing to resume, and starts from the newest as well.
+
     Raises:
         ValueError: There is no such checkpoint.
     """
     asked = config.policy.checkpoint
     if asked is None:
         return config
-    held, ours = _held_checkpoint(config.output), Path(asked).resolve() / "checkpoints"
+    held = _held_checkpoint(config.output) if list_checkpoints(config.output) else None
+    ours = Path(asked).resolve() / "checkpoints"
     name = held if held is not None and Path(held).resolve().is_relative_to(ours) else resolve_checkpoint(asked)
     return replace(config, policy=replace(config.policy, checkpoint=name))
 

@@ -23,7 +23,7 @@ def lock_run(run: Path, *, activity: str = "trains") -> Callable[[], None]:
         run.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(run, os.O_RDONLY)
     except OSError as error:
-        raise ValueError(f"the run cannot be saved in {run}: {error.strerror or error}; choose another output") from error
+        raise ValueError(f"{run} cannot be written to: {error.strerror or error}; choose another output") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -71,6 +71,8 @@ class Run:
         """Success rate of the evaluation at `done`."""
         self._saved = 0
         """Iterations done at the newest checkpoint."""
+        self._score_missing = False
+        """Whether that checkpoint is of the present weights, and was saved before they were evaluated."""
         self._rollout_config = share_of_rank(config.rollout, ranks)
         self._next: Future[RolloutResult] | None = None
         self._before_next: dict[str, Any] | None = None
@@ -180,7 +182,8 @@ class Run:
     @property
     def checkpoint_due(self) -> bool:
         """Whether the present state is to be saved."""
-        return self.done > self._saved and (self.done % self.config.checkpoint_every == 0 or self.complete)
+        is_new = self.done > self._saved and (self.done % self.config.checkpoint_every == 0 or self.complete)
+        return is_new or self._score_missing
 
     def collect(self) -> RolloutResult:
         """Play the groups of the next iteration, or wait for those that are being played in the background."""
@@ -281,7 +284,7 @@ class Run:
         self._announce_compiling("sampling")
         title = f"after iteration {self.done}" if self.done else "before training"
         self._score, record = self._evaluations.play(self.rollout, iteration=self.done, title=title)
-        self._saved = min(self._saved, max(0, self.done - 1))  # a checkpoint of these weights does not know their score
+        self._score_missing = self._saved == self.done > 0
         if self._log is not None:
             self._log.log("eval", self.done, {**record, "duration_s": time.perf_counter() - began})
 
@@ -304,6 +307,7 @@ class Run:
         with self.display.waiting(f"saving iteration {self.done}"):
             self.saver.begin(iteration=self.done, rollout_state=state["rollout"], extra=asdict(position), score=self._score)
         self._saved = self.done
+        self._score_missing = False
 
     def close(self) -> None:
         """End workers, policies in Ray actors and trackers; a rollout under way is broken off."""

@@ -86,6 +86,9 @@ class SftRun:
         self._score: float | None = None
         """Success rate of the evaluation at `done`."""
         self._saved = 0
+        """Steps done at the newest checkpoint."""
+        self._score_missing = False
+        """Whether that checkpoint is of the present weights, and was saved before they were evaluated."""
         self._sums = StepSums()
         self._closing = ExitStack()
         """What `close` ends, but for the rollout and the log."""
@@ -221,7 +224,8 @@ class SftRun:
     @property
     def checkpoint_due(self) -> bool:
         """Whether the present state is to be saved."""
-        return self.done > self._saved and (self.done % self.config.checkpoint_every == 0 or self.complete)
+        is_new = self.done > self._saved and (self.done % self.config.checkpoint_every == 0 or self.complete)
+        return is_new or self._score_missing
 
     @property
     def due(self) -> bool:
@@ -255,7 +259,7 @@ class SftRun:
         self.trainer.push_weights(self._policy)
         title = f"after step {self.done}" if self.done else "before training"
         self._score, record = self._evaluations.play(self.rollout, iteration=self.done, title=title)
-        self._saved = min(self._saved, max(0, self.done - 1))  # a checkpoint of these weights does not know their score
+        self._score_missing = self._saved == self.done > 0
         if self._log is not None:
             self._log.log("eval", self.done, {**validation, **record})
 
@@ -301,6 +305,7 @@ class SftRun:
         with self.display.waiting(f"saving step {self.done}"):
             self.saver.begin(iteration=self.done, rollout_state={}, extra={}, score=self._score)
         self._saved = self.done
+        self._score_missing = False
 
     def close(self) -> None:
         """End workers, policies in Ray actors and trackers."""

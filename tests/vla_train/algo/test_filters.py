@@ -55,3 +55,10 @@ def test_with_returns_a_group_is_kept_where_they_differ_though_nothing_succeeded
     assert has_signal(make_group_of_returns(0.0, 0.0, -1.5), PUBLISHED, RETURN)
     assert not has_signal(make_group_of_returns(-1.5, -1.5), PUBLISHED, RETURN)
     assert not has_signal(make_group_of_returns(0.0, 0.0, -1.5), PUBLISHED, SUCCESS)
+
+
+def test_the_same_rewards_at_other_times_are_no_signal_though_their_float32_sums_differ() -> None:
+    assert not has_signal(make_group_of_returns(1000.0, 1000.00006, 999.99994), PUBLISHED, RETURN)
+    assert not has_signal(make_group_of_returns(0.0, 0.0), PUBLISHED, RETURN)
+    assert has_signal(make_group_of_returns(1000.0, 1000.01), PUBLISHED, RETURN)
+    assert has_signal(make_group_of_returns(0.0, 1e-9), PUBLISHED, RETURN)

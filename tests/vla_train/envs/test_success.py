@@ -109,3 +109,17 @@ def test_a_return_counts_over_the_whole_episode(vectorised: bool) -> None:
 def test_an_unknown_rule_is_refused(success: str) -> None:
     with pytest.raises(ValueError, match=r"env\.success must be auto, terminated, return or info:KEY"):
         EnvConfig(success=success)
+
+
+@pytest.mark.parametrize(("reward", "steps", "wanted"), [(0.01, 100, 1.0), (1000 / 300, 300, 1000.0), (-0.1, 30, -3.0)])
+def test_a_return_that_is_reached_up_to_rounding_is_a_success(reward: float, steps: int, wanted: float) -> None:
+    def succeeds(played: int) -> bool:
+        recorder = EpisodeRecorder(spec=make_spec(0), instruction="")
+        for _ in range(played):
+            recorder.decide({}, {"nothing": np.zeros(1)}, 0)
+            recorder.play(1, float(np.float32(reward)), succeeded=False)
+        config = EnvConfig(success="return", success_return=wanted)
+        return recorder.finish(terminated=True, truncated=False, config=config).success
+
+    assert succeeds(steps)
+    assert not succeeds(steps - 1 if reward > 0 else steps + 1)

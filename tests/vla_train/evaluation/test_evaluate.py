@@ -130,6 +130,14 @@ def test_a_damaged_journal_is_an_error_that_names_the_line(tmp_path: Path) -> No
         evaluate([], play_with(lambda spec: True), folder=tmp_path, videos=0, mirrored_images=False, temperature=0.0)
 
 
+def test_an_episode_that_was_written_down_twice_is_counted_once(tmp_path: Path) -> None:
+    arguments = {"folder": tmp_path, "videos": 0, "mirrored_images": False, "temperature": 0.0}
+    evaluate(make_specs(1, 3), play_with(lambda spec: True), **arguments)
+    journal = tmp_path / "episodes.jsonl"
+    journal.write_text(journal.read_text() * 2)
+    assert len(evaluate(make_specs(1, 3), play_with(lambda spec: True), **arguments).episodes) == 3
+
+
 def test_episodes_that_were_not_asked_for_are_not_counted(tmp_path: Path) -> None:
     arguments = {"folder": tmp_path, "videos": 0, "mirrored_images": False, "temperature": 0.0}
     evaluate(make_specs(1, 5), play_with(lambda spec: True), **arguments)

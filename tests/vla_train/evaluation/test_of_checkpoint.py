@@ -136,6 +136,14 @@ def test_an_interrupted_evaluation_plays_what_is_missing_and_nothing_twice(evalu
     assert json.loads((tmp_path / "results" / "results.json").read_text())["episodes"] == len(result.episodes) == 8
 
 
+def test_two_processes_cannot_evaluate_into_one_folder(evaluation, tmp_path: Path) -> None:
+    first = CheckpointEvaluation(evaluation())
+    with pytest.raises(ValueError, match=r"another process evaluates in .*results: wait until it has ended"):
+        CheckpointEvaluation(evaluation())
+    first.play()
+    assert len(CheckpointEvaluation(evaluation()).play()[0].episodes) == 4
+
+
 def test_more_episodes_can_be_added_with_envs_arranged_otherwise(evaluation, tmp_path: Path) -> None:
     CheckpointEvaluation(evaluation()).play()
     first = (tmp_path / "results" / "episodes.jsonl").read_text()

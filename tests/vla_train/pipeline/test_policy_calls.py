@@ -15,10 +15,10 @@ from pipeline_envs import DrawingPolicy, assert_played_as_alone, drift_config, m
 
 from vla_train.config import RolloutConfig
 from vla_train.envs.shard import ShardResult
-from vla_train.envs.worker import Command, EnvWorker, Event
+from vla_train.envs.worker import Command, EnvWorker, Started, WorkerFault
 from vla_train.envs.workers import make_workers
 from vla_train.pipeline.conductor import Conductor
-from vla_train.pipeline.messages import FromConductor, PolicyBatch, Stop
+from vla_train.pipeline.messages import Decided, FromConductor, PolicyBatch, Stop
 from vla_train.pipeline.objectives import PlayEpisodes
 from vla_train.pipeline.rollout import Rollout
 from vla_train.pipeline.timeline import Timeline
@@ -153,17 +153,19 @@ class StillWorker(EnvWorker):
         self._commands = commands
 
     def start(self) -> None:
-        raise AssertionError("it never fails")
+        self._emit(self.incarnation, Started(description=self.description))
 
     def send(self, command: Command) -> None:
         self._commands.put(self.index)
 
     def answer(self) -> None:
-        result = ShardResult.of_reset({"image": np.zeros((1, 1), np.uint8)}, ("go",))
-        self._sink(Event(worker=self.index, incarnation=self.incarnation, content=result))
+        self._emit(self.incarnation, ShardResult.of_reset({"image": np.zeros((1, 1), np.uint8)}, ("go",)))
+
+    def die(self) -> None:
+        self._emit(self.incarnation, WorkerFault(error=RuntimeError("killed by signal 9")))
 
     def kill(self) -> None:
-        pass
+        self.incarnation += 1
 
     def close(self) -> None:
         pass
@@ -195,3 +197,44 @@ def test_a_second_call_is_offered_when_it_can_grow_no_more(max_batch: int, secon
     assert conductor.counts.batches == 2
     conductor.withdraw()
     assert conductor.scheduler.ready_rows == 3
+
+
+def test_a_worker_that_dies_while_one_call_decides_plays_on_in_the_next_call() -> None:
+    commands: queue.SimpleQueue[int] = queue.SimpleQueue()
+    workers = [StillWorker(index, commands) for index in range(2)]
+    conductor = Conductor(workers, keys=("image",), max_batch=256, max_wait_s=0.0, timeline=Timeline(), calls=2)
+    outbox: queue.SimpleQueue[FromConductor] = queue.SimpleQueue()
+    objective = PlayEpisodes(iter([make_spec(group) for group in range(2)]), [])
+    thread = threading.Thread(target=conductor.run, args=(objective, outbox), daemon=True)
+    thread.start()
+
+    def offered() -> PolicyBatch:
+        message = outbox.get(timeout=LONG_S)
+        assert isinstance(message, PolicyBatch), message
+        return message
+
+    def decide(batch: PolicyBatch) -> None:
+        rows = len(batch.rows)
+        actions, decision = np.zeros((rows, 3, 2), np.float32), {"logprobs": np.zeros((rows, 3), np.float32)}
+        output = PolicyOutput(actions=actions, decision=decision, policy_version=0)
+        conductor.inbox.put(Decided(batch=batch, observations={"image": np.zeros((rows, 1), np.uint8)}, outputs=(output,)))
+
+    try:
+        assert sorted(commands.get(timeout=LONG_S) for _ in workers) == [0, 1]
+        workers[0].answer()
+        first = offered()
+        assert first.workers == (0,)
+        workers[0].die()
+        assert commands.get(timeout=LONG_S) == 0  # its episode begins again
+        for worker in workers:
+            worker.answer()
+        second = offered()
+        assert second.workers == (0, 1)
+        decide(first)
+        decide(second)
+        assert sorted(commands.get(timeout=LONG_S) for _ in workers) == [0, 1], "each steps once, by what the second call says"
+        assert conductor.counts.restarts == 1
+        assert outbox.empty()
+    finally:
+        conductor.inbox.put(Stop())
+        thread.join(LONG_S)

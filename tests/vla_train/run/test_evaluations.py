@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -13,7 +14,10 @@ from vla_train.evaluation.evaluate import read_episodes
 from vla_train.loop import train
 from vla_train.pipeline.episodes import evaluation_episodes
 from vla_train.report import write_report
+from vla_train.run.run import Run
 from vla_train.run.tracking import read_records
+from vla_train.trainer.checkpoint_folder import list_checkpoints
+from vla_train.trainer.manifest import read_manifest
 
 MakeRun = Callable[..., TrainConfig]
 BOTH = {"every": 2, "before_training": True, "temperatures": (0.0, 1.0), "episodes_per_task": 4, "videos": 1}
@@ -101,6 +105,30 @@ def test_an_evaluation_before_training_that_was_interrupted_goes_on(small_run: M
     assert journal.read_text().splitlines()[: len(begun)] == begun
     assert len(episodes(config.output, 0)) == 16
     assert [record["iteration"] for record in read_records(config.output, "eval")] == [0, 1]
+
+
+def test_a_checkpoint_that_a_signal_during_its_evaluation_saved_gets_its_score_when_the_run_goes_on(
+    small_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score_of(checkpoint: Path) -> float | None:
+        return read_manifest(checkpoint)["score"]
+
+    asked = {"every": 1, "before_training": False, "episodes_per_task": 8, "temperatures": (0.0,), "videos": 0}
+    seed = evaluation_episodes([0], {}, EvalConfig(**asked), temperature=0.0, train_fraction=0.8, split_seed=0)[6].seed
+    kwargs = {"fault": "terminate", "fault_seed": str(seed), "marker": str(tmp_path / "happened")}
+    config = small_run(iterations=3, checkpoint_every=3, eval=asked, env={"kwargs": kwargs})
+    with pytest.raises(SystemExit):
+        train(config)
+    (saved,) = list_checkpoints(config.output)
+    assert (saved.name, score_of(saved)) == ("step_000001", None)
+    killed = RuntimeError("killed in the next update")
+    monkeypatch.setattr(Run, "update", mock.Mock(side_effect=killed))
+    with pytest.raises(RuntimeError, match="killed in the next update"):
+        train(config)
+    assert score_of(saved) is not None
+    monkeypatch.undo()
+    train(config)
+    assert [record["iteration"] for record in read_records(config.output, "eval")] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("seed", "kept"), [(0, True), (1, False)])
