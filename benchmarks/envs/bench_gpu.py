@@ -1,7 +1,7 @@
 """LIBERO on a machine with a GPU, from exported scenes: what EGL draws, and what a chunked env plays.
 
     python -m vla_envs.libero compile --suite libero_spatial --out SCENES --detail fast     # on any machine with LIBERO
-    python -m vla_envs.libero compile --suite libero_spatial --out SCENES --tasks 0
+    python -m vla_envs.libero compile --suite libero_spatial --out SCENES --task-ids 0
     python benchmarks/envs/bench_gpu.py --scene-dir SCENES
 
 Prints one JSON line per measurement. Needs neither LIBERO nor robosuite. `every step, two cameras` is the work that stock

@@ -2,7 +2,7 @@
 
 On any machine with LIBERO, and then on the one with the GPU:
 
-    python -m vla_envs.libero compile --suite libero_goal --out SCENES --tasks 0 --detail fast
+    python -m vla_envs.libero compile --suite libero_goal --out SCENES --task-ids 0 --detail fast
     python benchmarks/envs/bench_isaac.py --scene-dir SCENES --worlds 64 256 1024 4096
 
     python -m vla_envs.isaac convert --suite libero_goal --out TASKS --task-ids 0

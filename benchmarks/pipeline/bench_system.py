@@ -1,7 +1,7 @@
 """A real env with a real policy: how close the pipeline comes to the slower of the two, and to the serial loop.
 
     python benchmarks/pipeline/bench_system.py                                       # LIBERO, small policy, two cores
-    python -m vla_envs.libero compile --suite libero_spatial --tasks 0 1 --detail full --out SCENES
+    python -m vla_envs.libero compile --suite libero_spatial --task-ids 0 1 --detail full --out SCENES
     python benchmarks/pipeline/bench_system.py --preset gpu --scene-dir SCENES       # LIBERO on EGL, 7B policy, two minutes
 
 Four measurements with the same workers and the same policy, in chunks (decisions of one slot) per second:

@@ -15,7 +15,7 @@ from vla_envs.libero.recent_scenes import shared_scene
 from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv
 from vla_envs.vector.mujoco_engine import mujoco_engine
-from vla_envs.vector.options import EnvOptions, check_choice, check_integer, takes_options
+from vla_envs.vector.options import check_choice, check_integer, read_options, takes_options
 from vla_envs.vector.single_env import maker_of_single
 from vla_envs.vector.start import Start
 from vla_envs.warp.install import has_warp_on_a_gpu, warp_engine
@@ -79,7 +79,7 @@ class IsaacEnv(ChunkedVectorEnv):
         cfg: Any = None,
         **options: Any,
     ) -> None:
-        settings = EnvOptions(**options)
+        settings = read_options(options, IsaacEnv.__init__)
         check_integer("num_envs", num_envs, least=1)
         if num_starts is not None:
             check_integer("num_starts", num_starts, least=1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vla_envs.errors import MissingDependencyError
 from vla_envs.isaac.lab.task_file import load_task
 from vla_envs.vector.base import ChunkedVectorEnv
-from vla_envs.vector.options import EnvOptions, check_integer
+from vla_envs.vector.options import EnvOptions, check_integer, read_options
 
 if TYPE_CHECKING:
     from vla_envs.isaac.lab.env import IsaacLabEnv
@@ -41,7 +41,7 @@ def isaaclab_env(
         SceneFormatError: `scene_dir` does not hold the task.
         ValueError: An argument that cannot work; nothing was started.
     """
-    settings = EnvOptions(**options)
+    settings = read_options(options, isaaclab_env)
     check_integer("num_envs", num_envs, least=1)
     if settings.state_keys:
         raise ValueError(f"state_keys is for the backends 'mujoco' and 'warp', got {settings.state_keys!r} for 'isaaclab'")

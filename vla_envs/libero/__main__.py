@@ -18,13 +18,13 @@ def main() -> None:
     compile_parser.add_argument(
         "--detail", choices=("full", "fast"), default="full", help="LIBERO's meshes and textures, or simplified ones"
     )
-    compile_parser.add_argument("--tasks", type=int, nargs="+", help="task ids (default: all)")
+    compile_parser.add_argument("--task-ids", "--tasks", type=int, nargs="+", help="default: all")
     compile_parser.add_argument(
         "--fixture-seed", type=int, default=0, help="where fixtures stand: as after LIBERO's seed(N) and reset() (default: 0)"
     )
     arguments = parser.parse_args()
     try:
-        task_ids = arguments.tasks if arguments.tasks is not None else list(suite_tasks(arguments.suite))
+        task_ids = arguments.task_ids if arguments.task_ids is not None else list(suite_tasks(arguments.suite))
         done = 0
 
         def report(task_id: int, file: Path) -> None:

@@ -34,6 +34,8 @@ from vla_envs.libero.scene import OscConstants, Placement, Scene, VisualSwitch
 FORMAT = 3
 _HEADER, _ARRAYS, _MODEL = "header.json", "arrays.npz", "model.mjb"
 _PLAIN = ("suite", "task_id", "name", "instruction", "max_episode_steps", "detail", "fixture_seed", "cameras")
+_DAMAGE = (OSError, EOFError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What comes of reading a damaged archive; RuntimeError where it claims to be encrypted, or compressed by an unknown method."""
 
 
 def save_bundle(scene: Scene, file: Path, *, origin: str, portable: bool) -> None:
@@ -117,10 +119,7 @@ def load_bundle(file: Path, *, origin: str | None = None) -> Scene:
         )
     except SceneFormatError:
         raise
-    except (
-        *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError),
-        *(zipfile.BadZipFile, zlib.error, mujoco.FatalError),
-    ) as error:
+    except (*_DAMAGE, TypeError, AttributeError, mujoco.FatalError) as error:
         reason = str(error) if isinstance(error, OSError) else repr(error)
         raise SceneFormatError(f"{file} is damaged or not a scene: {reason}") from error
 
@@ -147,7 +146,7 @@ def _model_named_in(file: Path) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             return str(json.loads(archive.read(_HEADER))["model_sha256"])
-    except (OSError, ValueError, LookupError, zipfile.BadZipFile, zlib.error):
+    except _DAMAGE:
         return None
 
 

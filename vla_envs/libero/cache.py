@@ -146,7 +146,8 @@ def _file_name(suite: str, task_id: int, detail: str) -> str:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Lock a file against other processes and threads; in a folder that cannot be written there is nothing to protect."""
+    """Lock a file against other processes and threads. In a folder that cannot be written there is nothing to protect, and
+    file systems that cannot lock are trusted: files are replaced whole."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = file.with_suffix(".lock").open("w")
@@ -154,5 +155,6 @@ def _locked(file: Path) -> Iterator[None]:
         yield
         return
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -7,7 +7,6 @@ A scene keeps one draw, that of LIBERO's usual calls: the env is made, then `see
 """
 
 import copy
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from vla_envs.errors import MissingDependencyError
 from vla_envs.libero.goals import Always, Goal, InSite, JointPast, Lifted, OnObject, OnSite, Predicate
 from vla_envs.libero.scene import OscConstants, Placement, Scene, VisualSwitch
-from vla_envs.libero.suites import benchmark_suite, initial_states, missing_files, quiet, suite_tasks
+from vla_envs.libero.suites import ONE_AT_A_TIME, benchmark_suite, initial_states, missing_files, quiet, suite_tasks
 
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 """Public camera name -> LIBERO's."""
@@ -27,7 +26,6 @@ _PHYSICS = (
     *("body_invweight0", "dof_invweight0", "dof_M0", "actuator_acc0"),
 )
 """Fields of the model that MuJoCo derives from meshes, or that LIBERO sets at reset. They must be the same at every detail."""
-ONE_AT_A_TIME = threading.Lock()
 
 
 def compile_scene(suite: str, task_id: int, *, detail: str, fixture_seed: int = 0) -> Scene:
@@ -49,7 +47,7 @@ def compile_scene(suite: str, task_id: int, *, detail: str, fixture_seed: int = 
     if not 0 <= fixture_seed < 2**32:
         raise ValueError(f"fixture_seed must be in 0..2**32 - 1, got {fixture_seed}")
     task = tasks[task_id]
-    with ONE_AT_A_TIME:  # LIBERO draws from numpy's global random numbers
+    with ONE_AT_A_TIME:
         env = build_libero(suite, task_id, fixture_seed=fixture_seed)
         placements = _placements(env)
     try:

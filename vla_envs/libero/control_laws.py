@@ -72,10 +72,7 @@ def set_relative_pose(
 def set_absolute_pose(action: np.ndarray, goal_position: np.ndarray, goal_orientation: np.ndarray) -> None:
     """From the position (m) and axis-angle (rad) of the grip site in the world, as they are: robosuite clips neither."""
     goal_position[:] = action[:3]
-    if action[3] == 0.0 and action[4] == 0.0 and action[5] == 0.0:
-        goal_orientation[:] = np.eye(3)
-    else:
-        goal_orientation[:] = _rotation_matrix(action[3:6])
+    goal_orientation[:] = _rotation_matrix(action[3:6])
 
 
 @compiled
@@ -147,6 +144,8 @@ def add_joint_torques(sensed: Sensed, goal_joints: np.ndarray, torques: np.ndarr
 def _rotation_matrix(axis_angle: np.ndarray) -> np.ndarray:
     """(3, 3) rotation, rounded to float32 on the way as robosuite's `quat2mat` does."""
     angle = math.sqrt(axis_angle[0] ** 2 + axis_angle[1] ** 2 + axis_angle[2] ** 2)
+    if angle == 0.0:  # also of numbers so small that their squares are 0
+        return np.eye(3)
     half_sine = math.sin(angle / 2.0)
     quaternion = np.empty(4, np.float32)
     quaternion[0] = math.cos(angle / 2.0)

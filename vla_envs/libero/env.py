@@ -23,7 +23,7 @@ from vla_envs.libero.suites import suite_tasks
 from vla_envs.vector.base import ChunkedVectorEnv
 from vla_envs.vector.engine import StepResult
 from vla_envs.vector.mujoco_engine import mujoco_engine
-from vla_envs.vector.options import EnvOptions, check_choice, check_integer, takes_options
+from vla_envs.vector.options import check_choice, check_integer, read_options, takes_options
 from vla_envs.vector.single_env import maker_of_single
 from vla_envs.vector.start import Start
 from vla_envs.warp.install import warp_engine
@@ -79,7 +79,7 @@ class LiberoEnv(ChunkedVectorEnv):
         engine: str = "mujoco",
         **options: Any,
     ) -> None:
-        settings = EnvOptions(**options)
+        settings = read_options(options, LiberoEnv.__init__)
         check_integer("num_envs", num_envs, least=1)
         check_choice("engine", engine, ("mujoco", "warp"))
         folder = settings.scene_folder
@@ -132,7 +132,7 @@ class LiberoEnv(ChunkedVectorEnv):
             if len(set(chosen)) > 1:
                 raise ValueError(f"init_states of {len(set(chosen))} tasks must be a mapping from task ids, got {type(given)}")
             given = {chosen[0]: given}
-        given = given or {}
+        given = {int(key) if str(key).isdecimal() else key: states for key, states in (given or {}).items()}  # JSON's are text
         if not set(given) <= set(chosen):
             raise ValueError(f"init_states has tasks {list(given)}, and the env plays {sorted(set(chosen))}")
         states = {}

@@ -87,7 +87,7 @@ class OwnGoal:
                     engine.draw([slot])
                     frames[slot].append(next(iter(engine.pictures().values()))[slot].copy())
         engine.draw(slots)
-        shown = {slot: np.array(pictures) for slot, pictures in frames.items()}
+        shown = {slot: np.array(pictures) for slot, pictures in frames.items() if pictures}
         return StepResult(num_steps=played, goal_reached=reached, faults=tuple(faults), frames=shown), rewards
 
 

@@ -19,7 +19,7 @@ from vla_envs.errors import MissingDependencyError
 from vla_envs.libero.initial_states import InitialStates
 from vla_envs.libero.recent_scenes import RecentScenes
 from vla_envs.libero.scene import Scene
-from vla_envs.libero.suites import SuiteTask, listed_suites, quiet
+from vla_envs.libero.suites import ONE_AT_A_TIME, SuiteTask, listed_suites, quiet
 
 NUM_DRAWN = 50
 """Initial states that a file has if none are given: as many as LIBERO stores of its own tasks."""
@@ -41,6 +41,8 @@ class OwnSuite:
     """What LIBERO's benchmarks do, for files of a user's; a subclass has the files."""
 
     files: tuple[Path, ...] = ()
+    num_init_states = 1
+    """Of each."""
 
     def __init__(self) -> None:
         self.tasks = [OwnTask(name=file.stem, language=_instruction(file)) for file in self.files]
@@ -58,7 +60,7 @@ class OwnSuite:
     def get_task_init_states(self, task_id: int) -> np.ndarray:
         """(1, 1 + nq + nv): [time, qpos, qvel] after LIBERO's first reset."""
         if task_id not in self._first_states:
-            from vla_envs.libero.compile import ONE_AT_A_TIME, build_libero
+            from vla_envs.libero.compile import build_libero
 
             with ONE_AT_A_TIME:
                 env = build_libero(type(self).__name__, task_id)
@@ -183,4 +185,4 @@ def _text(file: Path) -> str:
 
 def _instruction(file: Path) -> str:
     found = re.search(r"\(:language\s+([^)]*)\)", _text(file))
-    return found[1].strip() if found else file.stem.replace("_", " ")
+    return found[1].strip().lower() if found else file.stem.replace("_", " ")

@@ -106,13 +106,15 @@ def initial_states(suite: str, task_id: int) -> np.ndarray:
         return np.asarray(benchmark_suite(suite).get_task_init_states(task_id), np.float64)
 
 
-_quiet_lock = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
+"""Threads that call LIBERO: standard output and numpy's global random numbers belong to the process. One lock for both, since
+what builds an env is quiet, and what is quiet may build one."""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress what LIBERO and robosuite print; one thread at a time, since standard output belongs to the process."""
-    with _quiet_lock, contextlib.redirect_stdout(io.StringIO()):
+    """Suppress what LIBERO and robosuite print; one thread at a time."""
+    with ONE_AT_A_TIME, contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
@@ -123,13 +125,14 @@ def _installed_tasks(suite: str) -> dict[int, SuiteTask]:
         raise ValueError(
             f"{libero_version()} lists suite {suite!r} without any tasks: choose another, such as libero_90 or libero_10"
         )
+    own: int | None = getattr(benchmark, "num_init_states", None)  # files of a user's: nothing is built to know this
     tasks = {}
     for task_id, task in enumerate(benchmark.tasks):
         tasks[task_id] = SuiteTask(
             name=task.name,
-            instruction=task.language if suite in TIME_LIMITS else _spoken_instruction(benchmark, task_id),
+            instruction=task.language if own or suite in TIME_LIMITS else _spoken_instruction(benchmark, task_id),
             max_episode_steps=_time_limit(suite),
-            num_init_states=len(initial_states(suite, task_id)),
+            num_init_states=own or len(initial_states(suite, task_id)),
         )
     return tasks
 

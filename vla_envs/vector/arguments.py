@@ -22,6 +22,8 @@ def read_actions(actions: Any, shape: tuple[int, ...], *, chunk_size: int | None
         if not bool(actions.isfinite().all()):
             raise ValueError(f"actions must be finite, got {float(actions[~actions.isfinite()][0])}")
         return actions.detach().float().reshape(shape[0], -1, shape[-1])
+    if hasattr(actions, "detach"):  # a tensor in host memory, of any type
+        actions = actions.detach().double()
     chunk = np.asarray(actions, np.float64)
     check_shape("actions", chunk.shape, shape, chunk_size=chunk_size)
     if not np.isfinite(chunk).all():

@@ -347,7 +347,7 @@ class ChunkedVectorEnv(Remade, SlotAttributes, Calibration, Filming, gym.vector.
                 "an env that was reset cannot be copied or pickled, as its copy would not be in the same episodes: "
                 "make a new one, reset it, and give it get_state() by set_state()"
             )
-        return {"_spec": self._spec, "max_episode_steps": self.max_episode_steps}
+        return {"_spec": self._spec, "max_episode_steps": self.max_episode_steps, "_render_every": self._render_every}
 
     def _check_begun(self, call: str, slots: Sequence[int]) -> None:
         for slot in slots:

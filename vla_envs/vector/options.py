@@ -5,8 +5,9 @@ documentation, names every one of them.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from textwrap import TextWrapper
 from typing import Any, TypeVar
@@ -189,6 +190,23 @@ class EnvOptions:
     def scene_folder(self) -> Path | None:
         """`scene_dir` as a path."""
         return None if self.scene_dir is None else Path(self.scene_dir)
+
+
+def read_options(given: Mapping[str, Any], of: Callable[..., Any]) -> EnvOptions:
+    """The options among the arguments of `of`, which has others of its own.
+
+    Raises:
+        TypeError: There is no such argument; the message names those that there are.
+        ValueError: An option that cannot work.
+    """
+    accepted = [option.name for option in fields(EnvOptions)]
+    known = dict.fromkeys([name for name in inspect.signature(of).parameters if name not in ("self", "options")] + accepted)
+    for name in given:
+        if name not in accepted:
+            similar = get_close_matches(name, known, n=1)
+            hint = f"did you mean {similar[0]!r}?" if similar else f"there are {', '.join(known)}"
+            raise TypeError(f"unexpected keyword argument {name!r}: {hint}")
+    return EnvOptions(**given)
 
 
 def takes_options(env_class: _Env) -> _Env:

@@ -92,7 +92,8 @@ class SingleEnv(gym.Env):
         if self._over:
             raise NotResetError("step was called on a finished episode: call reset() first")
         check_shape("the action", np.shape(action), self.action_space.shape, chunk_size=self.chunk_size)  # type: ignore[arg-type]
-        observation, reward, terminated, truncated, info = self._envs.step(np.asarray(action)[None])
+        actions = action[None] if hasattr(action, "is_cuda") else np.asarray(action)[None]  # tensors stay where they are
+        observation, reward, terminated, truncated, info = self._envs.step(actions)
         self._over = bool(terminated[0] or truncated[0])
         return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), of_slot(info, 0)
 

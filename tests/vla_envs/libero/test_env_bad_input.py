@@ -93,6 +93,11 @@ def test_an_unknown_argument_is_refused_by_name():
     for make in (LiberoEnv, make_libero_env):
         with pytest.raises(TypeError, match="unexpected keyword argument 'speed'"):
             make(speed=2)
+    for given, meant in (("chunksize", "chunk_size"), ("detial", "detail"), ("task_idx", "task_id")):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{given}': did you mean '{meant}'"):
+            LiberoEnv(**{given: 3})
+    with pytest.raises(TypeError, match=r"'gravity': there are num_envs, suite, task_ids, .*, render_mode$"):
+        LiberoEnv(gravity=2)
 
 
 def test_a_single_env_refuses_to_reset_itself():
@@ -126,6 +131,27 @@ def test_actions_that_are_not_finite_are_refused(envs: LiberoEnv, bad: float):
     actions = np.zeros((2, 3, 7), np.float32)
     actions[1, 2, 6] = bad
     assert_refused(envs, lambda: envs.step(actions), f"actions must be finite, got {bad}")
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64", "int64"])
+def test_a_tensor_of_any_type_plays_what_its_numbers_play(kind: str):
+    torch = pytest.importorskip("torch")
+    actions = torch.zeros(1, 7, dtype=getattr(torch, kind))
+    actions[:, :3] = torch.tensor([1.0, -1.0, 0.5])
+    states = []
+    for given in (actions.double().numpy(), actions, actions.requires_grad_() if actions.is_floating_point() else actions):
+        envs = make_envs(1)
+        envs.reset(options={"init_state_id": 0})
+        envs.step(given)
+        states.append(envs.get_state())
+        envs.close()
+    assert_same_states(states[0], states[1])
+    assert_same_states(states[0], states[2])
+    single = gym.make("Libero-v0", task_id=0, detail="fast", cameras=())
+    single.reset(seed=0, options={"init_state_id": 0})
+    single.step(actions[0])
+    assert_same_states(states[0], [single.unwrapped.get_state()])
+    single.close()
 
 
 def test_actions_that_are_not_numbers_are_refused(envs: LiberoEnv):

@@ -71,6 +71,18 @@ def test_an_absolute_pose_is_reached_and_kept():
     envs.close()
 
 
+@pytest.mark.parametrize("control", ["osc_delta", "osc_absolute"])
+def test_a_turn_whose_square_is_zero_is_none(control: str):
+    envs = made(control, 2)
+    envs.reset(options={"init_state_id": 0})
+    actions = np.zeros((2, 7))
+    actions[:, 3] = 1e-200, 1e-100
+    for _ in range(3):
+        envs.step(actions)
+    assert_same_states(*([state] for state in envs.get_state()))
+    envs.close()
+
+
 def test_a_joint_goes_on_its_own_and_an_action_beyond_one_is_clipped_to_it():
     envs = made("joint_position", 3)
     envs.reset(options={"init_state_id": 0})

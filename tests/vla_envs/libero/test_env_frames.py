@@ -1,5 +1,6 @@
 """Time within a chunk: chunks may be shorter, and a filmed slot shows what happened between a chunk's two ends."""
 
+import copy
 from typing import Any
 
 import gymnasium as gym
@@ -70,6 +71,15 @@ def test_a_slot_that_is_filmed_changes_nothing_else_and_the_others_show_nothing(
     assert "frames" not in plain_info
     filmed.set_attr("render_every", None)
     assert "frames" not in filmed.step(actions)[-1]
+
+
+def test_a_copy_films_the_slots_that_the_env_films():
+    envs = make_envs(2, cameras=("agentview",))
+    envs.set_attr("render_every", [1, None])
+    twin = copy.deepcopy(envs)
+    assert twin.render_every == (1, None)
+    twin.close()
+    envs.close()
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.DISABLED, AutoresetMode.SAME_STEP])

@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,33 @@ def test_a_file_that_libero_cannot_build_is_refused_when_the_env_is_made(
     assert "\n" not in str(error.value)
 
 
+def test_of_several_files_the_wrong_one_is_named_and_only_where_it_is_played(bddl: Path, tmp_path: Path):
+    wrong = changed(bddl, tmp_path, "(0.04 -0.03 0.060000000000000005 -0.01)", "(0.06 -0.03 0.04 -0.01)")
+    envs = own_envs([bddl, wrong], task_ids=[0])
+    envs.reset(seed=0)
+    envs.close()
+    for task_ids in ([1], [0, 1]):
+        with pytest.raises(ValueError, match=f"{wrong}: LIBERO cannot build it"):
+            own_envs([bddl, wrong], task_ids=task_ids)
+
+
+def test_files_are_built_in_several_threads_at_once(bddl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VLA_ENVS_CACHE", str(tmp_path / "cache"))
+    files = [tmp_path / f"{number}.bddl" for number in range(2)]
+    for number, file in enumerate(files):
+        file.write_text(bddl.read_text() + f"; {number}")
+    with ThreadPoolExecutor(2) as pool:
+        for envs in pool.map(own_envs, files):
+            envs.close()
+
+
+def test_states_by_task_may_be_named_in_text_as_json_does():
+    states = loaded_scene(*DRAWER).scene.init_states[7:10]
+    envs = make_envs(2, *DRAWER[:1], (0, 1), init_states={"0": states}, settle_steps=0)
+    assert envs.num_init_states == {0: 3, 1: 50}
+    envs.close()
+
+
 def test_what_are_no_files_states_or_functions_is_refused_when_the_env_is_made(tmp_path: Path):
     width = loaded_scene(*DRAWER).scene.init_states.shape[1]
     holed = np.zeros((2, width))
@@ -263,6 +291,17 @@ def test_frames_are_the_same_with_functions_as_without(opengl: None, every: int)
         envs.close()
     assert len(frames[0]) == (3, 2)[every - 1]
     np.testing.assert_array_equal(*frames)
+
+
+def test_a_time_limit_that_has_passed_ends_a_filmed_episode_without_a_picture(opengl: None):
+    envs = make_envs(1, *DRAWER[:1], (0,), chunk_size=4, cameras=("agentview",), render_every=1, reward_fn=hand_height)
+    envs.reset(options={"init_state_id": 0})
+    envs.step(still(envs))
+    envs.set_attr("max_episode_steps", 3)
+    *_, truncated, info = envs.step(still(envs))
+    assert (truncated.tolist(), info["num_steps"].tolist()) == ([True], [0])
+    assert "frames" not in info
+    envs.close()
 
 
 def test_without_a_function_for_success_the_goal_decides_it(bddl: Path):

@@ -183,6 +183,17 @@ def test_a_flipped_byte_of_the_model_or_the_arrays_is_refused(bundle: Path):
     assert_same(load_bundle(bundle), small_scene())
 
 
+@pytest.mark.parametrize(("offset", "value"), [(8, 1), (10, 99)], ids=["encrypted", "compressed by an unknown method"])
+def test_a_flipped_bit_of_the_archives_own_list_is_refused_and_the_file_can_be_replaced(bundle: Path, offset: int, value: int):
+    content = bytearray(bundle.read_bytes())
+    content[content.index(b"PK\x01\x02") + offset] = value  # of the first file, which is the header
+    bundle.write_bytes(content)
+    with pytest.raises(SceneFormatError, match=r"small\.scene is damaged"):
+        load_bundle(bundle)
+    save_bundle(small_scene(), bundle, origin=ORIGIN, portable=model_beside(bundle) is None)
+    assert_same(load_bundle(bundle), small_scene())
+
+
 def test_swapped_arrays_or_models_are_refused_though_the_archive_is_whole(tmp_path: Path):
     file = tmp_path / "small.scene"
     for name in ("arrays.npz", "model.mjb"):

@@ -1,5 +1,7 @@
 """The cache and exported folders, with real scenes: compiled once, repaired where LIBERO is there, portable without it."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -133,11 +135,21 @@ def test_a_cache_that_cannot_be_written_costs_time_but_works(
     assert "could not be written" in caplog.text
 
 
+def test_a_file_system_that_cannot_lock_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setenv("VLA_ENVS_CACHE", str(tmp_path))
+    assert load_scene(SUITE, TASK).task_id == TASK
+    assert list(tmp_path.rglob("*.scene"))
+
+
 @pytest.fixture(scope="module")
 def exported(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder exported by the command line."""
     folder = tmp_path_factory.mktemp("exported")
-    arguments = ["compile", "--suite", SUITE, "--out", str(folder), "--tasks", str(TASK)]
+    arguments = ["compile", "--suite", SUITE, "--out", str(folder), "--task-ids", str(TASK)]
     environment = os.environ | {"VLA_ENVS_CACHE": str(cache)}
     result = subprocess.run(
         [sys.executable, "-m", "vla_envs.libero", *arguments], env=environment, capture_output=True, text=True, timeout=120
