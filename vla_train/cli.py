@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import NoReturn
 
 from vla_train.command_line import (
@@ -66,7 +67,7 @@ examples:
   python -m vla_train report runs/demo
   python -m vla_train bench --recipe one-gpu --policy.checkpoint CHECKPOINT
 
-Every option of a command: python -m vla_train COMMAND --help
+Every option of a command: python -m vla_train COMMAND --help     Versions: python -m vla_train --version
 """
 
 
@@ -79,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["-h"], ["--help"], ["help"]):
         print(_OVERVIEW, end="")
+        return
+    if arguments[:1] == ["--version"]:
+        print(", ".join(f"{name} {version(name)}" for name in ("vla-train", "vla-envs")))
         return
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
     commands = {

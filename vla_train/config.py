@@ -106,7 +106,7 @@ class PolicyConfig:
     lora_layers: Literal["all", "language"] = "all"
     """Where adapters go: on all linear layers that run, or on the language model's alone (a faster update)."""
     base_dtype: Literal["auto", "fp8", "nf4"] = "auto"
-    """Language model under adapters, which eval merges only with auto. auto: as dtype; fp8: half (Ada, Hopper); nf4: 1/4."""
+    """Language model under adapters. auto: as dtype; fp8: half (Ada, Hopper); nf4: a quarter. Eval merges only with auto."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in the backward pass: less memory, a third more time; auto: as few blocks as a GPU asks for."""
     gpu_memory_gb: float | None = None

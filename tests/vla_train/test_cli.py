@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import vla_envs
+import vla_train
 from vla_train.bench.config import BenchConfig
 from vla_train.cli import main
 from vla_train.command_line import parse_evaluate, parse_serve, parse_train
@@ -70,6 +72,10 @@ def test_the_overview_names_every_command_and_recipe(help_of: Callable[..., str]
     for word in ("train", "sft", "eval", "serve", "collect", "export", "report", "bench", *RECIPES):
         assert f"\n  {word} " in overview
     assert "--config FILE" in overview
+
+
+def test_the_versions_of_both_packages_are_told(help_of: Callable[..., str]) -> None:
+    assert help_of("--version") == f"vla-train {vla_train.__version__}, vla-envs {vla_envs.__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ class EnvPackageMissing(ImportError):  # noqa: N818
 def as_refusal(error: Exception, config: EnvConfig) -> EnvRefusal | EnvPackageMissing | None:
     """What to say of an env that cannot be made; None where its error is a bug."""
     text = str(error) if config.id in str(error) else f"{config.id}: {error}"
+    if isinstance(error, ModuleNotFoundError) and error.name == config.id.partition(":")[0]:
+        return EnvPackageMissing(f"{text}; is the folder of {error.name}.py on the PYTHONPATH?")
     if isinstance(error, ModuleNotFoundError | gym.error.DependencyNotInstalled):
         return EnvPackageMissing(text)
     if isinstance(error, gym.error.Error):

@@ -24,13 +24,13 @@ class Played:
     differs: tuple[str, ...]
     """How this is not that protocol."""
     temperatures: tuple[float, ...]
-    """0 is greedy; each plays all episodes."""
-    episodes: int
-    """At the first temperature."""
+    """0 is greedy."""
+    episodes: tuple[int, ...]
+    """At each temperature."""
     initial_states: str
     """held-out, all or train; "drawn" where the env draws its own."""
-    each_once: bool
-    """Whether each of these is played exactly once, at the first temperature."""
+    each_once: tuple[bool, ...]
+    """Whether each of these is played exactly once, at each temperature."""
     env: str
     """Gymnasium id."""
     suite: str | None
@@ -52,14 +52,16 @@ class Played:
 
     def lines(self) -> list[str]:
         """The same for people, in a few lines."""
-        how = " and ".join(map(self.how, self.temperatures))
+        once = [", each once" if each_once else "" for each_once in self.each_once]
+        others = zip(self.temperatures[1:], self.episodes[1:], once[1:], strict=True)
+        further = "".join(f"; {self.how(temperature)}: {episodes} of these{each}" for temperature, episodes, each in others)
         states = "starts of its own" if self.initial_states == "drawn" else f"{self.initial_states} initial states"
         tasks = f"{self.num_tasks} {'task' if self.num_tasks == 1 else 'tasks'}"
-        which = f"{self.episodes} episodes of {tasks}, {states}{', each once' if self.each_once else ''}"
+        which = f"{self.how(self.temperatures[0])}: {self.episodes[0]} episodes of {tasks}, {states}{once[0]}{further}"
         limit = "time limits by task" if self.time_limit is None else f"time limit {self.time_limit} steps"
         size = [] if self.image_size is None else [f"images {_plain(self.image_size)}"]
         lines = [
-            f"played {how}: {which}; {limit}, {self.chunk_size} actions per decision",
+            f"played {which}; {limit}, {self.chunk_size} actions per decision",
             f"env {self.suite or self.env}: " + ", ".join([*_named(self.simulation), *size]),
         ]
         if self.policy:
@@ -87,14 +89,13 @@ def played(
     Raises:
         ValueError: A protocol is named, and the env plays none of its suites.
     """
-    first = episodes[config.eval.temperatures[0]]
-    starts = [(spec.task_id, spec.init_state_id) for spec in first]
+    plays = [episodes[temperature] for temperature in config.eval.temperatures]
     image = env.observations.get(IMAGE)
     facts: dict[str, Any] = {
         "temperatures": config.eval.temperatures,
-        "episodes": len(first),
+        "episodes": tuple(map(len, plays)),
         "initial_states": config.eval.initial_states if env.num_init_states else "drawn",
-        "each_once": _each_once(config, env, starts),
+        "each_once": tuple(_each_once(config, env, play) for play in plays),
         "env": config.env.id,
         "suite": env.suite,
         "num_tasks": len(env.task_ids),
@@ -126,8 +127,8 @@ def require_protocol(config: EvaluateConfig, env: EnvDescription) -> str:
     return published
 
 
-def _each_once(config: EvaluateConfig, env: EnvDescription, starts: Sequence[tuple[int, int]]) -> bool:
-    """Whether these are all the initial states that may be meant, each of them once."""
+def _each_once(config: EvaluateConfig, env: EnvDescription, episodes: Sequence[EpisodeSpec]) -> bool:
+    """Whether these begin at all the initial states that may be meant, each of them once."""
     if not env.num_init_states:
         return False
     every = evaluation_episodes(
@@ -138,7 +139,8 @@ def _each_once(config: EvaluateConfig, env: EnvDescription, starts: Sequence[tup
         train_fraction=config.train_fraction,
         split_seed=config.split_seed,
     )
-    return sorted(starts) == sorted((spec.task_id, spec.init_state_id) for spec in every)
+    starts = sorted((spec.task_id, spec.init_state_id) for spec in episodes)
+    return starts == sorted((spec.task_id, spec.init_state_id) for spec in every)
 
 
 def _differences(found: Played, protocol: Protocol, suite: str) -> Iterator[str]:
@@ -146,7 +148,7 @@ def _differences(found: Played, protocol: Protocol, suite: str) -> Iterator[str]
         ("suite", found.suite, suite),
         ("temperature", " and ".join(f"{t:g}" for t in found.temperatures), f"{protocol.temperature:g}"),
         ("initial states", found.initial_states, "all"),
-        ("each once", found.each_once, True),
+        ("each once", all(found.each_once), True),
         ("tasks", found.num_tasks, NUM_TASKS[suite]),
         ("time limit", found.time_limit, protocol.time_limit(suite)),
         ("images", found.policy.get("images"), protocol.images),

@@ -15,7 +15,7 @@ from vla_train.config import EnvConfig, EvalConfig, OptimConfig, PolicyConfig, R
 
 
 def one_gpu() -> TrainConfig:
-    """LoRA of rank 32 on one LIBERO suite, on one GPU of 80 GB or more; needs --policy.checkpoint."""
+    """LoRA of rank 32 on one LIBERO suite, one GPU of 80 GB (A100: base-dtype nf4); needs --policy.checkpoint."""
     return TrainConfig(
         output=Path("runs/one-gpu"),
         iterations=100,

@@ -80,3 +80,4 @@ def test_what_cannot_be_used_is_refused_in_one_line_that_names_the_env(changes: 
         make_workers(drift_config(worker=worker, num_workers=1, **changes), chunk_size=3)
     assert changes.get("id", "pipeline_envs:Drift-v0") in str(refusal.value)
     assert "\n" not in str(refusal.value)
+    assert ("is the folder of no_such_module.py on the PYTHONPATH?" in str(refusal.value)) == ("no_such" in str(changes))

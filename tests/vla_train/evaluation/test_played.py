@@ -93,9 +93,19 @@ def test_a_protocol_of_libero_on_another_env_is_refused() -> None:
 
 def test_held_out_states_are_each_once_where_all_of_them_are_played() -> None:
     config = EvaluateConfig(checkpoint="x")
-    assert what(config, libero(), OPENVLA).each_once
-    assert not what(replace(config, eval=EvalConfig(episodes_per_task=9)), libero(), OPENVLA).each_once
-    assert not what(replace(config, eval=EvalConfig(episodes_per_task=9)), libero(num_init_states={}), OPENVLA).each_once
+    assert what(config, libero(), OPENVLA).each_once == (True,)
+    assert what(replace(config, eval=EvalConfig(episodes_per_task=9)), libero(), OPENVLA).each_once == (False,)
+    drawn = what(replace(config, eval=EvalConfig(episodes_per_task=9)), libero(num_init_states={}), OPENVLA)
+    assert drawn.each_once == (False,)
+
+
+def test_each_temperature_is_said_with_its_own_episodes() -> None:
+    both = EvalConfig(temperatures=(0.0, 1.0), episodes_per_task=20)
+    found = what(EvaluateConfig(checkpoint="x", eval=both), libero(), OPENVLA)
+    assert (found.episodes, found.each_once) == ((100, 200), (True, False))
+    assert found.lines()[0].startswith(
+        "played greedy: 100 episodes of 10 tasks, held-out initial states, each once; sampled at T = 1: 200 of these; "
+    )
 
 
 def test_an_evaluation_prints_and_writes_down_what_was_played(
@@ -117,7 +127,7 @@ def test_an_evaluation_prints_and_writes_down_what_was_played(
     found = json.loads((tmp_path / "results" / "results.json").read_text())["played"]
     assert found["protocol"] == "rlinf"
     assert found["policy"] == {"images": "rlinf", "jpeg": False, "statistics": "actions", "gripper": "as decoded"}
-    assert (found["episodes"], found["each_once"], found["temperatures"], found["time_limit"]) == (8, True, [1.6], 20)
+    assert (found["episodes"], found["each_once"], found["temperatures"], found["time_limit"]) == ([8], [True], [1.6], 20)
     assert found["differs"] == [
         "time limit 20 (512 there)",
         "image size 4 x 5 (256 x 256 there)",
@@ -140,4 +150,4 @@ def test_libero_itself_is_played_as_the_protocols_have_it(name, policy: Mapping[
     shard.close()
     assert found.differs == ()
     assert found.simulation == FULL
-    assert found.episodes == 50 * NUM_TASKS[suite]
+    assert found.episodes == (50 * NUM_TASKS[suite],)
