@@ -17,7 +17,7 @@ ELSEWHERE = {"index.md", "contributing.md", "changelog.md", "examples.md"}
 ON_THE_SITE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "examples")
 """What outside docs/ may be linked to, since that file brings it along."""
 TEXTS = [*WRITTEN, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
-TASKS = ("use_envs", "own_task", "own_env", "own_policy", "evaluate", "timeline", "cluster")
+TASKS = ("train_7b", "use_envs", "own_task", "own_env", "own_policy", "evaluate", "timeline", "cluster")
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
