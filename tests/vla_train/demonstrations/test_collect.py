@@ -236,7 +236,7 @@ def test_other_settings_are_refused_before_anything_starts(collected: Path, monk
 
 def test_an_output_that_cannot_be_made_is_refused(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"cannot be saved in .*/file/dataset: Not a directory; choose another output"):
+    with pytest.raises(ValueError, match=r"file/dataset cannot be written to: Not a directory; choose another output"):
         collect(tmp_path / "file/dataset")
 
 

@@ -53,7 +53,7 @@ def test_other_runs_are_not_concerned(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ValueError, match="cannot be saved"):
+    with pytest.raises(ValueError, match="cannot be written to"):
         lock_run(tmp_path / "file" / "run")
 
 
