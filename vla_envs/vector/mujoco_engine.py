@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakSet
 
 import numpy as np
@@ -35,6 +35,7 @@ from vla_envs.vector.robot_state import ROBOT_STATE_DIM
 from vla_envs.vector.slot import View, camera_pose
 
 _open_engines: "WeakSet[MujocoEngine]" = WeakSet()
+_process_ends = threading.Event()
 
 
 class MujocoEngine:
@@ -254,7 +255,7 @@ class MujocoEngine:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise NotResetError("this engine is closed: make a new one")
+            _end_with_process(NotResetError("this engine is closed: make a new one"))
 
     def _player(self, slot: int) -> Player:
         self._check_open()
@@ -360,7 +361,7 @@ class MujocoEngine:
 
         try:
             for index in range(len(slots)):
-                self._workers.submit(run, index)
+                _submit(self._workers, run, index)
             wait(ends)
         except BaseException:
             wait([end for end in ends if not end.cancel()])  # it takes no longer than a chunk
@@ -385,10 +386,27 @@ def _close_open_engines_at_exit() -> None:
     """Close all engines at exit: their threads must end before the process unloads the libraries they run in."""
 
     def close_all() -> None:
+        _process_ends.set()
         for engine in list(_open_engines):
             engine.close()
 
     atexit.register(close_all)
+
+
+def _submit(workers: ThreadPoolExecutor, run: Callable[[int], None], index: int) -> None:
+    try:
+        workers.submit(run, index)
+    except RuntimeError as error:
+        if "interpreter shutdown" in str(error):  # before what is registered with atexit is called
+            _process_ends.set()
+        _end_with_process(error)
+
+
+def _end_with_process(error: Exception) -> NoReturn:
+    """Raise the error; but while the process ends, a daemon thread ends silently: Python may crash on what it prints."""
+    if _process_ends.is_set() and threading.current_thread().daemon:
+        raise SystemExit
+    raise error
 
 
 def _wait_for(futures: list[Future[float]]) -> float:

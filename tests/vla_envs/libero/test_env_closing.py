@@ -222,6 +222,7 @@ print("end")
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (result.returncode, result.stdout.strip()) == (0, "end"), result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_memory_stays_flat_over_a_few_cycles():
