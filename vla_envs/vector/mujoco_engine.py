@@ -36,6 +36,7 @@ from vla_envs.vector.slot import View, camera_pose
 
 _open_engines: "WeakSet[MujocoEngine]" = WeakSet()
 _process_ends = threading.Event()
+"""Set once the main thread is done: daemon threads may still be using engines then."""
 
 
 class MujocoEngine:

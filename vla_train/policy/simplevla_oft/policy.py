@@ -36,7 +36,7 @@ _LENGTH_BUCKET = 8
 alignment that masked attention wants."""
 _MOST_IN_GRAPHS = 1 / 32
 """Share of a GPU's memory that graphs may keep for gradients. Where they would take more, the model is so large that launches
-take little time beside its arithmetic."""
+should take little time beside its arithmetic; the share is an estimate, not measured."""
 
 
 def action_logprobs(logits: Tensor, temperature: Tensor | float) -> Tensor:
