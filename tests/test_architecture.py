@@ -18,7 +18,7 @@ RANKS = (
     (
         *("vla_train.types", "vla_train.errors", "vla_train.units", "vla_train.safetensors_file"),
         *("vla_train.registry", "vla_train.config", "vla_train.config_checks", "vla_train.config_json"),
-        *("vla_train.config_pairs", "vla_train.wire"),
+        *("vla_train.config_pairs", "vla_train.wire", "vla_train.gpu_memory"),
     ),
     ("vla_train.policy", "vla_train.algo"),
     ("vla_train.envs", "vla_train.pipeline", "vla_train.trainer", "vla_train.distributed"),

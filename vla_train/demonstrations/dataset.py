@@ -1,8 +1,8 @@
 """Reads demonstrations in LeRobot's format: v3 and the older v2, whoever wrote them.
 
     actions, states   whole columns of an episode, read when first asked for
-    images            single frames: pictures stay in memory as they were decoded where there is room for all of them, else
-                      encoded, those of recently used episodes; of a video, the decoded frames of an episode
+    images            frames of any episodes: pictures stay in memory as they were decoded where there is room for all of
+                      them, else encoded, those of recently used episodes; of a video, the decoded frames of an episode
 
 Columns may be named as LeRobot does (`observation.images.image`, `observation.state`, `action`) or as the LIBERO sets of
 others do (`image`, `state`, `actions`); pictures may be stored as video. Values are as they are stored: what they mean is told
@@ -26,6 +26,16 @@ from vla_train.demonstrations.videos import decode_video
 
 
 @dataclass(frozen=True, slots=True)
+class _Decoded:
+    """The frames of a camera, of all episodes in their order, as far as they were read."""
+
+    frames: np.ndarray
+    """(steps, H, W, 3)."""
+    known: np.ndarray
+    """(steps,) which of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Held:
     """Encoded pictures of a row group, or decoded frames of an episode's video."""
 
@@ -38,7 +48,7 @@ class DemonstrationDataset:
 
     Args:
         folder: Holds `meta` and `data`.
-        memory_bytes: Most bytes of pictures that are kept.
+        memory_bytes: Most bytes of pictures that are kept; those that stay decoded take half of them at most.
 
     Raises:
         ValueError: It is no dataset, of a version that is not read, half-written, or without actions; one line says which.
@@ -67,14 +77,27 @@ class DemonstrationDataset:
         self._groups: dict[Path, np.ndarray] = {}
         self._held: OrderedDict[tuple[Path, str, int], _Held] = OrderedDict()
         self._held_bytes = 0
-        self._decoded: dict[tuple[Path, str, int], np.ndarray] = {}
-        frame_bytes = sum(math.prod(shape) for shape in self.image_shapes.values())
-        self._holds_decoded = frame_bytes * self.num_steps <= memory_bytes // 2
+        self._lengths = np.array([episode.length for episode in self.episodes])
+        self._begins = np.cumsum(self._lengths) - self._lengths
+        """Which frame of all is an episode's first."""
+        pictures = [key for key, camera in description.cameras.items() if not camera.is_video]
+        frame_bytes = sum(math.prod(self.image_shapes[key]) for key in pictures)
+        self._decoded: dict[str, _Decoded] = {}
+        """By camera; none where there is no room for all."""
+        if frame_bytes * self.num_steps <= memory_bytes // 2:
+            for key in pictures:  # memory that is not written to is not taken
+                frames = self._room(self.num_steps, key)
+                self._decoded[key] = _Decoded(frames, np.zeros(self.num_steps, bool))
 
     @property
     def num_steps(self) -> int:
         """Of all episodes."""
-        return sum(episode.length for episode in self.episodes)
+        return int(self._lengths.sum())
+
+    @property
+    def stays_decoded(self) -> bool:
+        """Whether each picture is decoded once; of videos, it is seen while they are read."""
+        return all(key in self._decoded or camera.is_video for key, camera in self._description.cameras.items())
 
     def actions(self, episode: int) -> np.ndarray:
         """(T, A) float32 as stored."""
@@ -85,27 +108,46 @@ class DemonstrationDataset:
         state = self._description.state
         return None if state is None else self._numbers(episode, state.column)
 
-    def images(self, episode: int, key: str, steps: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, H, W, 3) uint8 of one camera at these steps.
+    def images(self, episode: int | np.ndarray, key: str, steps: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n, H, W, 3) uint8 of one camera at these steps: of one episode, or of n, one for each step.
 
         Raises:
-            ValueError: There is no such camera or step, or a picture is damaged.
+            ValueError: There is no such camera or step, or a picture is damaged or of another size than the rest.
         """
         if key not in self._description.cameras:
             raise ValueError(f"{self.folder} has no images {key!r}, only {', '.join(self.image_keys) or 'none'}")
-        camera = self._description.cameras[key]
-        length = self.episodes[episode].length
-        if len(steps) and not 0 <= min(steps) <= max(steps) < length:
-            raise ValueError(f"episode {episode} has the steps 0..{length - 1}, got {min(steps)}..{max(steps)}")
-        if not len(steps):
-            return np.zeros((0, *camera.shape), np.uint8)
-        if camera.is_video:
-            return self._video(episode, camera.column)[np.asarray(steps)]
-        place = self._description.places[episode]
-        frames = [self._frame(place, camera.column, place.first_row + int(step)) for step in steps]
-        if any(frame.shape != frames[0].shape for frame in frames):
-            raise ValueError(f"{self.folder}: pictures of {key!r} differ in size")
-        return np.stack(frames)
+        episodes, places = np.broadcast_arrays(episode, np.asarray(steps, np.int64))
+        for wrong in np.flatnonzero((places < 0) | (places >= self._lengths[episodes]))[:1]:
+            last = self._lengths[episodes[wrong]] - 1
+            raise ValueError(f"episode {episodes[wrong]} has the steps 0..{last}, got {places[wrong]}")
+        if self._description.cameras[key].is_video:
+            return self._from_videos(episodes, key, places)
+        if key in self._decoded:
+            return self._from_memory(episodes, key, places)
+        frames = self._room(len(places), key)
+        for number, place in enumerate(zip(episodes.tolist(), places.tolist(), strict=True)):
+            frames[number] = self._frame(key, *place)
+        return frames
+
+    def _from_memory(self, episodes: np.ndarray, key: str, steps: np.ndarray) -> np.ndarray:
+        decoded = self._decoded[key]
+        numbers = self._begins[episodes] + steps
+        for new in np.flatnonzero(~decoded.known[numbers]):  # two threads may both read a frame: they find the same
+            decoded.frames[numbers[new]] = self._frame(key, int(episodes[new]), int(steps[new]))
+            decoded.known[numbers[new]] = True
+        return decoded.frames.take(numbers, axis=0)
+
+    def _from_videos(self, episodes: np.ndarray, key: str, steps: np.ndarray) -> np.ndarray:
+        frames = self._room(len(steps), key)
+        for episode in np.unique(episodes).tolist():
+            own = episodes == episode
+            frames[own] = self._video(episode, key)[steps[own]]
+        return frames
+
+    def _room(self, count: int, key: str) -> np.ndarray:
+        """For so many frames."""
+        height, width = self.image_shapes[key][:2]
+        return np.empty((count, height, width, 3), np.uint8)
 
     def _numbers(self, episode: int, column: str) -> np.ndarray:
         place = self._description.places[episode]
@@ -118,18 +160,23 @@ class DemonstrationDataset:
             raise ValueError(f"{place.file} ends before episode {episode} does: it is half-written")
         return numbers
 
-    def _frame(self, place: EpisodePlace, column: str, row: int) -> np.ndarray:
-        """(H, W, 3) of a row of a file."""
-        key = place.file, column, row
-        frame = self._decoded.get(key)
-        if frame is None:
-            try:
-                frame = decode_picture(self._picture(place, column, row))
-            except ValueError as error:
-                raise ValueError(f"{self.folder}: {error}") from None
-            if self._holds_decoded:
-                self._decoded[key] = frame
+    def _frame(self, key: str, episode: int, step: int) -> np.ndarray:
+        """(H, W, 3)."""
+        place = self._description.places[episode]
+        try:
+            frame = decode_picture(self._picture(place, self._description.cameras[key].column, place.first_row + step))
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {error}") from None
+        self._require_size(frame.shape, key)
         return frame
+
+    def _require_size(self, shape: tuple[int, ...], key: str) -> None:
+        (height, width), (wanted_height, wanted_width) = shape[-3:-1], self.image_shapes[key][:2]
+        if (height, width) != (wanted_height, wanted_width):
+            raise ValueError(
+                f"{self.folder}: pictures {key!r} have {height} x {width} pixels, where meta/info.json says "
+                f"{wanted_height} x {wanted_width}"
+            )
 
     def _picture(self, place: EpisodePlace, column: str, row: int) -> bytes:
         with self._lock:
@@ -144,16 +191,18 @@ class DemonstrationDataset:
                 self._remember(key, files, sum(map(len, files)))
         return files[row - int(begins[group])]
 
-    def _video(self, episode: int, column: str) -> np.ndarray:
+    def _video(self, episode: int, key: str) -> np.ndarray:
         """(T, H, W, 3) of a whole episode."""
+        column = self._description.cameras[key].column
         place = self._description.places[episode].videos[column]
-        key = place.file, column, episode
+        held = place.file, column, episode
         with self._lock:
-            frames = self._recall(key)
+            frames = self._recall(held)
             if frames is None:
                 length = self.episodes[episode].length
                 frames = decode_video(place.file, begin_s=place.begin_s, num_frames=length, fps=self.fps)
-                self._remember(key, frames, frames.nbytes)
+                self._require_size(frames.shape, key)
+                self._remember(held, frames, frames.nbytes)
         return frames
 
     def _recall(self, key: tuple[Path, str, int]) -> Any:

@@ -7,9 +7,6 @@ import torch
 
 from vla_train.config import PolicyConfig
 
-_CUDA_BYTES = 1_000_000_000
-"""What kernels, graphs and libraries take of a GPU beside PyTorch's own memory, once all are loaded."""
-
 
 def chosen_device(config: PolicyConfig) -> torch.device:
     """Where the model runs: a GPU where there is one, unless told otherwise."""
@@ -58,18 +55,3 @@ def split_sums() -> Iterator[None]:
         yield
     finally:
         matmul.allow_bf16_reduced_precision_reduction = (False, False)
-
-
-def limit_memory(gigabytes: float, device: torch.device) -> None:
-    """Let PyTorch take no more of a GPU than leaves its use, simulators and CUDA itself included, below so many 1e9 bytes.
-
-    Raises:
-        ValueError: So much is in use already.
-    """
-    index = torch.cuda.current_device() if device.index is None else device.index
-    free, total = torch.cuda.mem_get_info(index)
-    outside = total - free - torch.cuda.memory_reserved(index) + _CUDA_BYTES
-    allowed = gigabytes * 1e9 - outside
-    if allowed <= 0:
-        raise ValueError(f"policy.gpu_memory_gb {gigabytes:g}: simulators and CUDA take {outside / 1e9:.1f} GB already")
-    torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), index)

@@ -39,11 +39,26 @@ def augment_rows(images: np.ndarray, numbers: np.ndarray, config: AugmentConfig,
     if not config.contrast == config.saturation == config.hue == 0:
         each = [augment(*one, config, crop_area=crop_area) for one in zip(images, numbers, strict=True)]
         return np.stack(each)
+    sides = images.shape[2], images.shape[1]
+    most = np.array([reach(side, config, crop_area=crop_area) for side in sides])
+    varied = _move_rows(images, np.rint(numbers[:, :2] * most).astype(int))
+    change = np.rint(255 * numbers[:, 2] * config.brightness).clip(-255, 255)[:, None, None, None]
+    less, more = np.maximum(-change, 0).astype(np.uint8), np.maximum(change, 0).astype(np.uint8)
+    np.maximum(varied, less, out=varied)  # so that nothing wraps around
+    varied -= less
+    np.minimum(varied, 255 - more, out=varied)
+    varied += more
+    return varied
+
+
+def _move_rows(images: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """`move` each of (R, H, W, 3) images by its (R, 2) pixels to the right and down."""
+    height, width = images.shape[1:3]
+    margin = int(np.abs(by).max())
+    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), "edge")
     moved = np.empty_like(images)
-    for image, own, to in zip(images, numbers, moved, strict=True):
-        right, down = _shift(image, own, config, crop_area=crop_area)
-        brighter = move(image, right=right, down=down).astype(np.int16) + round(255 * float(own[2]) * config.brightness)
-        np.clip(brighter, 0, 255, out=to, casting="unsafe")
+    for image, (right, down), to in zip(padded, margin - by, moved, strict=True):
+        to[:] = image[down : down + height, right : right + width]
     return moved
 
 

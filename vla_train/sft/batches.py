@@ -5,7 +5,6 @@ of Python's lock.
 """
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -94,40 +93,24 @@ class BatchMaker:
 
     def _observations(self, places: np.ndarray, *, step: int | None, first_row: int) -> dict[str, np.ndarray]:
         """What the policy reads at (n, 2) places, which are rows `first_row`, ... of all ranks'; varied if it is of a step."""
-        blocks = np.array_split(places, -(-len(places) // _ROWS_AT_ONCE))
-        observations = {
-            key: np.concatenate(list(self._threads.map(partial(self._observed, key), blocks))) for key in self._keys
-        }
-        return observations if step is None else self._varied(observations, step=step, first_row=first_row)
+        images = [key for key in self._keys if key != _STATE]
+        varied = None
+        if step is not None:
+            numbers = draws(self._config.seed, step, rows=self._config.batch_rows, images=len(images))
+            varied = dict(zip(images, numbers[first_row : first_row + len(places)].swapaxes(0, 1), strict=True))
+        blocks = [slice(first, first + _ROWS_AT_ONCE) for first in range(0, len(places), _ROWS_AT_ONCE)]
 
-    def _observed(self, key: str, places: np.ndarray) -> np.ndarray:
-        """(n, ...) what the policy reads under a key at these places; rows of one episode are read together."""
-        parts: list[np.ndarray] = [np.empty(0)] * len(places)
-        for episode in np.unique(places[:, 0]):
-            rows = np.flatnonzero(places[:, 0] == episode)
-            for row, array in zip(rows, self._read(key, int(episode), places[rows, 1]), strict=True):
-                parts[row] = array
-        return np.stack(parts)
+        def read(key: str, block: slice) -> np.ndarray:
+            if key == _STATE:
+                return self._states(places[block])
+            frames = self._data.images(places[block, 0], key, places[block, 1])
+            if varied is None:
+                return frames
+            return augment_rows(frames, varied[key][block], self._config.augment, crop_area=self._policy.crop_area)
 
-    def _read(self, key: str, episode: int, steps: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
-        if key != _STATE:
-            return self._data.images(episode, key, steps)
-        states = self._data.states(episode)
-        assert states is not None, "a policy that reads the state was accepted for data without one"
-        return states[steps]
+        return {key: np.concatenate(list(self._threads.map(partial(read, key), blocks))) for key in self._keys}
 
-    def _varied(self, observations: dict[str, np.ndarray], *, step: int, first_row: int) -> dict[str, np.ndarray]:
-        """With the images of a training step's rows varied; rows are numbered over all ranks."""
-        config = self._config
-        keys = [key for key in observations if key != _STATE]
-        numbers = draws(config.seed, step, rows=config.batch_rows, images=len(keys))
-        varied = {
-            key: augment_rows(
-                observations[key],
-                numbers[first_row : first_row + len(observations[key]), image],
-                config.augment,
-                crop_area=self._policy.crop_area,
-            )
-            for image, key in enumerate(keys)
-        }
-        return observations | varied
+    def _states(self, places: np.ndarray) -> np.ndarray:
+        """(n, D) at (n, 2) places."""
+        states = [self._data.states(int(episode)) for episode in places[:, 0]]
+        return np.stack([known[step] for known, step in zip(states, places[:, 1], strict=True) if known is not None])

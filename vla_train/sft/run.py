@@ -50,6 +50,7 @@ from vla_train.sft.progress import StepSums, mean_metrics
 from vla_train.sft.samples import Demonstrations, sample_places, split_episodes
 from vla_train.sft.translation import as_the_env_has_them
 from vla_train.trainer.checkpoint import load_checkpoint, newest_checkpoint, prepare_run
+from vla_train.trainer.host_memory import free_host_bytes
 from vla_train.trainer.parallel import Ranks
 from vla_train.trainer.saving import CheckpointSaver
 from vla_train.trainer.trainer import Trainer
@@ -61,6 +62,8 @@ _BINS = {
     "checkpoint": "what the checkpoint's do",
 }
 """By where statistics come from."""
+_LEAST_FOR_PICTURES = 4 << 30
+"""Bytes of memory that pictures may take on any machine."""
 
 
 class SftRun:
@@ -98,7 +101,8 @@ class SftRun:
         if config.batch_rows % ranks.size:
             raise ValueError(f"batch_rows {config.batch_rows} must be a multiple of {ranks.size} ranks")
         policy_factory(config.policy)  # refuses at once what cannot become a policy
-        dataset = DemonstrationDataset(config.data)
+        memory_bytes = max(_LEAST_FOR_PICTURES, free_host_bytes() // 4 // ranks.size)  # a checkpoint's copies may take the rest
+        dataset = DemonstrationDataset(config.data, memory_bytes=memory_bytes)
         require_own_folder(config.data, config.output)
         self.config = config = replace(config, env=env_of(dataset, config.env))
         with setting_up(config, self._closing, ranks=ranks, display=display) as undo:
@@ -115,6 +119,8 @@ class SftRun:
         require_demonstrations_of(config.data, dataset, env, fps=config.fps)
         if warning := drawing_warning(config.data, dataset, config.env):
             self.display.line(f"[yellow]{escape(warning)}[/yellow]")
+        if not dataset.stays_decoded:
+            self.display.line("pictures are decoded at each use: the host's memory has no room for all of them")
         data = as_the_env_has_them(dataset, config, env)
         train, validation = self._episodes(dataset, data, env)
         places = sample_places(dataset.episodes, train, stride=config.stride)

@@ -31,8 +31,8 @@ class Demonstrations(Protocol):
         """(T, D) float32 as the env observes them."""
         ...
 
-    def images(self, episode: int, key: str, steps: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, H, W, 3) uint8 as the env observes them."""
+    def images(self, episode: int | np.ndarray, key: str, steps: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n, H, W, 3) uint8 as the env observes them: of one episode, or of n, one for each step."""
         ...
 
 

@@ -56,7 +56,7 @@ class TranslatedDemonstrations:
         """(T, D) float32 as they are stored."""
         return self._dataset.states(episode)
 
-    def images(self, episode: int, key: str, steps: Sequence[int] | np.ndarray) -> np.ndarray:
+    def images(self, episode: int | np.ndarray, key: str, steps: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, H, W, 3) uint8 the way round that the env has them."""
         return orient(self._dataset.images(episode, key, steps), self._orientation)
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from vla_train.gpu_memory import renew_limit
+
 _MOST_ROWS = 16
 """Of a large model; of a small one as many as take a quarter of the memory."""
 _MOST_ROWS_AT_ALL = 256
@@ -139,6 +141,7 @@ def measure(run: Callable[[int], None], device: torch.device) -> Cost:
 def available_bytes(device: torch.device) -> int:
     """Memory of a CUDA device that is free or that PyTorch has cached, within what this process may use, less some to spare."""
     torch.cuda.empty_cache()
+    renew_limit(device)
     free, total = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     in_graphs = sum(  # what CUDA graphs keep for themselves

@@ -47,19 +47,24 @@ def test_what_was_written_is_read(written: Path):
 @pytest.mark.parametrize("memory_bytes", [3000, 1 << 30], ids=["less than two episodes", "all decoded"])
 def test_frames_are_read_in_any_order_and_by_several_threads(memory_bytes: int, written: Path):
     dataset = DemonstrationDataset(written, memory_bytes=memory_bytes)
+    assert dataset.stays_decoded == (memory_bytes > 3000)
     rng = np.random.default_rng(0)
     wanted = [(int(episode), rng.integers(0, small.length_of(int(episode)), 3)) for episode in rng.integers(0, 6, 100)]
     with ThreadPoolExecutor(4) as threads:
         read = list(threads.map(lambda one: dataset.images(one[0], "image", one[1]), wanted))
     for (episode, steps), frames in zip(wanted, read, strict=True):
         np.testing.assert_array_equal(frames, small.frames_of(episode)[steps])
+    of_many = [(episode, step) for episode, steps in wanted for step in steps]
+    frames = dataset.images(*np.array(of_many)[:, :1].T, "image", np.array(of_many)[:, 1])
+    np.testing.assert_array_equal(frames, [small.frames_of(episode)[step] for episode, step in of_many])
+    assert dataset.images(0, "image", []).shape == (0, small.SIDE, small.SIDE, 3)
 
 
 def test_a_camera_or_a_step_that_is_not_there_is_refused(written: Path):
     dataset = DemonstrationDataset(written)
     with pytest.raises(ValueError, match="has no images 'wrist_image', only image"):
         dataset.images(0, "wrist_image", [0])
-    with pytest.raises(ValueError, match=r"episode 0 has the steps 0..2, got 3..3"):
+    with pytest.raises(ValueError, match=r"episode 0 has the steps 0\.\.2, got 3$"):
         dataset.images(0, "image", [3])
 
 
@@ -156,6 +161,20 @@ def test_frames_of_a_video_are_those_of_the_episode(with_video: Path):
     for number in (4, 0, 5):
         frames = dataset.images(number, "image", [2, 0]).astype(int)
         assert np.abs(frames - grey_frames(number)[[2, 0]]).max() <= 2
+    frames = dataset.images(np.array([5, 1, 5]), "image", [0, 2, 1]).astype(int)
+    assert np.abs(frames - [grey_frames(number)[step] for number, step in ((5, 0), (1, 2), (5, 1))]).max() <= 2
+
+
+def test_pictures_of_another_size_than_the_dataset_says_are_refused(with_video: Path, written: Path, tmp_path: Path):
+    of_pictures = Path(shutil.copytree(written, tmp_path / "pictures"))
+    for folder, side in ((of_pictures, small.SIDE), (with_video, 32)):
+        features = json.loads((folder / "meta/info.json").read_text())["features"]
+        features["observation.images.image"]["shape"] = [16, 20, 3]
+        change_info(folder, features=features)
+        for memory_bytes in (0, 1 << 30):
+            dataset = DemonstrationDataset(folder, memory_bytes=memory_bytes)
+            with pytest.raises(ValueError, match=rf"pictures 'image' have {side} x {side} pixels, where .* says 16 x 20"):
+                dataset.images(1, "image", [0])
 
 
 def test_a_video_that_is_missing_or_no_video_is_refused(with_video: Path):

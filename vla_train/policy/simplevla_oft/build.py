@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from vla_train.config import PolicyConfig
-from vla_train.policy.precision import chosen_device, chosen_dtype, limit_memory
+from vla_train.gpu_memory import limit_memory
+from vla_train.policy.precision import chosen_device, chosen_dtype
 from vla_train.policy.simplevla_oft.action_tokens import ActionCodec, ActionStatistics
 from vla_train.policy.simplevla_oft.adapter_files import AdapterFiles
 from vla_train.policy.simplevla_oft.checkpoint import (
