@@ -3,7 +3,6 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before PyTorch is imported
-os.environ.setdefault("MUJOCO_GL", "egl")
 
 from collections.abc import Callable, Iterator
 from functools import partial
