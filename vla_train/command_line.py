@@ -179,7 +179,7 @@ def _evaluate_defaults(arguments: Sequence[str], file: str | None) -> EvaluateCo
         config = EvaluateConfig(policy=PolicyConfig(factory="remote", url=url))
     run = None if checkpoint is None else _config_of_run(checkpoint)
     if file is not None:
-        run = read_config(Path(file), defaults=run or TrainConfig(eval=config.eval))
+        run = read_run_config(Path(file), defaults=run or TrainConfig(eval=config.eval))
         config = replace(config, display=run.display)
     if run is None:
         return config

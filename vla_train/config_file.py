@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ from vla_train.sft.config import SftConfig
 _Config = TypeVar("_Config")
 RunConfig = TrainConfig | SftConfig
 """Of a run's folder."""
+_SHARED = ("seed", "train_fraction", "split_seed", "env", "policy", "rollout", "eval")
+"""What both kinds of runs have, and evaluations go by."""
 
 
 def is_sft(data: Mapping[str, Any]) -> bool:
@@ -29,9 +32,21 @@ def run_config(data: Mapping[str, Any]) -> RunConfig:
     return config_from_json(data, defaults=SftConfig(data=Path()) if is_sft(data) else TrainConfig())
 
 
-def read_run_config(file: Path) -> RunConfig:
-    """The config that the `config.json` of a run holds, read; errors as for `read_config`."""
-    return read_config(file, defaults=SftConfig(data=Path()) if is_sft(_read(file)) else TrainConfig())
+def read_run_config(file: Path, *, defaults: RunConfig | None = None) -> RunConfig:
+    """The config that a file holds, of a run of either kind.
+
+    Args:
+        file: As for `read_config`; errors too.
+        defaults: Give the fields that it leaves out, whichever kind they are of.
+    """
+    data = _read(file)
+    own: RunConfig = SftConfig(data=Path()) if is_sft(data) else TrainConfig()
+    is_part = isinstance(defaults, SftConfig) and data.keys() <= {field.name for field in fields(SftConfig)}
+    if defaults is not None and (is_part or type(defaults) is type(own)):
+        own = defaults  # a part of a config of sft need not name its data
+    elif defaults is not None:
+        own = replace(own, **{name: getattr(defaults, name) for name in _SHARED})
+    return read_config(file, defaults=own)
 
 
 def read_config(file: Path, *, defaults: _Config) -> _Config:
@@ -53,7 +68,7 @@ def read_config(file: Path, *, defaults: _Config) -> _Config:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ValueError(f"config file {file} cannot be read: {reason}") from error

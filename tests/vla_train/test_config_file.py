@@ -12,6 +12,7 @@ from vla_train.config_file import read_config
 from vla_train.config_json import config_to_json
 from vla_train.envs.factory import parse_kwargs
 from vla_train.recipes import RECIPES
+from vla_train.sft.config import SftConfig
 
 
 @pytest.fixture
@@ -128,3 +129,23 @@ def test_fields_that_may_be_empty_take_null(write) -> None:
     file = write('{"env": {"instruction": null, "max_episode_steps": null}, "policy": {"checkpoint": null}}')
     defaults = TrainConfig(env=EnvConfig(instruction="go", max_episode_steps=7))
     assert read_config(Path(file), defaults=defaults) == TrainConfig()
+
+
+def test_an_evaluation_takes_the_config_of_the_other_kind_of_run(small_run, write, tmp_path: Path) -> None:
+    train = small_run(seed=7)
+    sft = dataclasses.replace(SftConfig(data=tmp_path), seed=8, env=train.env, rollout=train.rollout)
+    for run, other, name in ((train, sft, "train"), (sft, train, "sft")):
+        folder = tmp_path / name
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config_to_json(run)))
+        config = parse_evaluate(
+            ["--checkpoint", str(folder), "--config", write(json.dumps(config_to_json(other)), f"of_{name}")]
+        )
+        assert (config.seed, config.eval, config.env) == (other.seed, other.eval, other.env)
+        part = parse_evaluate(["--checkpoint", str(folder), "--config", write("[eval]\nvideos = 4\n", f"part_{name}")])
+        assert (part.seed, part.eval) == (run.seed, dataclasses.replace(run.eval, videos=4))
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "marked.json").write_text('{"seed": 5}', encoding="utf-8-sig")
+    assert parse_train(["--config", str(tmp_path / "marked.json")]).seed == 5

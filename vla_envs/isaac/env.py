@@ -111,6 +111,7 @@ class IsaacEnv(ChunkedVectorEnv):
             time_limit=tasks[self._task_id].max_episode_steps,
             options=settings,
         )
+        self.simulation = settings.simulation(engine=backend, sleep=settings.sleep, randomised=self.randomization is not None)
 
     def _next_start(self, slot: int, rng: np.random.Generator, episode: int, options: Mapping[str, np.ndarray]) -> Start:
         number = int(rng.integers(START_NUMBERS))

@@ -109,19 +109,13 @@ class LiberoEnv(ChunkedVectorEnv):
             time_limit=tasks[chosen[0]].max_episode_steps,
             options=settings,
         )
-        changed = {
-            "sleep": settings.sleep or None,
-            "randomised": self.randomization,
-            "own_states": init_states,
-            "own_goal": self._own_goal,
-        }
-        self.simulation = {
-            "engine": engine,
-            "detail": settings.detail,
-            "settle_steps": settings.settle_steps,
-            "control": settings.control,
-            **{name: True for name, value in changed.items() if value is not None},
-        }
+        self.simulation = settings.simulation(
+            engine=engine,
+            sleep=settings.sleep,
+            randomised=self.randomization is not None,
+            own_states=init_states is not None,
+            own_goal=self._own_goal is not None,
+        )
         stored = {chosen_id: tasks[chosen_id].num_init_states for chosen_id in chosen}
         self.num_init_states = stored | {task: len(states) for task, states in self._own_states.items()}
         self._turns = chosen

@@ -6,9 +6,12 @@ says what is wrong in which file. A file has no stored initial states; its scene
 which `initial_states.py` draws others.
 """
 
+import atexit
 import hashlib
 import re
+import tempfile
 from collections.abc import Mapping
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,21 +44,28 @@ class OwnSuite:
     """What LIBERO's benchmarks do, for files of a user's; a subclass has the files."""
 
     files: tuple[Path, ...] = ()
+    texts: tuple[str, ...] = ()
+    """What the files said when they became this suite; they may say something else by now."""
     num_init_states = 1
     """Of each."""
 
     def __init__(self) -> None:
-        self.tasks = [OwnTask(name=file.stem, language=_instruction(file)) for file in self.files]
+        pairs = zip(self.files, self.texts, strict=True)
+        self.tasks = [OwnTask(name=file.stem, language=_instruction(file, text)) for file, text in pairs]
         self._first_states: dict[int, np.ndarray] = {}
 
     def get_task_bddl_file_path(self, task_id: int) -> str:
-        """The file, with nothing in it that LIBERO would stumble over.
+        """A copy of the file as it was, with nothing in it that LIBERO would stumble over.
 
         Raises:
             ValueError: It is no problem that LIBERO can build.
         """
-        check_problem(self.files[task_id])
-        return str(self.files[task_id])
+        file = self.files[task_id]
+        copy = _copies() / type(self).__name__ / str(task_id) / file.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(self.texts[task_id])
+        check_problem(copy, file)
+        return str(copy)
 
     def get_task_init_states(self, task_id: int) -> np.ndarray:
         """(1, 1 + nq + nv): [time, qpos, qvel] after LIBERO's first reset."""
@@ -80,13 +90,29 @@ def own_suite(files: Any) -> tuple[str, tuple[Path, ...]]:
         MissingDependencyError: LIBERO is not installed.
     """
     paths = tuple(Path(file).resolve() for file in _listed(files))
-    digest = hashlib.sha256(b"\0".join(_text(path).encode() for path in paths)).hexdigest()
+    texts = tuple(map(_text, paths))
+    digest = hashlib.sha256(b"\0".join(text.encode() for text in texts)).hexdigest()
     name = f"own_{digest[:12]}"
-    if name not in listed_suites():
+    listed_suites()  # LIBERO is there, or an error says that it is not
+    if name not in _REGISTERED:
         from libero.libero import benchmark
 
-        benchmark.register_benchmark(type(name, (OwnSuite,), {"files": paths}))
+        _REGISTERED[name] = type(name, (OwnSuite,), {"texts": texts})
+        benchmark.register_benchmark(_REGISTERED[name])
+    _REGISTERED[name].files = paths  # other files may say the same: errors name the present ones
     return name, paths
+
+
+_REGISTERED: dict[str, type[OwnSuite]] = {}
+"""By name."""
+
+
+@lru_cache(maxsize=1)
+def _copies() -> Path:
+    """A folder of this process."""
+    folder = tempfile.TemporaryDirectory(prefix="vla_envs_")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def own_scene(scenes: RecentScenes, task_id: int, file: Path) -> Scene:
@@ -129,8 +155,12 @@ def drawn_states(scene: Scene, file: Path) -> np.ndarray:
         raise ValueError(f"{file}: {error}; make its regions larger, or give init_states") from error
 
 
-def check_problem(file: Path) -> None:
+def check_problem(copy: Path, file: Path) -> None:
     """Look for what LIBERO would stumble over: kinds of objects, predicates and names that it does not know.
+
+    Args:
+        copy: To be read.
+        file: Its name for the user.
 
     Raises:
         ValueError: Says what is wrong in the file, and what is accepted.
@@ -141,7 +171,7 @@ def check_problem(file: Path) -> None:
         from libero.libero.envs.objects import get_object_dict
 
         try:
-            problem = robosuite_parse_problem(str(file))
+            problem = robosuite_parse_problem(str(copy))
         except Exception as error:  # whatever comes of a text that it does not understand
             raise ValueError(f"{file} cannot be read as BDDL: {error!r}") from error
     if problem["problem_name"] not in TASK_MAPPING:
@@ -152,7 +182,10 @@ def check_problem(file: Path) -> None:
             if kind not in known and not (part == "fixtures" and kind in _ARENAS):
                 raise ValueError(f"{file}: {', '.join(names)}: LIBERO has no {part} of kind {kind!r}")
     things = {name for part in ("fixtures", "objects") for names in problem[part].values() for name in names}
+    objects = {name for names in problem["objects"].values() for name in names}
     for condition in problem["initial_state"] + problem["goal_state"]:
+        if not all(isinstance(word, str) for word in condition):
+            raise ValueError(f"{file}: a goal is one predicate, or (And ...) of several; Not, Or and the like are not known")
         for name in condition[1:]:
             if name not in things and name not in problem["regions"]:
                 raise ValueError(f"{file}: ({' '.join(condition)}): there is no object, fixture or region {name!r}")
@@ -164,6 +197,10 @@ def check_problem(file: Path) -> None:
                 f"{file}: goal ({' '.join(condition)}): predicates are {', '.join(_PREDICATES)}; on and in take two names, "
                 "the others one"
             )
+        if condition[0].lower() == "up" and condition[1] not in objects:
+            raise ValueError(f"{file}: goal ({' '.join(condition)}): only an object can be up")
+    if unplaced := sorted(objects - {condition[1] for condition in problem["initial_state"]}):
+        raise ValueError(f"{file}: {', '.join(unplaced)} would lie nowhere: (:init ...) does not say where")
 
 
 def _listed(files: Any) -> list[Any]:
@@ -183,6 +220,6 @@ def _text(file: Path) -> str:
     return text
 
 
-def _instruction(file: Path) -> str:
-    found = re.search(r"\(:language\s+([^)]*)\)", _text(file))
+def _instruction(file: Path, text: str) -> str:
+    found = re.search(r"\(:language\s+([^)]*)\)", text)
     return found[1].strip().lower() if found else file.stem.replace("_", " ")

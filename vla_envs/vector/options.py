@@ -181,6 +181,11 @@ class EnvOptions:
         """What `control` names."""
         return CONTROL_MODES[self.control]
 
+    def simulation(self, *, engine: str, **changed: bool) -> dict[str, str | int]:
+        """What simulates and draws, and how, for the record of an evaluation; of what may be changed, what is."""
+        so = {name: True for name, is_so in changed.items() if is_so}
+        return {"engine": engine, "detail": self.detail, "settle_steps": self.settle_steps, "control": self.control, **so}
+
     @property
     def drawn_randomization(self) -> Randomization | None:
         """What `randomization` asks for."""

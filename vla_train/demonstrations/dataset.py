@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_train.demonstrations.description import DemonstratedEpisode, EpisodePlace, describe
+from vla_train.demonstrations.description import DemonstratedEpisode, EpisodePlace, Vector, describe
 from vla_train.demonstrations.parquet import read_pictures, read_row_groups, read_vectors
 from vla_train.demonstrations.pictures import decode_picture
 from vla_train.demonstrations.videos import decode_video
@@ -101,12 +101,12 @@ class DemonstrationDataset:
 
     def actions(self, episode: int) -> np.ndarray:
         """(T, A) float32 as stored."""
-        return self._numbers(episode, self._description.action.column)
+        return self._numbers(episode, self._description.action)
 
     def states(self, episode: int) -> np.ndarray | None:
         """(T, D) float32 as stored; None where the dataset has no state."""
         state = self._description.state
-        return None if state is None else self._numbers(episode, state.column)
+        return None if state is None else self._numbers(episode, state)
 
     def images(self, episode: int | np.ndarray, key: str, steps: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, H, W, 3) uint8 of one camera at these steps: of one episode, or of n, one for each step.
@@ -149,12 +149,12 @@ class DemonstrationDataset:
         height, width = self.image_shapes[key][:2]
         return np.empty((count, height, width, 3), np.uint8)
 
-    def _numbers(self, episode: int, column: str) -> np.ndarray:
+    def _numbers(self, episode: int, vector: Vector) -> np.ndarray:
         place = self._description.places[episode]
-        key = place.file, column
+        key = place.file, vector.column
         with self._lock:
             if key not in self._columns:
-                self._columns[key] = read_vectors(place.file, column)
+                self._columns[key] = read_vectors(place.file, vector.column, dim=vector.dim)
             numbers = self._columns[key][place.first_row : place.first_row + self.episodes[episode].length]
         if len(numbers) != self.episodes[episode].length:
             raise ValueError(f"{place.file} ends before episode {episode} does: it is half-written")

@@ -124,7 +124,9 @@ def describe(folder: Path) -> Description:
         raise ValueError(f"{folder} holds no actions: it has the columns {', '.join(sorted(features))}")
     if not rows:
         raise ValueError(f"{folder} holds no episodes")
-    _check_files(folder, rows, places, {action.column, *[camera.column for camera in cameras.values() if not camera.is_video]})
+    vectors = [vector.column for vector in (action, state) if vector is not None]
+    pictures = [camera.column for camera in cameras.values() if not camera.is_video]
+    _check_files(folder, rows, places, {*vectors, *pictures})
     provenance = _read_provenance(folder)
     conventions, env = provenance.get("conventions", {}), provenance.get("settings", {}).get("env", {})
     suites = {row.suite for row in rows}
@@ -166,11 +168,17 @@ def _vector(features: Mapping[str, Any], names: tuple[str, ...]) -> Vector | Non
 
 
 def _picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(H, W, 3), whichever way round it is written down."""
-    first, second, third = feature["shape"]
-    return (second, third, first) if first == 3 and third != 3 else (first, second, third)
+    """(H, W, 3) of the pictures as they are read, whichever way round the feature is written down, and of whatever colours."""
+    shape = tuple(feature["shape"])
+    if len(shape) not in (2, 3):
+        raise ValueError(f"the dataset is damaged: {layout.INFO} has pictures of the shape {shape}")
+    first, second, third = shape if len(shape) == 3 else (*shape, 1)
+    names = [str(name) for name in feature.get("names") or ()]
+    channels_first = names[0].lower().startswith("c") if len(names) == 3 else first in _CHANNELS and third not in _CHANNELS
+    return (second, third, 3) if channels_first else (first, second, 3)
 
 
+_CHANNELS = (1, 3, 4)
 _Episodes = tuple[list[DemonstratedEpisode], list[EpisodePlace]]
 
 
@@ -233,13 +241,13 @@ def _check_files(folder: Path, episodes: list[DemonstratedEpisode], places: list
         rows = sum(group.num_rows for group in read_row_groups(file))
         if rows < end:
             raise ValueError(f"{folder} is half-written: {file.relative_to(folder)} has {rows} rows, not {end}")
+        if missing := columns - set(column_names(file)):
+            name = file.relative_to(folder)
+            raise ValueError(f"{folder} is damaged: {layout.INFO} names the column {min(missing)}, {name} does not have it")
     for place in places:
         for video in place.videos.values():
             if not video.file.exists():
                 raise ValueError(f"{folder} is half-written: {video.file.relative_to(folder)} is missing")
-    missing = columns - set(column_names(next(iter(ends))))
-    if missing:
-        raise ValueError(f"{folder} is damaged: {layout.INFO} names the column {min(missing)}, its files do not have it")
 
 
 def _read_provenance(folder: Path) -> dict[str, Any]:

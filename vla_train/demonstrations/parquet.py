@@ -133,12 +133,18 @@ def column_names(file: Path) -> list[str]:
         return list(opened.schema_arrow.names)
 
 
-def read_vectors(file: Path, column: str) -> np.ndarray:
-    """(rows, D) float32, of a column of lists of equal length; errors as for `read_rows`."""
+def read_vectors(file: Path, column: str, *, dim: int) -> np.ndarray:
+    """(rows, D) float32, of a column of numbers or of lists of D numbers.
+
+    Raises:
+        ValueError: It holds something else, or the file is no complete parquet file.
+    """
     with _open(file) as opened:
         values = opened.read([column]).column(column).combine_chunks()
     numbers = values.flatten() if hasattr(values, "flatten") else values
-    return numbers.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(values), -1)
+    if len(numbers) != dim * len(values):
+        raise ValueError(f"{file}: {column} does not hold {dim} numbers in each row")
+    return numbers.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(values), dim)
 
 
 def read_pictures(file: Path, column: str, row_group: int) -> list[bytes]:
@@ -147,9 +153,11 @@ def read_pictures(file: Path, column: str, row_group: int) -> list[bytes]:
     Raises:
         ValueError: They are not stored in the file, or it cannot be read.
     """
+    import pyarrow as pa
+
     with _open(file) as opened:
         values = opened.read_row_group(row_group, [column]).column(column).combine_chunks()
-    pictures = values.field("bytes").to_pylist()
+    pictures = values.to_pylist() if pa.types.is_binary(values.type) else values.field("bytes").to_pylist()
     if any(picture is None for picture in pictures):
         raise ValueError(f"{file}: {column} names files of pictures instead of holding them")
     return pictures

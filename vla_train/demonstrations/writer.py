@@ -243,8 +243,11 @@ class DatasetWriter:
         numbers = []
         for number, rows in by_file.items():
             file = self._folder / layout.DATA.format(**layout.place_of_file(number))
-            names = [key for key, feature in self._columns.items() if feature["dtype"] != "image"]
-            columns = {name: read_vectors(file, name) for name in names}
+            columns = {
+                name: read_vectors(file, name, dim=feature["shape"][0])
+                for name, feature in self._columns.items()
+                if feature["dtype"] != "image"
+            }
             begin = 0
             for row in rows:
                 span = slice(begin, begin + row["length"])

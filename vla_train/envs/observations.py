@@ -58,14 +58,14 @@ def read_array(observation: Any, key: str, *, image_key: str, tensors: bool = Fa
 
 def has_instruction(space: gym.Space[Any]) -> bool:
     """Whether the env itself says what to do."""
-    return isinstance(space, gym.spaces.Dict) and INSTRUCTION in space.spaces
+    return isinstance(space, gym.spaces.Dict) and isinstance(space.spaces.get(INSTRUCTION), gym.spaces.Text)
 
 
 def read_instruction(observation: Any, default: str | None) -> Any:
     """The text of one slot, or the texts of all slots of a vector env; None where neither env nor config says anything."""
-    if isinstance(observation, Mapping) and INSTRUCTION in observation:
-        return observation[INSTRUCTION]
-    return default
+    said = observation.get(INSTRUCTION) if isinstance(observation, Mapping) else None
+    is_text = all(isinstance(text, str) for text in ([said] if isinstance(said, str) else () if said is None else said))
+    return said if said is not None and is_text else default
 
 
 def _leaves(space: gym.Space[Any], path: str) -> Iterator[tuple[str, gym.Space[Any]]]:

@@ -112,7 +112,7 @@ def action_bounds(space: gym.Space[Any], env_id: str) -> tuple[np.ndarray, np.nd
     Raises:
         ValueError: Actions are not a bounded vector of numbers.
     """
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
         raise ValueError(f"{env_id}: actions must be a vector of continuous numbers (Box of shape (A,)), got {space}")
     if not space.is_bounded():
         raise ValueError(f"{env_id}: actions must be bounded on both sides, got {space}")
@@ -148,7 +148,7 @@ def check_observations(
         expected, shape, dtype = (num_slots, *specs[key].shape), tuple(array.shape), str(array.dtype).removeprefix("torch.")
         if shape != expected or dtype != specs[key].dtype:
             raise EnvFaultError(f"{key} must be {specs[key].dtype} of shape {expected}, got {dtype} {shape}")
-        if "float" in dtype and not np.isfinite(on_host(array[slots])).all():
+        if "float" in dtype and not np.isfinite(on_host(array[list(slots)])).all():
             raise EnvFaultError(f"{key} holds NaN or infinity")
 
 

@@ -90,7 +90,7 @@ class SingleEnvsShard(EnvShard):
         if self._config.success != "auto":
             return info_key(self._config)
         env.reset(seed=0)
-        *_, info = env.step(np.clip(0.0, self.description.action_low, self.description.action_high))
+        *_, info = env.step(np.clip(np.float32(0), self.description.action_low, self.description.action_high))
         return find_info_key(info, self._config)
 
     def _render(self, env: gym.Env[Any, Any]) -> np.ndarray:
@@ -139,7 +139,8 @@ class SingleEnvsShard(EnvShard):
                     frames.setdefault(slot, []).append(np.copy(self._read(slot, observation, IMAGE)))
                 if terminated or truncated:
                     break
-            self._observe(slot, observation, keys)
+            if not (result.terminated[slot] or result.truncated[slot]):
+                self._observe(slot, observation, keys)
         check_played(result, active, chunk_size=self._chunk_size)
         shown = {slot: np.stack(pictures) for slot, pictures in frames.items()}
         return replace(result, instructions=tuple(self._instructions), frames=shown)

@@ -82,14 +82,12 @@ class VectorShard(EnvShard):
         own_limit = getattr(unwrapped, "max_episode_steps", None)
         if own_limit is None and env.spec is not None:
             own_limit = env.spec.max_episode_steps
-        self._limit = None  # the env keeps the time unless told otherwise here
-        limit = self._config.max_episode_steps
-        if limit is not None and limit != own_limit:
-            if self._chunked:
-                raise ValueError(f"{name} does not take max_episode_steps, and a chunk cannot be cut from outside")
-            self._limit = limit
-        elif limit is None and own_limit is None and not hasattr(unwrapped, "num_init_states"):
+        limit = own_limit if self._config.max_episode_steps is None else self._config.max_episode_steps
+        if self._chunked and limit != own_limit:
+            raise ValueError(f"{name} does not take max_episode_steps, and a chunk cannot be cut from outside")
+        if limit is None and not hasattr(unwrapped, "num_init_states"):
             raise ValueError(f"{name} has no time limit: set env.max_episode_steps")
+        self._limit = None if self._chunked else limit  # registered ones, too: Gymnasium leaves those to the vector env
         fps = env.metadata.get("render_fps")  # of steps, each of a whole chunk where the env takes chunks
         return EnvDescription(
             num_slots=self._slots,
@@ -101,7 +99,7 @@ class VectorShard(EnvShard):
             num_init_states=dict(getattr(unwrapped, "num_init_states", {})),
             has_instruction=self._config.instruction is not None or has_instruction(env.single_observation_space),
             suite=getattr(unwrapped, "suite", None),
-            max_episode_steps=limit if limit is not None else own_limit,
+            max_episode_steps=limit,
             whole_resets=self._whole_resets,
             robot_type=getattr(unwrapped, "robot_type", None),
             simulation=dict(getattr(unwrapped, "simulation", {})),

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from vla_train.config import RolloutConfig
+from vla_train.envs.observations import is_image
 from vla_train.envs.worker import CLOSE_TIMEOUT_S, EnvWorker
 from vla_train.envs.workers import close_workers
 from vla_train.pipeline.conductor import Conductor, ConductorCounts
@@ -180,7 +181,8 @@ class Rollout:
             self._conductor.evict()
             try:
                 objective = PlayEpisodes(iter(specs), trajectories)
-                also = (IMAGE,) if IMAGE in self._workers[0].description.observations else ()
+                image = self._workers[0].description.observations.get(IMAGE)
+                also = (IMAGE,) if image is not None and is_image(image) else ()
                 filmed = (lambda spec: spec in film) if also else None
                 yield from self._play(objective, temperature=temperature, also=also, film=filmed, finished=trajectories)
             finally:

@@ -31,6 +31,11 @@ class SavedRun(Protocol):
 
     saver: CheckpointSaver
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything to save."""
+        ...
+
     def save(self) -> None:
         """Begin a checkpoint of the present state."""
         ...
@@ -101,6 +106,8 @@ def _save_now(run: SavedRun) -> None:
 
 def _save(run: SavedRun) -> str:
     """Save what was done, and say so; or why not."""
+    if not run.has_begun:
+        return newest_text(run.config.output)
     try:
         _save_now(run)
     except CheckpointError as error:

@@ -21,6 +21,7 @@ _FIXED = {
         "data",
         "batch_rows",
         "stride",
+        "validation_fraction",
         "padding",
         "statistics",
         "label_step",

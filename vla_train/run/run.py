@@ -167,6 +167,11 @@ class Run:
     # --- an iteration
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is anything to save: episodes of an iteration that is not done are kept, too."""
+        return True
+
+    @property
     def complete(self) -> bool:
         """Whether all iterations are done."""
         return self.done >= self.config.iterations

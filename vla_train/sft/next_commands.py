@@ -17,7 +17,7 @@ def next_commands(config: SftConfig) -> list[str]:
     """GRPO from the policy's newest checkpoint, on the same env and the same split of its initial states, and the report."""
     output = shlex.quote(str(config.output))
     options = [f"--policy.checkpoint {output}", f"--output {shlex.quote(f'{config.output}-grpo')}"]
-    options += [f"--train-fraction {config.train_fraction:g}", f"--split-seed {config.split_seed}"]
+    options += [f"--train-fraction {config.train_fraction!r}", f"--split-seed {config.split_seed}"]
     options += _options("policy", config.policy, PolicyConfig(), _OF_POLICY)
     options += _options("env", config.env, EnvConfig(), _OF_ENV)
     return [

@@ -6,6 +6,7 @@ other (`eval`, `report`, `policy.checkpoint`).
 Invariant: the weights after a step depend on config, data and the step alone, also after a resume.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -92,7 +93,6 @@ class SftRun:
         """Steps done at the newest checkpoint."""
         self._score_missing = False
         """Whether that checkpoint is of the present weights, and was saved before they were evaluated."""
-        self._sums = StepSums()
         self._closing = ExitStack()
         """What `close` ends, but for the rollout and the log."""
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="next-rows")
@@ -123,6 +123,7 @@ class SftRun:
             self.display.line("pictures are decoded at each use: the host's memory has no room for all of them")
         data = as_the_env_has_them(dataset, config, env)
         train, validation = self._episodes(dataset, data, env)
+        self._learnt_from = _fingerprint(data, train, validation)
         places = sample_places(dataset.episodes, train, stride=config.stride)
         if len(places) < config.batch_rows:
             raise ValueError(
@@ -164,12 +165,13 @@ class SftRun:
         self._closing.callback(self._batches.close)
         self._evaluations = RunEvaluations(config, env, ranks=ranks, display=self.display)
         resumed = self._restore()
+        self._sums = StepSums()
         self._log = self._open_log(resumed) if ranks.rank == 0 else None
         seconds = time.perf_counter() - began
         self.display.line(
             f"set up in {seconds:.1f} s: {len(places)} samples of {len(train)} episodes, {len(validation)} episodes for "
             f"validation; bins cover {_BINS[config.statistics_source]}; {describe_policy(policy, env)}; "
-            f"{config.steps - self.done} steps of {config.batch_rows} rows to do"
+            f"{max(0, config.steps - self.done)} steps of {config.batch_rows} rows to do"
         )
 
     def _episodes(
@@ -213,6 +215,11 @@ class SftRun:
         return partial(_build_with_statistics, factory, name, statistics)
 
     # --- the loop's side
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything to save."""
+        return self.done > 0
 
     @property
     def complete(self) -> bool:
@@ -291,7 +298,8 @@ class SftRun:
             try:
                 yield
             except ValueError as error:
-                raise DataError(f"{self.config.data} is damaged: {error}") from error
+                where = "" if str(self.config.data) in str(error) else f"{self.config.data} is damaged: "
+                raise DataError(f"{where}{error}") from error
 
     def show_end(self) -> None:
         """Say where everything is, and how well the policy plays."""
@@ -309,7 +317,7 @@ class SftRun:
             CheckpointError: The one before could not be written; older ones are as they were.
         """
         with self.display.waiting(f"saving step {self.done}"):
-            self.saver.begin(iteration=self.done, rollout_state={}, extra={}, score=self._score)
+            self.saver.begin(iteration=self.done, rollout_state={}, extra=self._learnt_from, score=self._score)
         self._saved = self.done
         self._score_missing = False
 
@@ -326,9 +334,18 @@ class SftRun:
         path = newest_checkpoint(self.config.output, self.ranks)
         if path is not None:
             checkpoint = load_checkpoint(path, trainer=self.trainer)
+            before, now = checkpoint.extra, self._learnt_from
+            if before not in ({}, now):  # the first: of an earlier version
+                raise ValueError(
+                    f"{self.config.output} learnt from {before['episodes']} episodes of {self.config.data}, which has others "
+                    f"now ({now['episodes']} to learn from): choose another output (policy.checkpoint may start it from here)"
+                )
             self.done = self._saved = checkpoint.iteration
             self._score = checkpoint.score
-            self.display.line(f"going on from {escape(str(path))}: {self.done} of {self.config.steps} steps done")
+            asked = f"of {self.config.steps}"
+            if self.complete:
+                asked = f"and no more than {self.config.steps} were asked for: nothing is left to train"
+            self.display.line(f"going on from {escape(str(path))}: {self.done} steps done {asked}")
         if self.ranks.rank == 0:
             forget_evaluations(self.config.output, after=-1 if path is None else self.done)
         return path is not None
@@ -340,6 +357,14 @@ class SftRun:
             config=config_to_json(self.config),
             resume_iteration=self.done if resumed else None,
         )
+
+
+def _fingerprint(data: Demonstrations, train: list[int], validation: list[int]) -> dict[str, Any]:
+    """What tells other episodes apart, as JSON: the order of samples and the bins of actions depend on them."""
+    digest = hashlib.sha256()
+    for index in (*train, -1, *validation):
+        digest.update(f"{index} ".encode() + (data.actions(index).tobytes() if index >= 0 else b""))
+    return {"episodes": len(train), "digest": digest.hexdigest()}
 
 
 def _build_with_statistics(

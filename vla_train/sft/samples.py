@@ -63,7 +63,7 @@ def split_episodes(
             held_out = states.tolist()
         (validation if episode.init_state_id in held_out else train).append(episode.index)
     if not validation and validation_fraction > 0 and len(train) > 1:
-        count = max(1, round(validation_fraction * len(train)))
+        count = min(max(1, round(validation_fraction * len(train))), len(train) - 1)
         chosen = np.random.default_rng([seed, _VALIDATION_STREAM]).permutation(len(train))[:count]
         validation = [train[index] for index in sorted(chosen)]
         train = [index for index in train if index not in set(validation)]

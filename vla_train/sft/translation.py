@@ -97,7 +97,7 @@ def _gripper(dataset: DemonstrationDataset, config: SftConfig) -> Gripper | None
 def _orientation(dataset: DemonstrationDataset, config: SftConfig, env: EnvDescription) -> Orientation:
     if config.orientation != "auto":
         return config.orientation
-    if IMAGE not in dataset.image_keys:
+    if IMAGE not in dataset.image_keys or IMAGE not in env.observations:  # a policy that reads it is refused
         return "as-is"
     if dataset.mirrored_images is not None:
         return "as-is" if dataset.mirrored_images == env.mirrored_images else "mirrored"

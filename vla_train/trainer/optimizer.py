@@ -151,8 +151,7 @@ class MasterAdamW:
                 moment = self._adamw.state[master].get(key)
                 yield f"{key}.{name}", torch.zeros_like(master) if moment is None else moment
         if self._ranks.rank == 0:
-            steps = [state["step"] for state in self._adamw.state.values() if "step" in state]
-            yield "step", torch.tensor(float(max(steps, default=0.0)))
+            yield "step", torch.tensor([float(self._adamw.state[master].get("step", 0.0)) for master in self._masters.values()])
 
     def _own(self) -> dict[str, nn.Parameter]:
         """Parameters of which this rank saves something."""
@@ -167,12 +166,13 @@ class MasterAdamW:
         Raises:
             ValueError: A tensor is missing, or has another shape here.
         """
-        step = stored.read("step")
         for name, parameter in self._parameters.items():
-            master, rows = self._masters[name], own_rows(parameter)
             shape = stored.shape(f"weight.{name}")
             if shape != parameter.shape:
                 raise ValueError(f"{name} has shape {tuple(shape)} in the checkpoint, {tuple(parameter.shape)} here")
+        steps = stored.read("step").expand(len(self._parameters))  # older checkpoints have one for all
+        for (name, parameter), step in zip(self._parameters.items(), steps, strict=True):
+            master, rows = self._masters[name], own_rows(parameter)
             master.copy_(stored.read(f"weight.{name}", rows))
             moments = {key: stored.read(f"{key}.{name}", rows).to(master.device, copy=True) for key in _STATE_KEYS}
             self._adamw.state[master] = {"step": step.clone().to(master.device), **moments} if step > 0 else {}

@@ -74,6 +74,8 @@ def read_actions(value: Any, *, chunk_size: int, action_dim: int) -> np.ndarray:
 
 def _numbers(value: Any, name: str) -> np.ndarray:
     """As float32."""
+    if value is None:
+        raise WireError(f"{name} are missing")
     try:
         array = np.asarray(value, np.float32)
     except (TypeError, ValueError):

@@ -260,3 +260,10 @@ def test_a_scene_exported_elsewhere_is_enough(tmp_path: Path):
         make_envs(scene_dir=tmp_path, task_id=0)
     envs.close()
     twin.close()
+
+
+def test_it_says_how_it_simulates_as_libero_does() -> None:
+    envs = make_envs(1, backend="mujoco", control="osc_absolute", sleep=True)
+    expected = {"engine": "mujoco", "detail": "fast", "settle_steps": 10, "control": "osc_absolute", "sleep": True}
+    assert envs.simulation == expected
+    envs.close()

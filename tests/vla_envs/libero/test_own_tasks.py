@@ -142,6 +142,13 @@ def changed(file: Path, folder: Path, old: str, new: str) -> Path:
         ("LIBERO_Tabletop_Manipulation", "My_Manipulation", "problem 'my_manipulation' is none of libero_coffee_table"),
         ("(define (problem", "(problem", r"is not BDDL: it does not begin with \(define \(problem NAME\)"),
         ("(:goal", "(:goal (", "cannot be read as BDDL"),
+        (
+            f"(And (On {BOWL} {STOVE}))",
+            f"(And (Not (On {BOWL} {STOVE})))",
+            r"a goal is one predicate, or \(And \.\.\.\)",
+        ),
+        (f"(And (On {BOWL} {STOVE}))", "(And (Up main_table_plate_region))", r"goal \(up .*\): only an object can be up"),
+        ("(On plate_1 main_table_plate_region)", "", "plate_1 would lie nowhere"),
         ("(0.04 -0.03 0.060000000000000005 -0.01)", "(0.06 -0.03 0.04 -0.01)", "LIBERO cannot build it"),
     ],
 )
@@ -153,6 +160,21 @@ def test_a_file_that_libero_cannot_build_is_refused_when_the_env_is_made(
         own_envs(wrong)
     assert str(wrong) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_changes_is_another_task_and_the_one_before_stays_what_it_was(
+    bddl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("VLA_ENVS_CACHE", str(tmp_path / "cache"))
+    first, second = bddl.read_text() + "; first", bddl.read_text().replace(f"On {BOWL} {STOVE}", f"Up {BOWL}")
+    file, same = tmp_path / "mine.bddl", tmp_path / "same.bddl"
+    goals = []
+    for text, path, detail in ((first, file, "fast"), (second, file, "fast"), (first, same, "full")):
+        path.write_text(text)
+        envs = own_envs(path, detail=detail)
+        goals.append([type(predicate).__name__ for predicate in envs._scenes[0].scene.goal.predicates])
+        envs.close()
+    assert goals == [["OnObject"], ["Lifted"], ["OnObject"]] or goals == [["OnSite"], ["Lifted"], ["OnSite"]]
 
 
 def test_of_several_files_the_wrong_one_is_named_and_only_where_it_is_played(bddl: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -275,3 +276,63 @@ def test_rows_that_cannot_be_read_are_the_files_fault(copied: Path):
     for read in (lambda: dataset.actions(0), lambda: dataset.images(0, dataset.image_keys[0], [0])):
         with pytest.raises(ValueError, match=r"file-000.parquet is damaged or half-written"):
             read()
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ([small.SIDE, small.SIDE, 3], None),
+        ([3, small.SIDE, small.SIDE], ["channels", "height", "width"]),
+        ([1, small.SIDE, small.SIDE], None),
+        ([4, small.SIDE, small.SIDE], ["channel", "height", "width"]),
+        ([small.SIDE, small.SIDE, 4], ["height", "width", "channels"]),
+        ([small.SIDE, small.SIDE], ["height", "width"]),
+    ],
+    ids=str,
+)
+def test_pictures_may_be_described_either_way_round_and_of_any_colours(shape: list[int], names: object, copied: Path):
+    features = json.loads((copied / "meta/info.json").read_text())["features"]
+    features["observation.images.image"] |= {"shape": shape, "names": names}
+    change_info(copied, features=features)
+    dataset = DemonstrationDataset(copied)
+    assert dataset.image_shapes == {"image": (small.SIDE, small.SIDE, 3)}
+    np.testing.assert_array_equal(dataset.images(1, "image", [0])[0], small.frames_of(1)[0])
+    features["observation.images.image"]["shape"] = [5]
+    change_info(copied, features=features)
+    with pytest.raises(ValueError, match=r"meta/info.json has pictures of the shape \(5,\)"):
+        DemonstrationDataset(copied)
+
+
+def rewrite(file: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(file)), file)
+
+
+@pytest.mark.parametrize("column", ["actions", "state", "image"])
+def test_a_file_that_lacks_a_column_is_named_whichever_it_is(column: str, of_version_2: Path):
+    rewrite(of_version_2 / "data/chunk-000/episode_000002.parquet", lambda table: table.drop_columns([column]))
+    with pytest.raises(ValueError, match=rf"names the column {column}, data/chunk-000/episode_000002.parquet does not have it"):
+        DemonstrationDataset(of_version_2)
+
+
+def test_a_file_whose_actions_are_of_another_length_is_named(of_version_2: Path):
+    def shorter(table: pa.Table) -> pa.Table:
+        actions = pa.array([row[:3] for row in table.column("actions").to_pylist()], pa.list_(pa.float32()))
+        return table.set_column(table.column_names.index("actions"), "actions", actions)
+
+    rewrite(of_version_2 / "data/chunk-000/episode_000002.parquet", shorter)
+    dataset = DemonstrationDataset(of_version_2)
+    assert dataset.actions(1).shape[1] == 7
+    with pytest.raises(ValueError, match=r"episode_000002.parquet: actions does not hold 7 numbers in each row"):
+        dataset.actions(2)
+
+
+def test_pictures_may_be_stored_without_a_path(of_version_2: Path):
+    expected = DemonstrationDataset(of_version_2).images(1, "image", [0])
+    for file in of_version_2.rglob("*.parquet"):
+
+        def plain(table: pa.Table) -> pa.Table:
+            pictures = pa.array([row["bytes"] for row in table.column("image").to_pylist()], pa.binary())
+            return table.set_column(table.column_names.index("image"), "image", pictures)
+
+        rewrite(file, plain)
+    np.testing.assert_array_equal(DemonstrationDataset(of_version_2).images(1, "image", [0]), expected)

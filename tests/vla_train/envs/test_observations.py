@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from vla_train.envs.observations import array_specs, read_array
+from vla_train.envs.observations import array_specs, has_instruction, read_array, read_instruction
 from vla_train.types import ArraySpec
 
 IMAGE = gym.spaces.Box(0, 255, (4, 5, 3), np.uint8)
@@ -47,3 +47,15 @@ def test_an_image_that_is_not_there_is_refused_and_another_is_not_taken_for_it()
 def test_a_plain_array_is_an_image_if_it_looks_like_one_and_else_the_state(space: gym.Space, key: str) -> None:
     assert list(array_specs(space, image_key="image")) == [key]
     np.testing.assert_array_equal(read_array(space.low, key, image_key="image"), space.low)
+
+
+def test_an_instruction_that_is_no_text_is_an_array_like_any_other() -> None:
+    tokens = gym.spaces.Dict({"instruction": gym.spaces.MultiDiscrete([9, 9]), "agent_pos": STATE})
+    assert not has_instruction(tokens)
+    assert read_instruction(tokens.sample(), "go on") == "go on"
+    assert read_instruction({"instruction": np.array([[1, 2], [3, 4]])}, None) is None
+    assert set(array_specs(tokens, image_key="image")) == {"instruction", "agent_pos"}
+    texts = gym.spaces.Dict({"instruction": gym.spaces.Text(9)})
+    assert has_instruction(texts)
+    for said in ("open it", ("open it", ""), np.array(["open it", "close it"])):
+        assert read_instruction({"instruction": said}, "go on") is said

@@ -33,6 +33,7 @@ def test_a_share_of_the_episodes_is_for_validation_where_none_is_from_a_held_out
     assert split_episodes(episodes, {}, **{**SPLIT, "seed": 4}) != (train, validation)
     assert split_episodes(episodes, {}, **{**SPLIT, "validation_fraction": 0.0}) == (list(range(8)), [])
     assert split_episodes(episodes[:1], {}, **SPLIT) == ([0], [])
+    assert [len(part) for part in split_episodes(episodes[:2], {}, **{**SPLIT, "validation_fraction": 0.9})] == [1, 1]
 
 
 def test_failures_are_neither_trained_on_nor_measured() -> None:

@@ -1,6 +1,7 @@
 """Whole runs of supervised training: they learn, go on where they were, and give what GRPO and eval start from."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -290,3 +291,36 @@ def test_a_start_that_has_seen_what_is_held_out_is_told(taught: SftConfig, tmp_p
 def test_rows_that_ranks_cannot_share_are_refused(make_sft: MakeSft) -> None:
     with pytest.raises(ValueError, match="batch_rows 8 must be a multiple of 3 ranks"):
         SftRun(make_sft(), ranks=Ranks(rank=0, size=3), display=Display("none"))
+
+
+def test_a_run_does_not_go_on_with_other_demonstrations(make_sft: MakeSft, tmp_path: Path) -> None:
+    data = write_reach_demonstrations(tmp_path / "growing", num_episodes=3)
+    config = replace(make_sft(steps=3, validation_fraction=0.0), data=data)
+    sft(config)
+    more = replace(config, steps=4)
+    with pytest.raises(ValueError, match=r"holds a run with validation_fraction 0.0, not 0.5"):
+        sft(replace(more, validation_fraction=0.5))
+    shutil.rmtree(data)
+    write_reach_demonstrations(data, num_episodes=4)
+    with pytest.raises(ValueError, match=r"learnt from 3 episodes of .*growing, which has others now \(4 to learn from\)"):
+        sft(more)
+    shutil.rmtree(data)
+    write_reach_demonstrations(data, num_episodes=3)
+    sft(more)
+    assert list_checkpoints(config.output)[-1].name == "step_000004"
+
+
+def test_rows_that_cannot_be_read_at_the_first_step_leave_nothing_to_go_on_from(
+    make_sft: MakeSft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_sft()
+    run = SftRun(config, ranks=ONE_RANK, display=Display("none"))
+
+    def damaged(step: int) -> TrainBatch:
+        raise ValueError(f"{config.data}: a picture is damaged")
+
+    monkeypatch.setattr(run._batches, "of_step", damaged)
+    with pytest.raises(DataError) as told:
+        iterate(run)
+    assert str(told.value) == f"{config.data}: a picture is damaged; the same command starts again: nothing was saved yet"
+    assert list_checkpoints(config.output) == []

@@ -12,10 +12,13 @@ from vla_train.config import EnvConfig
 from vla_train.demonstrations.description import DemonstratedEpisode
 from vla_train.sft import translation
 from vla_train.sft.translation import as_the_env_has_them
-from vla_train.types import EnvDescription
+from vla_train.types import ArraySpec, EnvDescription
 
 ENV = EnvDescription(
-    observations={}, action_low=-np.ones(2, np.float32), action_high=np.ones(2, np.float32), mirrored_images=True
+    observations={"image": ArraySpec((32, 32, 3), "uint8")},
+    action_low=-np.ones(2, np.float32),
+    action_high=np.ones(2, np.float32),
+    mirrored_images=True,
 )
 STEPS = 40
 

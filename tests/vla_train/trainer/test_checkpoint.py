@@ -25,6 +25,9 @@ from vla_train.trainer.checkpoint import load_checkpoint, prepare_run
 from vla_train.trainer.checkpoint_folder import best_checkpoint, latest_checkpoint, list_checkpoints
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
 from vla_train.trainer.manifest import CheckpointError, verify_checkpoint
+from vla_train.trainer.optimizer import MasterAdamW
+from vla_train.trainer.parallel import ONE_RANK
+from vla_train.trainer.tensor_files import StoredTensors, write_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=5, minibatch_trajectories=5, microbatch_rows=7)
@@ -112,6 +115,29 @@ def test_a_resumed_run_gives_the_losses_and_weights_of_an_uninterrupted_one(
     assert [train_iteration(resumed_policy, resumed, iteration) for iteration in (2, 3)] == expected
     for name, value in weights_of(policy).items():
         assert torch.equal(weights_of(resumed_policy)[name], value), name
+
+
+def test_a_weight_that_rarely_has_a_gradient_goes_on_with_its_own_count_of_steps(tmp_path: Path) -> None:
+    def optimizer() -> tuple[dict[str, torch.nn.Parameter], MasterAdamW]:
+        weights = {name: torch.nn.Parameter(torch.ones(3)) for name in ("often", "rarely")}
+        return weights, MasterAdamW(OPTIM, parameters=weights, ranks=ONE_RANK)
+
+    def steps(weights: dict[str, torch.nn.Parameter], adamw: MasterAdamW, numbers: range) -> None:
+        for number in numbers:
+            loss = weights["often"].square().sum() + (weights["rarely"].square().sum() if number % 3 == 0 else 0.0)
+            loss.backward()
+            adamw.step(1e-2)
+
+    weights, adamw = optimizer()
+    steps(weights, adamw, range(4))
+    write_tensors(tmp_path, adamw.state(), rank=0)
+    steps(weights, adamw, range(4, 8))
+    resumed, other = optimizer()
+    with StoredTensors(tmp_path) as stored:
+        other.load_state(stored)
+    steps(resumed, other, range(4, 8))
+    for name, value in weights.items():
+        assert torch.equal(resumed[name], value), name
 
 
 @pytest.mark.parametrize("offload", [False, True])

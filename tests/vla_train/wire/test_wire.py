@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -11,6 +12,7 @@ from PIL import Image
 
 from vla_train.wire.openpi import read_metadata
 from vla_train.wire.packing import WireError, unpack
+from vla_train.wire.reading import read_actions, read_state
 from vla_train.wire.sockets import ConnectionLostError, connect
 from vla_train.wire.vla_eval import Message, check_version, pack_message, unpack_message
 
@@ -57,3 +59,9 @@ def test_a_mistyped_host_is_said_to_be_unknown() -> None:
     with pytest.raises(ConnectionLostError) as caught:
         asyncio.run(connect("ws://no-such-host.invalid:1", timeout_s=20))
     assert "Unknown error" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [lambda: read_actions(None, chunk_size=1, action_dim=7), lambda: read_state(None, "states")])
+def test_numbers_that_are_not_there_are_missing_and_not_infinite(read: Callable[[], object]) -> None:
+    with pytest.raises(WireError, match="are missing"):
+        read()

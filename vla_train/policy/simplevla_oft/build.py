@@ -35,7 +35,7 @@ from vla_train.policy.simplevla_oft.model import SimpleVLAOFT
 from vla_train.policy.simplevla_oft.policy import SimpleVLAOFTPolicy
 from vla_train.policy.simplevla_oft.prompts import TOKENIZER_FILE, PromptEncoder
 from vla_train.policy.simplevla_oft.small_tokenizer import PROMPT_END_ID, small_tokenizer
-from vla_train.types import EnvDescription
+from vla_train.types import IMAGE, EnvDescription
 
 _log = logging.getLogger(__name__)
 _Policy = TypeVar("_Policy", bound=SimpleVLAOFTPolicy)
@@ -102,6 +102,9 @@ def build_as(kind: Callable[..., _Policy], config: PolicyConfig, env: EnvDescrip
     """As `build_policy`, of another kind: one that is made of the same parts and samples otherwise."""
     action_low, action_high, suite = env.action_low, env.action_high, env.suite
     check_options(config)
+    image = env.observations.get(IMAGE)
+    if image is not None and (image.dtype != "uint8" or len(image.shape) != 3 or image.shape[-1] != 3):
+        raise ValueError(f"SimpleVLA-OFT reads images of uint8 (H, W, 3), the env observes {image.dtype} {image.shape}")
     device, dtype = chosen_device(config), chosen_dtype(config)
     files = _without_weights(config, action_low, action_high, suite=suite) if config.checkpoint is None else _open(config)
     for note in files.notes:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from vla_train.config import PolicyConfig
 from vla_train.policy.simplevla_oft.action_tokens import ActionStatistics
+from vla_train.policy.simplevla_oft.build import build_policy
 from vla_train.policy.simplevla_oft.prompts import TOKENIZER_FILE
 from vla_train.policy.simplevla_oft.small_tokenizer import small_tokenizer
+from vla_train.types import ArraySpec, EnvDescription
 
 
 @pytest.fixture
@@ -29,6 +32,14 @@ def test_a_published_checkpoint_decides_for_libero(published, make_policy, make_
     statistics = json.loads((published / "dataset_statistics.json").read_text())["libero_spatial_no_noops"]["action"]
     assert (output.actions[..., :6] >= np.array(statistics["q01"][:6]) - 1e-6).all()
     assert (output.actions[..., :6] <= np.array(statistics["q99"][:6]) + 1e-6).all()
+
+
+@pytest.mark.parametrize("spec", [ArraySpec((3, 8, 8), "uint8"), ArraySpec((8, 8, 3), "float32"), ArraySpec((8, 8), "uint8")])
+def test_images_that_it_does_not_read_are_refused_before_anything_is_built(published, spec):
+    bound = np.ones(7, np.float32)
+    env = EnvDescription(observations={"image": spec}, action_low=-bound, action_high=bound, suite="libero_spatial")
+    with pytest.raises(ValueError, match=r"reads images of uint8 \(H, W, 3\), the env observes (uint8|float32) \("):
+        build_policy(PolicyConfig(checkpoint=str(published)), env, seed=0)
 
 
 def test_statistics_of_the_suite_are_taken_among_several(published, make_policy):
