@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_train.demonstrations import layout
-from vla_train.demonstrations.parquet import column_names, read_columns, read_row_groups, require_pyarrow
+from vla_train.demonstrations.parquet import column_names, count_rows, read_columns, require_pyarrow
 
 _ACTIONS = (layout.ACTION, "actions")
 _STATES = (layout.STATE, "state")
@@ -238,10 +238,10 @@ def _check_files(folder: Path, episodes: list[DemonstratedEpisode], places: list
     for episode, place in zip(episodes, places, strict=True):
         ends[place.file] = max(ends.get(place.file, 0), place.first_row + episode.length)
     for file, end in ends.items():
-        rows = sum(group.num_rows for group in read_row_groups(file))
+        rows, there = count_rows(file)
         if rows < end:
             raise ValueError(f"{folder} is half-written: {file.relative_to(folder)} has {rows} rows, not {end}")
-        if missing := columns - set(column_names(file)):
+        if missing := columns - there:
             name = file.relative_to(folder)
             raise ValueError(f"{folder} is damaged: {layout.INFO} names the column {min(missing)}, {name} does not have it")
     for place in places:

@@ -123,6 +123,16 @@ def read_row_groups(file: Path) -> list[RowGroup]:
     return [RowGroup(num_rows=group.num_rows, num_bytes=group.total_byte_size) for group in groups]
 
 
+def count_rows(file: Path) -> tuple[int, set[str]]:
+    """How many rows a table has, and the names of its columns.
+
+    Raises:
+        ValueError: The file is no complete parquet file.
+    """
+    with _open(file) as opened:
+        return opened.metadata.num_rows, set(opened.schema_arrow.names)
+
+
 def column_names(file: Path) -> list[str]:
     """Names of a table's columns.
 
@@ -157,7 +167,10 @@ def read_pictures(file: Path, column: str, row_group: int) -> list[bytes]:
 
     with _open(file) as opened:
         values = opened.read_row_group(row_group, [column]).column(column).combine_chunks()
-    pictures = values.to_pylist() if pa.types.is_binary(values.type) else values.field("bytes").to_pylist()
+    files = values.field("bytes") if pa.types.is_struct(values.type) else values
+    if not (pa.types.is_binary(files.type) or pa.types.is_large_binary(files.type)):
+        raise ValueError(f"{file}: {column} holds {files.type}, and no pictures")
+    pictures = files.to_pylist()
     if any(picture is None for picture in pictures):
         raise ValueError(f"{file}: {column} names files of pictures instead of holding them")
     return pictures

@@ -63,9 +63,9 @@ def has_instruction(space: gym.Space[Any]) -> bool:
 
 def read_instruction(observation: Any, default: str | None) -> Any:
     """The text of one slot, or the texts of all slots of a vector env; None where neither env nor config says anything."""
-    said = observation.get(INSTRUCTION) if isinstance(observation, Mapping) else None
-    is_text = all(isinstance(text, str) for text in ([said] if isinstance(said, str) else () if said is None else said))
-    return said if said is not None and is_text else default
+    said: Any = observation.get(INSTRUCTION) if isinstance(observation, Mapping) else None
+    texts = [said] if np.ndim(said) == 0 else said
+    return said if all(isinstance(text, str) for text in texts) else default
 
 
 def _leaves(space: gym.Space[Any], path: str) -> Iterator[tuple[str, gym.Space[Any]]]:

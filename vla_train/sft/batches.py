@@ -112,5 +112,9 @@ class BatchMaker:
 
     def _states(self, places: np.ndarray) -> np.ndarray:
         """(n, D) at (n, 2) places."""
-        states = [self._data.states(int(episode)) for episode in places[:, 0]]
-        return np.stack([known[step] for known, step in zip(states, places[:, 1], strict=True) if known is not None])
+        rows = []
+        for episode, step in places.tolist():
+            states = self._data.states(episode)
+            assert states is not None, "a policy that reads the state was accepted for data without one"
+            rows.append(states[step])
+        return np.stack(rows)

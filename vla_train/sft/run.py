@@ -362,8 +362,9 @@ class SftRun:
 def _fingerprint(data: Demonstrations, train: list[int], validation: list[int]) -> dict[str, Any]:
     """What tells other episodes apart, as JSON: the order of samples and the bins of actions depend on them."""
     digest = hashlib.sha256()
-    for index in (*train, -1, *validation):
-        digest.update(f"{index} ".encode() + (data.actions(index).tobytes() if index >= 0 else b""))
+    digest.update(repr((train, validation)).encode())
+    for index in train + validation:
+        digest.update(data.actions(index).tobytes())
     return {"episodes": len(train), "digest": digest.hexdigest()}
 
 

@@ -326,13 +326,23 @@ def test_a_file_whose_actions_are_of_another_length_is_named(of_version_2: Path)
         dataset.actions(2)
 
 
-def test_pictures_may_be_stored_without_a_path(of_version_2: Path):
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()], ids=str)
+def test_pictures_may_be_stored_without_a_path(kind: pa.DataType, of_version_2: Path):
     expected = DemonstrationDataset(of_version_2).images(1, "image", [0])
     for file in of_version_2.rglob("*.parquet"):
 
         def plain(table: pa.Table) -> pa.Table:
-            pictures = pa.array([row["bytes"] for row in table.column("image").to_pylist()], pa.binary())
+            pictures = pa.array([row["bytes"] for row in table.column("image").to_pylist()], kind)
             return table.set_column(table.column_names.index("image"), "image", pictures)
 
         rewrite(file, plain)
     np.testing.assert_array_equal(DemonstrationDataset(of_version_2).images(1, "image", [0]), expected)
+
+
+def test_a_column_that_holds_no_pictures_is_named(of_version_2: Path):
+    def words(table: pa.Table) -> pa.Table:
+        return table.set_column(table.column_names.index("image"), "image", pa.array(["picture"] * len(table)))
+
+    rewrite(of_version_2 / "data/chunk-000/episode_000001.parquet", words)
+    with pytest.raises(ValueError, match=r"episode_000001.parquet: image holds string, and no pictures"):
+        DemonstrationDataset(of_version_2).images(1, "image", [0])

@@ -53,7 +53,8 @@ def test_an_instruction_that_is_no_text_is_an_array_like_any_other() -> None:
     tokens = gym.spaces.Dict({"instruction": gym.spaces.MultiDiscrete([9, 9]), "agent_pos": STATE})
     assert not has_instruction(tokens)
     assert read_instruction(tokens.sample(), "go on") == "go on"
-    assert read_instruction({"instruction": np.array([[1, 2], [3, 4]])}, None) is None
+    for said in (3, np.int64(3), np.array([1, 2]), np.array([[1, 2], [3, 4]]), None):
+        assert read_instruction({"instruction": said}, None) is None
     assert set(array_specs(tokens, image_key="image")) == {"instruction", "agent_pos"}
     texts = gym.spaces.Dict({"instruction": gym.spaces.Text(9)})
     assert has_instruction(texts)
