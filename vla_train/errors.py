@@ -5,6 +5,10 @@ class RunError(RuntimeError):
     """The run, or an evaluation, cannot go on."""
 
 
+class DamagedFileError(RunError, ValueError):
+    """A file that a run or an evaluation wrote does not hold what it should; as what was asked for, or in the middle of it."""
+
+
 class DataError(RunError):
     """What is learnt from cannot be read."""
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from vla_train.export_config import ExportConfig
 from vla_train.policy.simplevla_oft.checkpoint import open_checkpoint
+from vla_train.policy.simplevla_oft.json_files import json_object
 from vla_train.policy.simplevla_oft.model import SimpleVLAOFT
 from vla_train.run.named_checkpoint import resolve_checkpoint
 
@@ -34,6 +35,9 @@ class Export:
         for note in files.notes:
             _log.info("%s", note)
         _log.info("reading %s%s", name, "" if files.adapters is None else f" and its base {files.adapters.base}")
+        for companion, content in files.companions.items():
+            if companion.endswith(".json"):
+                json_object(content, name=f"{name}: {companion}")
         self._model = SimpleVLAOFT.from_files(files, dtype=getattr(torch, config.dtype), device="cpu")
 
     def write(self) -> None:

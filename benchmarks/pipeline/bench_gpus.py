@@ -145,6 +145,7 @@ def play(run: list[str], environments: list[dict[str, str]], output: Path, *, it
             for rank in ranks:
                 with suppress(ProcessLookupError):
                     os.killpg(rank.pid, signal.SIGKILL)  # nothing of the run is wanted but its metrics
+            for rank in ranks:
                 rank.wait()
 
 
@@ -204,6 +205,7 @@ def table(records: list[dict[str, object]]) -> str:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # `timeout` says: ranks end too
     words = sys.argv[1:]
     split = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -85,8 +85,11 @@ def main() -> None:
     parser.add_argument("--size", default="small", help="tiny, small or openvla-7b")
     parser.add_argument("--layers", type=int, help="of the language model, instead of the size's own")
     parser.add_argument("--width", type=int, default=1024, help="of these layers")
+    parser.add_argument("--times", type=int, default=3, help="checkpoints with copies, before the one without")
     parser.add_argument("--output", type=Path, help="a folder on the disk to be measured; by default that of temporary files")
     arguments = parser.parse_args()
+    if arguments.output is not None and not arguments.output.is_dir():
+        parser.error(f"--output {arguments.output} is no folder")
     ranks = join_ranks()
     say(ranks, "making the model")
     policy = SavedModel(make_model(arguments, ranks.rank))
@@ -101,7 +104,8 @@ def main() -> None:
         saver._reserved.result()
     weights = sum(parameter.numel() for parameter in policy.trainable_module().parameters())
     try:
-        for number, how in enumerate(("first", "second", "third", "without copies"), start=1):
+        for number in range(1, arguments.times + 2):
+            how = f"with copies, {number}" if number <= arguments.times else "without copies"
             if how == "without copies":
                 saving.free_host_bytes = lambda: 0
                 saver = CheckpointSaver(run, trainer=trainer, keep=1)

@@ -1,6 +1,7 @@
 """`python -m vla_train export`: what a run learned, as a whole checkpoint."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,18 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     captured = capsys.readouterr()
     assert message in captured.out + captured.err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full"]
+
+
+def test_a_checkpoint_with_a_damaged_tokenizer_is_not_exported(
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = shutil.copytree(small_checkpoint, tmp_path / "damaged")
+    tokenizer = damaged / "tokenizer.json"
+    tokenizer.write_bytes(tokenizer.read_bytes()[:50])
+    with pytest.raises(SystemExit):
+        main(["export", "--checkpoint", str(damaged), "--output", str(tmp_path / "new")])
+    assert f"{damaged}: tokenizer.json is not valid JSON" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("no space")])

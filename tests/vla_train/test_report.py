@@ -353,7 +353,10 @@ def test_restarted_workers_are_told(tmp_path: Path) -> None:
         ("config.json", "{broken"),
         ("config.json", '{"no_such_option": 1}'),
         ("evaluations/iteration_000004/episodes.jsonl", "{broken\n"),
+        (METRICS_FILE, '{"kind": "eval", "iteration": 4}\n'),
         ("evaluations/iteration_000004/results.json", "{broken"),
+        ("evaluations/iteration_000004/results.json", '{"success_rate": 1, "tasks": 3, "episodes": 2}'),
+        ("evaluations/iteration_000004/results.json", "[]"),
         ("timeline/iteration_000004.json.gz", "broken"),
     ],
 )

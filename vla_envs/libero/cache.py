@@ -97,6 +97,8 @@ def export_scenes(
     for task_id in task_ids:
         if task_id not in tasks:
             raise ValueError(f"{suite} has tasks 0..{len(tasks) - 1}, got {task_id}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, not a folder")
     folder.mkdir(parents=True, exist_ok=True)
     for task_id in task_ids:
         file = folder / _file_name(suite, task_id, detail)

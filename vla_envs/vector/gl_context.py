@@ -2,7 +2,8 @@
 
 The choice is made once per process and device argument; `GLDevice.renderer` and the log say what it is.
 
-Displays stay initialised until the process ends, since other users of EGL may share them, and Mesa keeps its worker threads.
+Displays are left initialised until the process ends, since other users of EGL may share them, and Mesa keeps its worker
+threads. One that another user has ended, as pygame does when a window closes, is initialised again.
 Threads do not outlive a fork: a process forked after a display was opened is refused a device. Before that, forking is safe.
 """
 
@@ -11,6 +12,7 @@ import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
@@ -42,7 +44,6 @@ class GLDevice:
     address: int | None
     """Of the EGL display."""
     display: Any = field(compare=False)
-    config: Any = field(compare=False)
     twin: "GLDevice | None" = field(default=None, compare=False)
     """The same software behind another display: contexts of one display take turns at filling triangles."""
 
@@ -62,7 +63,7 @@ class GLContext:
         egl = self._egl = _egl()
         self._display = device.display
         egl.eglBindAPI(egl.EGL_OPENGL_API)
-        self._context = egl.eglCreateContext(device.display, device.config, egl.EGL_NO_CONTEXT, None)
+        self._context = egl.eglCreateContext(device.display, _initialise(device.display), egl.EGL_NO_CONTEXT, None)
         if not self._context:
             raise RenderingUnavailableError(f"no OpenGL context could be made on {device.renderer}")
         if not egl.eglMakeCurrent(device.display, egl.EGL_NO_SURFACE, egl.EGL_NO_SURFACE, self._context):
@@ -71,11 +72,11 @@ class GLContext:
     def free(self) -> None:
         """Destroy the context; call it in its own thread."""
         if self._context:
-            egl = self._egl
-            egl.eglMakeCurrent(self._display, egl.EGL_NO_SURFACE, egl.EGL_NO_SURFACE, egl.EGL_NO_CONTEXT)
-            egl.eglDestroyContext(self._display, self._context)
+            egl, context, self._context = self._egl, self._context, None
+            with suppress(Exception):  # of PyOpenGL: the display has ended, and the context with it
+                egl.eglMakeCurrent(self._display, egl.EGL_NO_SURFACE, egl.EGL_NO_SURFACE, egl.EGL_NO_CONTEXT)
+                egl.eglDestroyContext(self._display, context)
             egl.eglReleaseThread()
-            self._context = None
 
 
 def check_device(device: Device) -> None:
@@ -197,30 +198,18 @@ def _open(display: Any, *, is_gpu: bool) -> GLDevice:
 
 
 def _probe(display: Any, *, is_gpu: bool) -> GLDevice:
-    from mujoco.egl import EGL_ATTRIBUTES
-
     egl = _egl()
     _openers.add(os.getpid())
     keep_driver_local()
-    if display == egl.EGL_NO_DISPLAY or egl.eglInitialize(display, None, None) != egl.EGL_TRUE:
-        raise RenderingUnavailableError("an EGL display could not be initialised")
-    configs = (egl.EGLConfig * 1)()
-    num_configs = ctypes.c_long()
-    egl.eglChooseConfig(display, EGL_ATTRIBUTES, configs, 1, num_configs)
-    if num_configs.value < 1:
-        raise RenderingUnavailableError("no EGL configuration fits")
-    device = GLDevice(
-        renderer="an EGL device",
-        is_gpu=is_gpu,
-        address=ctypes.cast(display, ctypes.c_void_p).value,
-        display=display,
-        config=configs[0],
-    )
+    if display == egl.EGL_NO_DISPLAY:
+        raise RenderingUnavailableError("there is no EGL display")
+    address = ctypes.cast(display, ctypes.c_void_p).value
+    device = GLDevice(renderer="an EGL device", is_gpu=is_gpu, address=address, display=display)
     context = device.make_context()
     try:
-        address = ctypes.cast(egl.eglGetProcAddress(b"glGetString"), ctypes.c_void_p).value
-        assert address is not None
-        name = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_uint)(address)(_GL_RENDERER)
+        get_string = ctypes.cast(egl.eglGetProcAddress(b"glGetString"), ctypes.c_void_p).value
+        assert get_string is not None
+        name = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_uint)(get_string)(_GL_RENDERER)
     finally:
         context.free()
     renderer = (name or b"unknown").decode()
@@ -228,3 +217,18 @@ def _probe(display: Any, *, is_gpu: bool) -> GLDevice:
     if in_software == is_gpu:
         raise RenderingUnavailableError(f"{renderer} is not {'a GPU' if is_gpu else 'in software'}")
     return replace(device, renderer=renderer)
+
+
+def _initialise(display: Any) -> Any:
+    """Initialise a display, which does nothing where it is; returns the configuration of contexts on it."""
+    from mujoco.egl import EGL_ATTRIBUTES
+
+    egl = _egl()
+    if egl.eglInitialize(display, None, None) != egl.EGL_TRUE:
+        raise RenderingUnavailableError("an EGL display could not be initialised")
+    configs = (egl.EGLConfig * 1)()
+    num_configs = ctypes.c_long()
+    egl.eglChooseConfig(display, EGL_ATTRIBUTES, configs, 1, num_configs)
+    if num_configs.value < 1:
+        raise RenderingUnavailableError("no EGL configuration fits")
+    return configs[0]

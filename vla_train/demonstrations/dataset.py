@@ -55,9 +55,9 @@ class DemonstrationDataset:
         ImportError: pyarrow is not installed.
     """
 
-    def __init__(self, folder: Path, *, memory_bytes: int = 4 << 30) -> None:
-        self.folder = folder
-        description = describe(folder)
+    def __init__(self, folder: Path | str, *, memory_bytes: int = 4 << 30) -> None:
+        self.folder = Path(folder)
+        description = describe(self.folder)
         self.fps: float = description.fps
         self.robot_type: str | None = description.robot_type
         self.action_dim: int = description.action.dim
@@ -112,11 +112,15 @@ class DemonstrationDataset:
         """(n, H, W, 3) uint8 of one camera at these steps: of one episode, or of n, one for each step.
 
         Raises:
-            ValueError: There is no such camera or step, or a picture is damaged or of another size than the rest.
+            ValueError: There is no such camera, episode or step, or a picture is damaged or of another size than the rest.
         """
         if key not in self._description.cameras:
             raise ValueError(f"{self.folder} has no images {key!r}, only {', '.join(self.image_keys) or 'none'}")
-        episodes, places = np.broadcast_arrays(episode, np.asarray(steps, np.int64))
+        episodes, places = np.broadcast_arrays(episode, np.asarray(steps, None if len(steps) else np.int64))
+        if places.dtype.kind not in "iu":
+            raise ValueError(f"steps are integers, got {places.dtype}")
+        for number in np.unique(episodes).tolist():
+            self._require_episode(number)
         for wrong in np.flatnonzero((places < 0) | (places >= self._lengths[episodes]))[:1]:
             last = self._lengths[episodes[wrong]] - 1
             raise ValueError(f"episode {episodes[wrong]} has the steps 0..{last}, got {places[wrong]}")
@@ -149,7 +153,12 @@ class DemonstrationDataset:
         height, width = self.image_shapes[key][:2]
         return np.empty((count, height, width, 3), np.uint8)
 
+    def _require_episode(self, episode: int) -> None:
+        if not 0 <= episode < len(self.episodes):
+            raise ValueError(f"{self.folder} has the episodes 0..{len(self.episodes) - 1}, got {episode}")
+
     def _numbers(self, episode: int, vector: Vector) -> np.ndarray:
+        self._require_episode(episode)
         place = self._description.places[episode]
         key = place.file, vector.column
         with self._lock:

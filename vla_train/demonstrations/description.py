@@ -4,6 +4,7 @@ Versions: v3 (several episodes to a file, tables in parquet) and v2.0 / v2.1 (on
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,11 @@ def describe(folder: Path) -> Description:
         robot_type = info.get("robot_type")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{folder}: {layout.INFO}, or a table beside it, lacks {error}: the dataset is damaged") from None
+    for episode in rows:
+        if not isinstance(episode.length, int) or episode.length < 1:
+            raise ValueError(f"{folder} is damaged: episode {episode.index} has the length {episode.length!r}")
     fps = info.get("fps")
-    if not isinstance(fps, int | float) or fps <= 0:
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
         raise ValueError(f"{folder}: {layout.INFO} must say how many frames per second there are (fps), got {fps!r}")
     if action is None:
         raise ValueError(f"{folder} holds no actions: it has the columns {', '.join(sorted(features))}")
@@ -128,7 +132,8 @@ def describe(folder: Path) -> Description:
     pictures = [camera.column for camera in cameras.values() if not camera.is_video]
     _check_files(folder, rows, places, {*vectors, *pictures})
     provenance = _read_provenance(folder)
-    conventions, env = provenance.get("conventions", {}), provenance.get("settings", {}).get("env", {})
+    conventions, settings = _mapping(provenance, "conventions"), _mapping(provenance, "settings")
+    env = _mapping(settings, "env")
     suites = {row.suite for row in rows}
     return Description(
         fps=fps,
@@ -170,7 +175,7 @@ def _vector(features: Mapping[str, Any], names: tuple[str, ...]) -> Vector | Non
 def _picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
     """(H, W, 3) of the pictures as they are read, whichever way round the feature is written down, and of whatever colours."""
     shape = tuple(feature["shape"])
-    if len(shape) not in (2, 3):
+    if len(shape) not in (2, 3) or not all(isinstance(size, int) and 0 < size <= _LARGEST_PICTURE for size in shape):
         raise ValueError(f"the dataset is damaged: {layout.INFO} has pictures of the shape {shape}")
     first, second, third = shape if len(shape) == 3 else (*shape, 1)
     names = [str(name) for name in feature.get("names") or ()]
@@ -179,6 +184,8 @@ def _picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 _CHANNELS = (1, 3, 4)
+_LARGEST_PICTURE = 1 << 14
+"""Pixels of a side."""
 _Episodes = tuple[list[DemonstratedEpisode], list[EpisodePlace]]
 
 
@@ -248,6 +255,13 @@ def _check_files(folder: Path, episodes: list[DemonstratedEpisode], places: list
         for video in place.videos.values():
             if not video.file.exists():
                 raise ValueError(f"{folder} is half-written: {video.file.relative_to(folder)} is missing")
+
+
+def _mapping(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = of.get(name) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{layout.PROVENANCE} is damaged: {name} is {value!r}")
+    return value
 
 
 def _read_provenance(folder: Path) -> dict[str, Any]:

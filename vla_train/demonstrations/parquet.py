@@ -149,10 +149,14 @@ def read_vectors(file: Path, column: str, *, dim: int) -> np.ndarray:
     Raises:
         ValueError: It holds something else, or the file is no complete parquet file.
     """
+    import pyarrow.compute as pc
+
     with _open(file) as opened:
         values = opened.read([column]).column(column).combine_chunks()
-    numbers = values.flatten() if hasattr(values, "flatten") else values
-    if len(numbers) != dim * len(values):
+    is_list = hasattr(values, "flatten")
+    lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False) if is_list else np.ones(len(values), int)
+    numbers = values.flatten() if is_list else values
+    if (lengths != dim).any():
         raise ValueError(f"{file}: {column} does not hold {dim} numbers in each row")
     return numbers.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(values), dim)
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from vla_train.demonstrations import layout
 from vla_train.demonstrations.feature_statistics import NAMES, combined, number_statistics, picture_statistics
-from vla_train.demonstrations.files import WRITING, replace_file
 from vla_train.demonstrations.layout import Features
 from vla_train.demonstrations.parquet import (
     encode_frames,
@@ -30,6 +29,7 @@ from vla_train.demonstrations.parquet import (
 )
 from vla_train.demonstrations.pictures import EncodedPictures
 from vla_train.errors import RunError
+from vla_train.files import WRITING, replace_file
 
 _GROWTH = 1.1
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import imageio.v3 as iio
 import numpy as np
 
+from vla_train.errors import DamagedFileError
 from vla_train.types import EpisodeSpec, Trajectory
 
 _ACTIONS_PER_S = 20.0
@@ -209,17 +210,18 @@ def read_episodes(journal: Path) -> list[EpisodeResult]:
     """Results written so far, in the order they finished; a last line that is not complete is left out.
 
     Raises:
-        ValueError: A line is not the result of an episode.
+        DamagedFileError: A line is not the result of an episode.
     """
     if not journal.exists():
         return []
-    complete, _, _ = journal.read_text(encoding="utf-8").rpartition("\n")
+    complete, _, _ = journal.read_bytes().rpartition(b"\n")
     results = []
-    for number, line in enumerate(filter(None, complete.split("\n")), start=1):
+    for number, line in enumerate(complete.splitlines(), start=1):
         try:
             results.append(EpisodeResult(**json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{journal}, line {number}: not the result of an episode ({error}): delete this line") from None
+            why = f"not the result of an episode ({error})"
+            raise DamagedFileError(f"{journal}, line {number}: {why}: delete this line") from None
     return results
 
 

@@ -21,9 +21,10 @@ from vla_train.config_json import config_to_json
 from vla_train.display import Display
 from vla_train.envs.workers import make_workers
 from vla_train.evaluation.display import evaluate_with_progress, show_evaluation
-from vla_train.evaluation.evaluate import EvaluationResult
+from vla_train.evaluation.evaluate import EvaluationResult, read_episodes
 from vla_train.evaluation.played import played
 from vla_train.evaluation.record import evaluation_record
+from vla_train.files import replace_file
 from vla_train.interruption import Interruption
 from vla_train.pipeline.episodes import evaluation_plan
 from vla_train.pipeline.rollout import Rollout
@@ -125,6 +126,7 @@ class CheckpointEvaluation:
             """What the result will mean."""
             self._rollout = Rollout(config.rollout, policy=policy, workers=workers, timeline=Timeline(), seed=config.seed)
             undo.callback(lock_run(self.output, activity="evaluates"))
+            read_episodes(self.output / "episodes.jsonl")  # refuses a damaged one
             _claim(self.output, named.identity)
             self._undo = undo.pop_all()
 
@@ -208,9 +210,13 @@ def _require_same(output: Path, identity: dict[str, Any]) -> None:
     if not file.exists():
         return
     try:
-        held = json.loads(file.read_text())
-    except json.JSONDecodeError:  # cut short
-        return
+        held = json.loads(file.read_bytes())
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        if not read_episodes(output / "episodes.jsonl"):
+            return
+        raise ValueError(f"{file} is damaged, and nothing else says whose results these are: choose another --output")
     for name, value in identity.items():
         if held.get(name) != value:
             raise ValueError(
@@ -220,6 +226,6 @@ def _require_same(output: Path, identity: dict[str, Any]) -> None:
 
 def _claim(output: Path, identity: dict[str, Any]) -> None:
     try:
-        (output / "evaluation.json").write_text(json.dumps(identity, indent=1) + "\n")
+        replace_file(output / "evaluation.json", (json.dumps(identity, indent=1) + "\n").encode())
     except OSError as error:
         raise ValueError(f"results cannot be written to {output}: {error.strerror or error}; choose another output") from error

@@ -4,7 +4,6 @@ Time is written down while it passes, so that a process that is killed has been 
 """
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_train.config_json import config_to_json
+from vla_train.files import replace_file
 from vla_train.from_scratch.config import COLLECT, GRPO, SFT, STAGES, START, FromScratchConfig
 from vla_train.run.identity import absolute_place
 from vla_train.trainer.checkpoint_folder import list_checkpoints
@@ -119,9 +119,8 @@ class Progress:
             raise ValueError(f"{self._file} is damaged ({error}): delete it, and the stages are looked at again") from error
 
     def _write(self) -> None:
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({name: vars(stage) for name, stage in self._stages.items()}, indent=1) + "\n")
-        os.replace(temporary, self._file)
+        stages = {name: vars(stage) for name, stage in self._stages.items()}
+        replace_file(self._file, (json.dumps(stages, indent=1) + "\n").encode())
 
 
 def _settings(config: FromScratchConfig) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from vla_train.config_file import RunConfig, run_config
 from vla_train.evaluation.evaluate import EpisodeResult, EvaluationResult, read_episodes
 from vla_train.evaluation.record import evaluation_record, summaries
 from vla_train.pipeline.timeline import Span, read_chrome_trace
-from vla_train.run.tracking import read_records
+from vla_train.run.tracking import METRICS_FILE, read_records
 from vla_train.sft.config import SftConfig
 
 Record = Mapping[str, Any]
@@ -104,7 +104,7 @@ def read_run(run: Path) -> RunContents:
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{run / 'config.json'} is not the config of a run: {error}") from error
     records = read_records(run)
-    own_evaluations = {Path(record["folder"]).name: record for record in records if record["kind"] == "eval"}
+    own_evaluations = {_folder_of(record, run): record for record in records if record["kind"] == "eval"}
     names = {folder.name for folder in (run / "evaluations").glob("*") if folder.is_dir()} | set(own_evaluations)
     iterations = tuple(record for record in records if record["kind"] == "iteration")
     logged = {f"iteration_{record['iteration']:06d}" for record in iterations}  # a resumed run forgets the others
@@ -123,6 +123,13 @@ def read_run(run: Path) -> RunContents:
         timeline_picture=picture,
         spans=tuple(read_chrome_trace(trace)) if trace is not None and trace.exists() else (),
     )
+
+
+def _folder_of(record: Record, run: Path) -> str:
+    """Name of an evaluation's folder, as the run's log has it."""
+    if not isinstance(record.get("folder"), str):
+        raise ValueError(f"{run / METRICS_FILE}: the evaluation after iteration {record['iteration']} has no folder")
+    return Path(record["folder"]).name
 
 
 def _age(name: str) -> tuple[int, str]:
@@ -145,13 +152,13 @@ def _read_evaluation(folder: Path, record: Record | None) -> Evaluation:
                     videos.append((file, episode))
                 else:
                     missing += 1
-    results = _read_results(folder / "results.json") or record
+    results = _read_results(folder / "results.json") or (None if record is None else _summaries(record, folder))
     complete = results is not None
-    if results is None and episodes:
-        results = evaluation_record(_by_temperature(episodes))
+    if results is None:
+        results = summaries(evaluation_record(_by_temperature(episodes))) if episodes else {}
     return Evaluation(
         name=folder.name,
-        results={} if results is None else summaries(results),
+        results=results,
         complete=complete,
         videos=tuple(videos),
         missing_videos=missing,
@@ -165,13 +172,18 @@ def _by_temperature(episodes: list[EpisodeResult]) -> list[EvaluationResult]:
     ]
 
 
-def _read_results(file: Path) -> Record | None:
+def _read_results(file: Path) -> Mapping[float, Record] | None:
     if not file.is_file():
         return None
     try:
-        results: Record = json.loads(file.read_text(encoding="utf-8"))
-        if not {"success_rate", "tasks", "episodes"} <= set(results):
-            raise ValueError("it holds no success rates")
-        return results
-    except (ValueError, TypeError) as error:
+        record = json.loads(file.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): delete it, and evaluate again") from error
+    return _summaries(record, file)
+
+
+def _summaries(record: Any, source: Path) -> Mapping[float, Record]:
+    try:
+        return summaries(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{source} is damaged (no success rates: {error!r}): delete it, and evaluate again") from error

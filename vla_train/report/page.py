@@ -1,6 +1,5 @@
 """Writes the page: what was found, put into `page.html`. Every text is escaped there, and nothing is fetched from anywhere."""
 
-import os
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from vla_train.evaluation.evaluate import play_name
+from vla_train.files import replace_file
 from vla_train.pipeline.timeline import SPAN_COLOURS
 from vla_train.report import facts, supervised
 from vla_train.report.contents import RunContents, read_run
@@ -36,10 +36,8 @@ def write_report(run: Path, *, video_bytes: int = _VIDEO_BYTES) -> Path:
     """
     page = run / "report.html"
     text = _render(read_run(run), video_bytes=video_bytes)
-    temporary = page.with_name(page.name + ".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, page)
+        replace_file(page, text.encode())
     except OSError as error:
         raise ValueError(f"{page} cannot be written: {error.strerror}") from error
     return page

@@ -215,11 +215,11 @@ class Run:
         if self.done + 1 >= self.config.iterations:
             return
         if self._rollout_config.max_staleness > 0:
+            if all(self.ranks.gather_objects(bool(groups))):
+                self._announce_compiling("updates")
+                with self.display.waiting("preparing updates"):
+                    self.trainer.prepare_for(groups)
             with self.ranks.apart():
-                if groups:
-                    self._announce_compiling("updates")
-                    with self.display.waiting("preparing updates"):
-                        self.trainer.prepare_for(groups)
                 self._push_weights()
             self.rollout.release()  # the update that follows ends, or nothing is saved any more
             self._before_next = self._rollout_state()

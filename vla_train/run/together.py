@@ -61,5 +61,5 @@ def _telling(ranks: Ranks, *, kept: Callable[[], str], agreed: tuple[type[BaseEx
             lost = roll_call.find_lost(_NOTICE_S)
         roll_call.leave(None if isinstance(error, agreed) else f"{type(error).__name__}: {error}")
         if lost is not None:
-            raise RankLostError(f"{lost}; {kept()}") from error
+            raise RankLostError(roll_call.with_kept(lost)) from error
         raise

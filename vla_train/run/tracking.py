@@ -16,12 +16,14 @@ Invariant: a resumed run's curves are those of an uninterrupted one: records aft
 import importlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol
+
+from vla_train.errors import DamagedFileError
+from vla_train.files import replace_file
 
 RecordKind = Literal["iteration", "eval"]
 METRICS_FILE = "metrics.jsonl"
@@ -54,8 +56,8 @@ class RunLog:
         self._path = run / METRICS_FILE
         history = [] if resume_iteration is None else read_records(run)
         kept = [record for record in history if record["iteration"] <= (resume_iteration or 0)]
-        _write_text(run / "config.json", json.dumps(config, indent=1) + "\n")
-        _write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        replace_file(run / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+        replace_file(self._path, "".join(json.dumps(record) + "\n" for record in kept).encode())
         self._file = self._path.open("a", encoding="utf-8")
         self._trackers = [make_tracker(name, run, config, resume_iteration) for name in trackers]
 
@@ -88,22 +90,22 @@ def read_records(run: Path, kind: RecordKind | None = None) -> list[dict[str, An
     """Records of a run, oldest first; a last line that a crash cut short is left out.
 
     Raises:
-        ValueError: A line other than the last is not a record.
+        DamagedFileError: A line other than the last is not a record.
     """
     path = run / METRICS_FILE
     if not path.exists():
         return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    *lines, _ = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            if not {"kind", "iteration"} <= record.keys():
+            if "kind" not in record or not isinstance(record.get("iteration"), int):
                 raise ValueError("it has no kind or no iteration")
             if kind is None or record["kind"] == kind:
                 records.append(record)
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}: not a record of a run ({error}): delete this line") from None
+        except (ValueError, AttributeError, TypeError) as error:
+            raise DamagedFileError(f"{path}, line {number}: not a record of a run ({error}): delete this line") from None
     return records
 
 
@@ -187,7 +189,8 @@ def _let_the_second_pass(folder: Path) -> None:
 
     A file that is read before those it hides would lose to them.
     """
-    newest = max((int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")), default=None)
+    seconds = (path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*"))
+    newest = max((int(second) for second in seconds if second.isdecimal()), default=None)
     while int(time.time()) == newest:
         time.sleep(0.05)
 
@@ -207,13 +210,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: a crash leaves the old one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -11,6 +11,7 @@ ended it on any of them (see `roll_call`).
 """
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -131,7 +132,7 @@ def _first_of(ended: BaseException | None, told: list[tuple[type[RunError], str]
 def join_ranks() -> Ranks:
     """Join the processes that torchrun started (it says in the environment who they are); one process stays alone.
 
-    Each rank takes the CUDA device of its LOCAL_RANK where there is one.
+    Each rank takes the CUDA device of its LOCAL_RANK where there is one, and its share of the cores.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -144,7 +145,21 @@ def join_ranks() -> Ranks:
             dist.init_process_group("gloo", timeout=_TIMEOUT)
     background = dist.new_group(backend="gloo", timeout=_TIMEOUT)
     ranks = Ranks(rank=dist.get_rank(), size=size, mesh=make_mesh(size), background=background)
+    share_cores(ranks)
     return replace(ranks, roll_call=RollCall(ranks.rank, open_lines(ranks.rank, size, ranks.gather_objects)))
+
+
+def share_cores(ranks: Ranks) -> None:
+    """Compute with one thread for each core of this rank's share, where torchrun would have all ranks compute with one thread.
+
+    Ranks that may use the same cores of a host share them. How many threads OMP_NUM_THREADS wants is left as it is, if it is
+    more than the one that torchrun sets where nobody has set it.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    own = socket.gethostname(), cores
+    sharing = ranks.gather_objects(own).count(own)
+    if "LOCAL_WORLD_SIZE" in os.environ and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        torch.set_num_threads(max(1, len(cores) // sharing))
 
 
 def make_mesh(size: int) -> DeviceMesh:

@@ -9,9 +9,11 @@ messages go through rank 0:
 * *A thread* says `here` every second, and hears the others.
 
 Invariant: once a rank is lost, every other one ends within `GRACE_S`, whatever it waits for. A rank is lost when its process
-ends before it said `bye`, or gives no sign of life for `SILENT_S`.
+ends before it said `bye`, or gives no sign of life for `SILENT_S`. What keeps the thread from running, a call that waits for a
+GPU and holds Python's global lock, makes it silent, and ends it after both.
 """
 
+import faulthandler
 import os
 import queue
 import selectors
@@ -29,6 +31,8 @@ SILENT_S = 40.0
 GRACE_S = 15.0
 """What is left to the main thread to end by itself."""
 _BEAT_S = 1.0
+_STDERR = 2
+"""Its file descriptor."""
 
 
 class RollCall:
@@ -87,15 +91,22 @@ class RollCall:
 
     def leave(self, text: str | None = None) -> None:
         """End this rank's part: as agreed, or for the reason that `text` gives. Only the first call counts."""
-        if self._left:
-            return
-        self._left = True
+        with self._lock:
+            if self._left:
+                return
+            self._left = True
+            faulthandler.cancel_dump_traceback_later()
         self._tell_first({"say": "bye"} if text is None else {"say": "left", "text": f"rank {self._rank} ended: {text}"})
 
     def find_lost(self, timeout_s: float) -> str | None:
         """`lost`, after a while if need be: a collective may have failed a moment earlier."""
         self._noticed.wait(timeout_s)
         return self.lost
+
+    def with_kept(self, lost: str) -> str:
+        """What was lost, and what is left, which the rank that is gone may have said already."""
+        kept = self.kept()
+        return lost if lost.endswith(kept) else f"{lost}; {kept}"
 
     # --- messages
 
@@ -165,11 +176,18 @@ class RollCall:
                 now = time.monotonic()
                 if now >= next_beat:
                     next_beat = now + _BEAT_S
+                    self._live_on()
                     for rank in self._lines:
                         self._tell(rank, {"say": "here"})
                 for rank, at in heard.items():
                     if now - at > self._silent_s:
                         self._miss(rank, f"it gave no sign of life for {self._silent_s:g} s")
+
+    def _live_on(self) -> None:
+        """Let this process be ended, with the traceback of each thread, where this is not called again in time."""
+        with self._lock:
+            if not self._left:
+                faulthandler.dump_traceback_later(self._silent_s + self._grace_s, exit=True, file=_STDERR)
 
     def _miss(self, rank: int, how: str) -> None:
         if rank not in self._parted:
@@ -191,5 +209,5 @@ class RollCall:
 
     def _end_process(self) -> None:
         if not self._left:  # the main thread waits for what never comes
-            print(f"error: {self.lost}; {self.kept()}", file=sys.stderr, flush=True)
+            print(f"error: {self.with_kept(self.lost or '')}", file=sys.stderr, flush=True)
         os._exit(1)

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from vla_train.config import AdamWConfig, AlgoConfig
 from vla_train.errors import DivergedError
 from vla_train.policy.base import RolloutPolicy, TrainablePolicy
 from vla_train.registry import LOSSES, load
-from vla_train.trainer.memory_plan import MemoryPlan, plan_microbatches
+from vla_train.trainer.memory_plan import MemoryPlan, plan_microbatches, plan_shared_microbatches
 from vla_train.trainer.optimizer import MasterAdamW
 from vla_train.trainer.parallel import ONE_RANK, Ranks, distribute, full_tensor, is_sharded, local_part
 from vla_train.trainer.schedule import learning_rate
@@ -166,17 +167,18 @@ class Trainer:
         """What fits the GPU, where that is to be found out; it takes a few passes over rows of `batch`."""
         rows = self._adamw_config.microbatch_rows
         recompute = getattr(self._policy, "recompute", None)
-        sharded = self._loss_scale > 1  # all ranks would have to agree
-        if self.device.type != "cuda" or sharded or (rows and recompute is None):
+        if self.device.type != "cuda" or (rows and recompute is None):
             return MemoryPlan(microbatch_rows=rows or _ROWS, recomputed=0.0)
 
         def run(num_rows: int) -> None:
             """As a micro-batch that is not the first: the sums of gradients are there, and activations come on top."""
             self._output(batch.select(np.arange(num_rows) % len(batch))).loss.backward()
 
+        sharded = self._loss_scale > 1
+        make = partial(plan_shared_microbatches, ranks=self.ranks) if sharded else plan_microbatches
         with torch.enable_grad():
-            owed = self.optimizer.bytes_to_come + getattr(self._policy, "graphed_bytes", 0)
-            plan = plan_microbatches(run, recompute, self.device, owed=owed, rows=rows or None)
+            owed = self.optimizer.bytes_to_come + (0 if sharded else getattr(self._policy, "graphed_bytes", 0))
+            plan = make(run, recompute, self.device, owed=owed, rows=rows or None)
         self.optimizer.discard_gradients()
         chosen = plan if recompute is not None else f"micro-batches of {plan.microbatch_rows} rows"
         _log.info("updates: %s, by the memory of the GPU", chosen)

@@ -63,7 +63,7 @@ def test_each_rank_opens_its_own_gpu_and_the_log_names_it(caplog: pytest.LogCapt
     monkeypatch.setattr(gl_context, "_egl", lambda: egl)
 
     def open_fake(display: int, *, is_gpu: bool) -> GLDevice:
-        return GLDevice(renderer=f"GPU {display}", is_gpu=is_gpu, address=display, display=display, config=None)
+        return GLDevice(renderer=f"GPU {display}", is_gpu=is_gpu, address=display, display=display)
 
     monkeypatch.setattr(gl_context, "_open", open_fake)
     caplog.set_level(logging.INFO, "vla_envs")
@@ -117,6 +117,23 @@ def test_threads_that_draw_in_software_at_once_have_two_displays_of_the_same_ren
     if device.twin is not None:
         assert second.address != device.address
         second.make_context().free()
+
+
+def test_a_display_that_another_user_has_ended_is_initialised_again():
+    code = """
+from vla_envs.vector.gl_context import _egl, open_device
+device = open_device("cpu")
+before = device.make_context()
+_egl().eglMakeCurrent(device.display, _egl().EGL_NO_SURFACE, _egl().EGL_NO_SURFACE, _egl().EGL_NO_CONTEXT)
+_egl().eglTerminate(device.display)
+after = device.make_context()
+before.free()
+after.free()
+print("drew again")
+"""
+    result = run_python(code, {"MUJOCO_GL": "egl"})
+    assert result.stdout == "drew again\n", result.stderr
+    assert not result.stderr
 
 
 def test_without_a_driver_the_error_names_the_packages():

@@ -1,5 +1,6 @@
 """Reading datasets, ours and those of others."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -67,6 +68,14 @@ def test_a_camera_or_a_step_that_is_not_there_is_refused(written: Path):
         dataset.images(0, "wrist_image", [0])
     with pytest.raises(ValueError, match=r"episode 0 has the steps 0\.\.2, got 3$"):
         dataset.images(0, "image", [3])
+    with pytest.raises(ValueError, match="steps are integers, got float64"):
+        dataset.images(0, "image", [0.7])
+    assert dataset.images(0, "image", []).shape[0] == 0
+    for episode in (-1, 99):
+        with pytest.raises(ValueError, match=rf"has the episodes 0\.\.5, got {episode}$"):
+            dataset.images(episode, "image", [0])
+        with pytest.raises(ValueError, match=rf"has the episodes 0\.\.5, got {episode}$"):
+            dataset.actions(episode)
 
 
 def test_a_folder_that_is_no_dataset_says_so(tmp_path: Path):
@@ -112,7 +121,7 @@ def test_a_dataset_without_actions_is_refused(copied: Path):
         DemonstrationDataset(copied)
 
 
-@pytest.mark.parametrize("fps", [None, "fast", 0])
+@pytest.mark.parametrize("fps", [None, "fast", 0, True, float("nan")])
 def test_a_rate_that_is_none_is_refused(copied: Path, fps: object):
     change_info(copied, fps=fps)
     with pytest.raises(ValueError, match=r"meta/info.json must say how many frames per second there are \(fps\), got"):
@@ -122,8 +131,22 @@ def test_a_rate_that_is_none_is_refused(copied: Path, fps: object):
 def test_statistics_are_not_needed_and_a_damaged_provenance_is_not_taken_for_none(copied: Path):
     (copied / "meta/stats.json").unlink()
     DemonstrationDataset(copied)
-    (copied / "meta/provenance.json").write_text("{")
-    with pytest.raises(ValueError, match=r"meta/provenance.json is damaged"):
+    for damage in ("{", '{"conventions": 5}', '{"settings": {"env": "Libero-v0"}}'):
+        (copied / "meta/provenance.json").write_text(damage)
+        with pytest.raises(ValueError, match=r"meta/provenance.json is damaged"):
+            DemonstrationDataset(copied)
+    (copied / "meta/provenance.json").write_text('{"conventions": null, "settings": {"env": null}}')
+    assert DemonstrationDataset(str(copied)).env_id is None
+
+
+@pytest.mark.parametrize("length", [None, 0, -3])
+def test_an_episode_without_a_length_is_named(length: int | None, copied: Path):
+    def change(table: pa.Table) -> pa.Table:
+        lengths = pa.array([length, *table.column("length").to_pylist()[1:]], pa.int64())
+        return table.set_column(table.column_names.index("length"), "length", lengths)
+
+    rewrite(copied / "meta/episodes/chunk-000/file-000.parquet", change)
+    with pytest.raises(ValueError, match=rf"is damaged: episode 0 has the length {length}$"):
         DemonstrationDataset(copied)
 
 
@@ -297,10 +320,11 @@ def test_pictures_may_be_described_either_way_round_and_of_any_colours(shape: li
     dataset = DemonstrationDataset(copied)
     assert dataset.image_shapes == {"image": (small.SIDE, small.SIDE, 3)}
     np.testing.assert_array_equal(dataset.images(1, "image", [0])[0], small.frames_of(1)[0])
-    features["observation.images.image"]["shape"] = [5]
-    change_info(copied, features=features)
-    with pytest.raises(ValueError, match=r"meta/info.json has pictures of the shape \(5,\)"):
-        DemonstrationDataset(copied)
+    for damage in ([5], [None, None, 3], [-1, 32, 3], [10**6, 10**6, 3]):
+        features["observation.images.image"]["shape"] = damage
+        change_info(copied, features=features)
+        with pytest.raises(ValueError, match=r"meta/info.json has pictures of the shape \("):
+            DemonstrationDataset(copied)
 
 
 def rewrite(file: Path, change: Callable[[pa.Table], pa.Table]) -> None:
@@ -314,9 +338,12 @@ def test_a_file_that_lacks_a_column_is_named_whichever_it_is(column: str, of_ver
         DemonstrationDataset(of_version_2)
 
 
-def test_a_file_whose_actions_are_of_another_length_is_named(of_version_2: Path):
+@pytest.mark.parametrize("lengths", [[3, 3], [6, 8]])
+def test_a_file_whose_actions_are_of_another_length_is_named(lengths: list[int], of_version_2: Path):
     def shorter(table: pa.Table) -> pa.Table:
-        actions = pa.array([row[:3] for row in table.column("actions").to_pylist()], pa.list_(pa.float32()))
+        rows = [[*row, 0.0] for row in table.column("actions").to_pylist()]
+        cut = [row[:length] for row, length in zip(rows, itertools.cycle(lengths), strict=False)]
+        actions = pa.array(cut, pa.list_(pa.float32()))
         return table.set_column(table.column_names.index("actions"), "actions", actions)
 
     rewrite(of_version_2 / "data/chunk-000/episode_000002.parquet", shorter)

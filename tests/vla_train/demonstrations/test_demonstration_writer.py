@@ -13,9 +13,9 @@ import small_demonstrations as small
 
 from vla_train.demonstrations import writer as writing
 from vla_train.demonstrations.dataset import DemonstrationDataset
-from vla_train.demonstrations.files import replace_file
 from vla_train.demonstrations.writer import DatasetWriter, check_folder
 from vla_train.errors import RunError
+from vla_train.files import replace_file
 
 
 @contextmanager

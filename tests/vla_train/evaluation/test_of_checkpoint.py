@@ -14,6 +14,7 @@ from small_runs import save_small_checkpoint, small_config
 
 from vla_train.cli import main
 from vla_train.config import EnvConfig, EvalConfig, EvaluateConfig, PolicyConfig, RolloutConfig, TrainConfig
+from vla_train.errors import DamagedFileError
 from vla_train.evaluation import of_checkpoint
 from vla_train.evaluation.evaluate import read_episodes
 from vla_train.evaluation.of_checkpoint import CheckpointEvaluation
@@ -171,6 +172,26 @@ def test_results_of_different_evaluations_are_never_mixed(
     with pytest.raises(ValueError, match=rf"{named}.*choose another --output"):
         CheckpointEvaluation(evaluation(**changes))
     assert {path: path.read_bytes() for path in (tmp_path / "results").iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"checkp'])
+def test_results_of_nobody_knows_whom_are_not_taken_for_these(damage: str, evaluation, tmp_path: Path) -> None:
+    config = evaluation(eval={"episodes_per_task": 1})
+    CheckpointEvaluation(config).play()
+    (tmp_path / "results/evaluation.json").write_text(damage)
+    with pytest.raises(ValueError, match=r"evaluation.json is damaged, and nothing else says whose results these are"):
+        CheckpointEvaluation(config)
+    (tmp_path / "results/episodes.jsonl").unlink()
+    CheckpointEvaluation(config).play()
+
+
+@pytest.mark.parametrize("damage", [b"{}\n", b"\0\0\n", b"\xff\n"])
+def test_a_damaged_journal_is_named_before_anything_is_played(damage: bytes, evaluation, tmp_path: Path) -> None:
+    CheckpointEvaluation(evaluation(eval={"episodes_per_task": 1})).play()
+    with open(tmp_path / "results/episodes.jsonl", "ab") as journal:
+        journal.write(damage)
+    with pytest.raises(DamagedFileError, match=r"episodes.jsonl, line \d+: not the result of an episode"):
+        CheckpointEvaluation(evaluation(eval={"episodes_per_task": 2}))
 
 
 def test_results_of_other_weights_in_the_same_folder_are_never_mixed(evaluation, tmp_path: Path) -> None:

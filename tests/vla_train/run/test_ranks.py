@@ -3,11 +3,13 @@
 Faults happen on rank 1, in the middle of the third of four iterations: it plays group 5, rank 0 group 4.
 """
 
+import ctypes
 import functools
 import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from vla_train.trainer import parallel, saving, tensor_files
 from vla_train.trainer.checkpoint_folder import list_checkpoints
 from vla_train.trainer.group_trainer import UpdateMetrics
 from vla_train.trainer.parallel import Ranks
+from vla_train.trainer.roll_call import RollCall
 from vla_train.types import Group
 
 MakeRun = Callable[..., TrainConfig]
@@ -250,6 +253,25 @@ def test_ranks_that_play_ahead_train_on_each_group_once_also_on_another_number_o
         assert seen == left[: 6 - len(first)]
 
 
+def prepared_for(ranks: Ranks, config: TrainConfig) -> list[list[bool]]:
+    """Whether updates were prepared before the next rollout: with groups on both ranks, and with groups on one alone."""
+    told = []
+    for having_groups in ([0, 1], [0]):
+        run = set_up(replace(config, output=config.output.with_name(f"of_{len(having_groups)}")))
+        prepared: list[bool] = []
+        run.trainer.prepare_for = lambda groups, prepared=prepared: prepared.append(bool(groups))  # type: ignore[method-assign]
+        groups = run.collect().groups
+        run.begin_next(groups if ranks.rank in having_groups else ())
+        run.close()
+        told.append(prepared)
+    return told
+
+
+def test_ranks_prepare_updates_together_or_not_at_all(small_run: MakeRun) -> None:
+    ahead = {"deterministic": False, "max_staleness": 1, "min_success_rate": 0.0, "max_success_rate": 1.0}
+    assert run_ranks(prepared_for, 2, small_run(env=ONE_WORKER, rollout=ahead)) == [[[True], []]] * 2
+
+
 def journals(config: TrainConfig) -> dict[str, list[EpisodeResult]]:
     """What each rank wrote down of the evaluation before training."""
     folder = config.output / "evaluations" / "iteration_000000"
@@ -290,3 +312,44 @@ def test_a_collective_that_never_ends_keeps_no_process(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="rank 0 died"):
         run_ranks(wait_for_ever, 2, tmp_path / "last_words")
     assert (tmp_path / "last_words").read_text() == "rank 1 ended: its memory is too small"
+
+
+def wait_within_a_call(ranks: Ranks) -> None:
+    """Rank 1 ends; rank 0 waits in a call that lets no other thread run, as for a place in a GPU's queue."""
+    roll_call = ranks.roll_call
+    assert roll_call is not None
+    roll_call._silent_s, roll_call._grace_s = 2.0, 0.0
+    if ranks.rank == 1:
+        time.sleep(1.5)
+        roll_call.leave("its memory is too small")
+        signal.pause()
+    time.sleep(1.5)  # its thread says once more that it lives
+    ctypes.PyDLL(None).pause()
+
+
+def wait_after_the_end(ranks: Ranks) -> str:
+    """The same call of a rank that has nothing left to do with the others."""
+    roll_call = ranks.roll_call
+    assert roll_call is not None
+    roll_call._silent_s, roll_call._grace_s = 2.0, 0.0
+    time.sleep(1.5)
+    roll_call.leave()
+    ctypes.PyDLL(None).sleep(4)
+    return "done"
+
+
+def test_a_rank_that_has_left_may_take_its_time() -> None:
+    assert run_ranks(wait_after_the_end, 2) == ["done"] * 2
+
+
+def test_what_is_kept_is_said_once() -> None:
+    roll_call = RollCall(0, {})
+    roll_call.kept = lambda: "nothing was saved yet"
+    assert roll_call.with_kept("rank 1 is gone") == "rank 1 is gone; nothing was saved yet"
+    told = "rank 1 ended: its memory is too small; nothing was saved yet"
+    assert roll_call.with_kept(told) == told
+
+
+def test_a_call_that_stops_all_threads_keeps_no_process() -> None:
+    with pytest.raises(AssertionError, match="rank 0 died"):
+        run_ranks(wait_within_a_call, 2)

@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
+from vla_train.errors import DamagedFileError
 from vla_train.run.tracking import METRICS_FILE, RunLog, read_records
 
 
@@ -49,13 +50,16 @@ def test_a_last_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert [record["iteration"] for record in read_records(tmp_path)] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("damage", ["{not json", "5", '{"kind": "iteration"}', "[]"])
-def test_a_damaged_line_is_an_error_that_names_it(damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [b"{not json", b"5", b'{"kind": "iteration"}', b"[]", b'{"kind": "iteration", "iteration": null}', b"\xff\xfe", b"\0\0"],
+)
+def test_a_damaged_line_is_an_error_that_names_it(damage: bytes, tmp_path: Path) -> None:
     log_iterations(tmp_path, range(1, 3), resume=None)
     file = tmp_path / METRICS_FILE
-    first, second, _ = file.read_text().split("\n")
-    file.write_text(f"{first}\n{damage}\n{second}\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+    first, second, _ = file.read_bytes().split(b"\n")
+    file.write_bytes(b"\n".join([first, damage, second, b""]))
+    with pytest.raises(DamagedFileError, match=r"metrics\.jsonl, line 2"):
         read_records(tmp_path)
 
 
@@ -110,6 +114,13 @@ def test_a_run_resumed_within_the_second_hides_the_same(tmp_path: Path, monkeypa
     log_iterations(tmp_path, range(3, 5), resume=2, offset=0.5, trackers=("tensorboard",))
     curve = events(tmp_path).Scalars("rollout/success_rate")
     assert [(event.step, round(event.value, 3)) for event in curve] == [(1, 0.1), (2, 0.2), (3, 0.8), (4, 0.9)]
+
+
+def test_other_files_beside_tensorboards_are_let_be(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard/events.out.tfevents.copy").touch()
+    log_iterations(tmp_path, range(1, 3), resume=None, trackers=("tensorboard",))
+    assert len(read_records(tmp_path)) == 2
 
 
 def test_an_unknown_tracker_is_refused_with_the_known_ones(tmp_path: Path) -> None:

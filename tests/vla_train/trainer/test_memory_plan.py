@@ -1,12 +1,16 @@
 """Micro-batches and recomputed activations by the memory there is."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rank_processes import run_ranks
 
 from vla_train.trainer import memory_plan
-from vla_train.trainer.memory_plan import Cost, MemoryPlan, choose, plan_microbatches
+from vla_train.trainer.memory_plan import Cost, MemoryPlan, choose, plan_microbatches, plan_shared_microbatches
+from vla_train.trainer.parallel import ONE_RANK, Ranks
 
 KEPT, RECOMPUTED = Cost(per_row=2000, besides=500), Cost(per_row=200, besides=700)
 
@@ -62,23 +66,33 @@ class _Card:
     def __init__(self, memory: int, monkeypatch: pytest.MonkeyPatch, *, in_pieces: float = 0.0) -> None:
         self.usable = memory * (1 - in_pieces)
         self.share = 0.0
+        self.calls: list[int] = []
         monkeypatch.setattr(memory_plan, "available_bytes", lambda device: memory)
         monkeypatch.setattr(memory_plan, "measure", self._measure)
+        monkeypatch.setattr(memory_plan, "measure_peak", self._peak)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
     def recompute(self, share: float) -> None:
         self.share = share
 
     def run(self, rows: int) -> None:
-        per_row = RECOMPUTED.per_row + (1 - self.share) * (KEPT.per_row - RECOMPUTED.per_row)
-        besides = KEPT.besides if self.share == 0 else RECOMPUTED.besides
-        if besides + rows * per_row > self.usable:
+        self.calls.append(rows)
+        if self._cost.of(rows) > self.usable:
             raise torch.OutOfMemoryError
+
+    @property
+    def _cost(self) -> Cost:
+        per_row = RECOMPUTED.per_row + (1 - self.share) * (KEPT.per_row - RECOMPUTED.per_row)
+        return Cost(per_row=round(per_row), besides=KEPT.besides if self.share == 0 else RECOMPUTED.besides)
 
     def _measure(self, run, device: torch.device) -> Cost:
         for rows in (2, 4):
             run(rows)
-        return KEPT if self.share == 0 else RECOMPUTED
+        return self._cost
+
+    def _peak(self, run, rows: int, device: torch.device) -> int:
+        run(rows)
+        return self._cost.of(rows)
 
 
 @pytest.mark.parametrize("memory", [1_600, 3_000, 8_000, 9_000, 20_000, 100_000])
@@ -124,3 +138,35 @@ def test_a_card_on_which_not_one_row_fits_is_out_of_memory(monkeypatch: pytest.M
     card = _Card(600, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
         plan_microbatches(card.run, card.recompute, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("memory", [3_000, 8_000, 9_000, 20_000, 100_000])
+@pytest.mark.parametrize("rows", [None, 1, 3, 6])
+@pytest.mark.parametrize("blocks", [1, 2, 4, 32])
+def test_what_ranks_plan_together_fits_untried(
+    memory: int, rows: int | None, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = _Card(memory, monkeypatch, in_pieces=0.1)
+
+    def recompute(share: float) -> None:
+        card.recompute(math.ceil(share * blocks) / blocks)
+
+    plan = plan_shared_microbatches(card.run, recompute, torch.device("cpu"), ranks=ONE_RANK, rows=rows)
+    assert max(card.calls) <= min(rows or 4, 4)
+    assert rows is None or plan.microbatch_rows == rows
+    if blocks == 32 and memory >= 20_000:
+        assert plan.recomputed == 0
+    if rows is None or RECOMPUTED.of(rows) <= card.usable:
+        card.run(plan.microbatch_rows)
+
+
+def plan_of(ranks: Ranks, memories: list[int], costs: list[Cost]) -> MemoryPlan:
+    """With so much memory on each rank, and such costs."""
+    memory_plan.available_bytes = lambda device: memories[ranks.rank]
+    memory_plan.measure = lambda run, device: costs[ranks.rank]
+    return plan_shared_microbatches(lambda rows: None, None, torch.device("cpu"), ranks=ranks)
+
+
+def test_ranks_that_share_the_weights_plan_for_the_one_with_the_least_memory() -> None:
+    plans = run_ranks(plan_of, 2, [20_000, 10_000], [Cost(per_row=1200, besides=100), Cost(per_row=1000, besides=700)])
+    assert plans == [MemoryPlan(microbatch_rows=(9_000 - 700) // 1200, recomputed=0.0)] * 2

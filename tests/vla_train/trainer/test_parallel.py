@@ -1,5 +1,6 @@
 """Several ranks: the same loss and the same weights as one process. Ranks are processes on the CPU that talk through gloo."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from vla_train.trainer.checkpoint import load_checkpoint
 from vla_train.trainer.checkpoint_folder import latest_checkpoint
 from vla_train.trainer.exchange import share_rows
 from vla_train.trainer.group_trainer import GroupTrainer, UpdateMetrics
-from vla_train.trainer.parallel import Ranks
+from vla_train.trainer.parallel import Ranks, share_cores
 from vla_train.types import Group, TrainBatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -124,3 +125,31 @@ def test_every_row_is_trained_on_once_whoever_holds_it(num_rows: int) -> None:
             for mapping in ("observations", "decisions"):
                 for name, array in getattr(whole, mapping).items():
                     np.testing.assert_array_equal(getattr(part, mapping)[name][row], array[number])
+
+
+def threads_of(ranks: Ranks, environment: dict[str, str], cores: list[set[int]]) -> list[int]:
+    """What a rank computes with, each on its cores."""
+    for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    os.sched_getaffinity = lambda pid: cores[ranks.rank]  # type: ignore[assignment]
+    chosen: list[int] = []
+    torch.set_num_threads = chosen.append
+    share_cores(ranks)
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("environment", "bound", "threads"),
+    [
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, False, [4]),
+        ({"LOCAL_WORLD_SIZE": "2"}, True, [8]),
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "3"}, False, []),
+        ({"OMP_NUM_THREADS": "1"}, False, []),
+    ],
+)
+def test_ranks_share_the_cores_that_both_may_use_unless_somebody_said_how_many_threads(
+    environment: dict[str, str], bound: bool, threads: list[int]
+) -> None:
+    cores = [set(range(8)), set(range(8, 16) if bound else range(8))]
+    assert run_ranks(threads_of, 2, environment, cores) == [threads] * 2

@@ -10,6 +10,7 @@ run on the T positions that predict actions, and the head multiplies the rows of
 B rows, L prompt ids, P patches, T = K * A action tokens, S = L + P + T + 1 positions.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -228,9 +229,9 @@ class SimpleVLAOFT(nn.Module):
         ]
 
     def recompute(self, share: float) -> None:
-        """Recompute activations of this share (0 to 1) of the blocks in the backward pass, the same of every stack."""
+        """Recompute activations of at least this share (0 to 1) of the blocks in the backward pass, the same of every stack."""
         stacks = [*(tower.used_blocks for tower in self._towers), list(self.language_model.model.layers)]
-        self._recomputed = {id(block) for stack in stacks for block in stack[: round(share * len(stack))]}
+        self._recomputed = {id(block) for stack in stacks for block in stack[: math.ceil(share * len(stack))]}
 
     def compile_blocks(self, *, backend: str = "inductor") -> None:
         """Compile every block in place. Blocks of a kind share their code, so it is compiled once, not once a layer, and for
@@ -239,9 +240,8 @@ class SimpleVLAOFT(nn.Module):
         With and without gradients other operations are fused. Each result is rounded where the uncompiled model rounds it, or
         the two would not give the same log-probs.
         """
-        options = {"emulate_precision_casts": True} if backend == "inductor" else None
         for block in self.blocks:
-            block.compile(backend=backend, options=options)
+            block.compile(backend=backend, options=_inductor_options() if backend == "inductor" else None)
         self._compiled = True
 
     def action_logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -342,6 +342,15 @@ def _mark_sizes_that_vary(tensor: Tensor) -> None:
     dimension of numbers; masks and positions have none)."""
     for dimension in range(tensor.ndim - tensor.is_floating_point()):
         torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+
+
+def _inductor_options() -> dict[str, bool]:
+    options = {"emulate_precision_casts": True}
+    # PyTorch's own launcher of kernels holds Python's global lock while a GPU's queue is full: no other thread could go on with
+    # a rollout, or hear that a rank is gone. Triton's does not.
+    if hasattr(torch._inductor.config, "use_static_cuda_launcher"):  # PyTorch 2.7 has none
+        options["use_static_cuda_launcher"] = False
+    return options
 
 
 def _allow_variants() -> None:
