@@ -116,9 +116,10 @@ class DemonstrationDataset:
         """
         if key not in self._description.cameras:
             raise ValueError(f"{self.folder} has no images {key!r}, only {', '.join(self.image_keys) or 'none'}")
-        episodes, places = np.broadcast_arrays(episode, np.asarray(steps, None if len(steps) else np.int64))
-        if places.dtype.kind not in "iu":
-            raise ValueError(f"steps are integers, got {places.dtype}")
+        wanted = np.asarray(steps)
+        if wanted.size and wanted.dtype.kind not in "iu":
+            raise ValueError(f"steps are integers, got {wanted.dtype}")
+        episodes, places = np.broadcast_arrays(episode, wanted.astype(np.int64))
         for number in np.unique(episodes).tolist():
             self._require_episode(number)
         for wrong in np.flatnonzero((places < 0) | (places >= self._lengths[episodes]))[:1]:

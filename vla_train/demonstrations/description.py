@@ -118,6 +118,8 @@ def describe(folder: Path) -> Description:
         robot_type = info.get("robot_type")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{folder}: {layout.INFO}, or a table beside it, lacks {error}: the dataset is damaged") from None
+    except ValueError as error:
+        raise ValueError(str(error) if str(folder) in str(error) else f"{folder} is damaged: {layout.INFO}: {error}") from None
     for episode in rows:
         if not isinstance(episode.length, int) or episode.length < 1:
             raise ValueError(f"{folder} is damaged: episode {episode.index} has the length {episode.length!r}")
@@ -132,8 +134,8 @@ def describe(folder: Path) -> Description:
     pictures = [camera.column for camera in cameras.values() if not camera.is_video]
     _check_files(folder, rows, places, {*vectors, *pictures})
     provenance = _read_provenance(folder)
-    conventions, settings = _mapping(provenance, "conventions"), _mapping(provenance, "settings")
-    env = _mapping(settings, "env")
+    conventions, settings = _mapping(provenance, "conventions", folder), _mapping(provenance, "settings", folder)
+    env = _mapping(settings, "env", folder)
     suites = {row.suite for row in rows}
     return Description(
         fps=fps,
@@ -176,7 +178,7 @@ def _picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
     """(H, W, 3) of the pictures as they are read, whichever way round the feature is written down, and of whatever colours."""
     shape = tuple(feature["shape"])
     if len(shape) not in (2, 3) or not all(isinstance(size, int) and 0 < size <= _LARGEST_PICTURE for size in shape):
-        raise ValueError(f"the dataset is damaged: {layout.INFO} has pictures of the shape {shape}")
+        raise ValueError(f"pictures have the shape {shape}")
     first, second, third = shape if len(shape) == 3 else (*shape, 1)
     names = [str(name) for name in feature.get("names") or ()]
     channels_first = names[0].lower().startswith("c") if len(names) == 3 else first in _CHANNELS and third not in _CHANNELS
@@ -257,10 +259,11 @@ def _check_files(folder: Path, episodes: list[DemonstratedEpisode], places: list
                 raise ValueError(f"{folder} is half-written: {video.file.relative_to(folder)} is missing")
 
 
-def _mapping(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _mapping(of: Mapping[str, Any], name: str, folder: Path) -> Mapping[str, Any]:
+    """A part of the provenance; empty where there is none."""
     value = of.get(name) or {}
     if not isinstance(value, dict):
-        raise ValueError(f"{layout.PROVENANCE} is damaged: {name} is {value!r}")
+        raise ValueError(f"{folder / layout.PROVENANCE} is damaged: {name} is {value!r}")
     return value
 
 

@@ -217,6 +217,8 @@ def read_episodes(journal: Path) -> list[EpisodeResult]:
     complete, _, _ = journal.read_bytes().rpartition(b"\n")
     results = []
     for number, line in enumerate(complete.splitlines(), start=1):
+        if not line:
+            continue
         try:
             results.append(EpisodeResult(**json.loads(line)))
         except (ValueError, TypeError) as error:

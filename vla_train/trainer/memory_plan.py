@@ -49,6 +49,7 @@ class Cost:
     besides: int
 
     def of(self, rows: int) -> int:
+        """With so many rows."""
         return self.besides + rows * self.per_row
 
 

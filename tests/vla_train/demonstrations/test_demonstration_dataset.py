@@ -71,6 +71,7 @@ def test_a_camera_or_a_step_that_is_not_there_is_refused(written: Path):
     with pytest.raises(ValueError, match="steps are integers, got float64"):
         dataset.images(0, "image", [0.7])
     assert dataset.images(0, "image", []).shape[0] == 0
+    np.testing.assert_array_equal(dataset.images(0, "image", np.array([1], np.uint64)), dataset.images(0, "image", [1]))
     for episode in (-1, 99):
         with pytest.raises(ValueError, match=rf"has the episodes 0\.\.5, got {episode}$"):
             dataset.images(episode, "image", [0])
@@ -211,11 +212,18 @@ def test_a_video_that_is_missing_or_no_video_is_refused(with_video: Path):
         DemonstrationDataset(with_video)
 
 
-def test_a_damaged_description_is_one_line(copied: Path):
-    change_info(copied, features=None)
-    with pytest.raises(ValueError, match="the dataset is damaged") as raised:
-        DemonstrationDataset(copied)
-    assert "\n" not in str(raised.value)
+def test_a_damaged_description_is_one_line_that_names_the_dataset(copied: Path):
+    features = json.loads((copied / "meta/info.json").read_text())["features"]
+    damages: list[dict[str, Any]] = [
+        {"data_path": "data/{chunk_index:03d"},
+        {"features": features | {"action": features["action"] | {"shape": "x"}}},
+        {"features": None},
+    ]
+    for damage in damages:
+        change_info(copied, **damage)
+        with pytest.raises(ValueError, match=rf"^{copied}.*damaged") as raised:
+            DemonstrationDataset(copied)
+        assert "\n" not in str(raised.value)
 
 
 def as_jpeg(frame: np.ndarray) -> dict[str, Any]:
@@ -323,7 +331,7 @@ def test_pictures_may_be_described_either_way_round_and_of_any_colours(shape: li
     for damage in ([5], [None, None, 3], [-1, 32, 3], [10**6, 10**6, 3]):
         features["observation.images.image"]["shape"] = damage
         change_info(copied, features=features)
-        with pytest.raises(ValueError, match=r"meta/info.json has pictures of the shape \("):
+        with pytest.raises(ValueError, match=rf"{copied} is damaged: meta/info.json: pictures have the shape \("):
             DemonstrationDataset(copied)
 
 

@@ -345,10 +345,13 @@ def _mark_sizes_that_vary(tensor: Tensor) -> None:
 
 
 def _inductor_options() -> dict[str, bool]:
+    """How the blocks are compiled."""
+    from torch._inductor import config
+
     options = {"emulate_precision_casts": True}
     # PyTorch's own launcher of kernels holds Python's global lock while a GPU's queue is full: no other thread could go on with
     # a rollout, or hear that a rank is gone. Triton's does not.
-    if hasattr(torch._inductor.config, "use_static_cuda_launcher"):  # PyTorch 2.7 has none
+    if hasattr(config, "use_static_cuda_launcher"):  # PyTorch 2.7 has none
         options["use_static_cuda_launcher"] = False
     return options
 
