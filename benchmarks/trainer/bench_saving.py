@@ -55,11 +55,12 @@ def say(ranks: Ranks, text: str) -> None:
     print(f"rank {ranks.rank}, {time.strftime('%H:%M:%S')}: {text}", file=sys.stderr, flush=True)
 
 
-def make_moments(trainer: Trainer) -> None:
-    """One step, of gradients of 1."""
-    for parameter in trainer.optimizer._parameters.values():
-        part = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        part.float().sum().backward()
+def make_moments(trainer: Trainer, model: SimpleVLAOFT) -> None:
+    """One step, on one row."""
+    size = model.config.image_size
+    pixels = torch.zeros(1, 6, size, size, device=trainer.device)
+    prompt = torch.ones(1, 8, dtype=torch.long, device=trainer.device)
+    model(pixels, prompt).float().sum().backward()
     trainer.optimizer.step(1e-6)
 
 
@@ -92,17 +93,18 @@ def main() -> None:
         parser.error(f"--output {arguments.output} is no folder")
     ranks = join_ranks()
     say(ranks, "making the model")
-    policy = SavedModel(make_model(arguments, ranks.rank))
+    model = make_model(arguments, ranks.rank)
+    policy = SavedModel(model)
     say(ranks, "dividing it among the ranks")
     trainer = Trainer(OptimConfig(), AlgoConfig(), policy=policy, temperature=1.0, total_steps=1, ranks=ranks)
     say(ranks, "one step")
-    make_moments(trainer)
+    make_moments(trainer, model)
     run = ranks.gather_objects(Path(tempfile.mkdtemp(dir=arguments.output)))[0]
     saver = CheckpointSaver(run, trainer=trainer, keep=1)
     say(ranks, "making memory for copies" if saver.in_background else "no memory for copies")
     if saver.in_background:
         saver._reserved.result()
-    weights = sum(parameter.numel() for parameter in policy.trainable_module().parameters())
+    weights = sum(parameter.numel() for parameter in model.parameters())
     try:
         for number in range(1, arguments.times + 2):
             how = f"with copies, {number}" if number <= arguments.times else "without copies"
