@@ -10,7 +10,7 @@ messages go through rank 0:
 
 Invariant: once a rank is lost, every other one ends within `GRACE_S`, whatever it waits for. A rank is lost when its process
 ends before it said `bye`, or gives no sign of life for `SILENT_S`. What keeps the thread from running, a call that waits for a
-GPU and holds Python's global lock, makes it silent, and ends it after both.
+GPU and holds Python's global lock, makes it silent, and ends it after both; another process says so then.
 """
 
 import faulthandler
@@ -18,11 +18,13 @@ import os
 import queue
 import selectors
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import IO
 
 from vla_train.trainer.rank_lines import Message, RankLostError, read_messages, send
 
@@ -31,8 +33,8 @@ SILENT_S = 40.0
 GRACE_S = 15.0
 """What is left to the main thread to end by itself."""
 _BEAT_S = 1.0
-_STDERR = 2
-"""Its file descriptor."""
+_LAST_WORDS = "import sys; text = sys.stdin.read(); sys.exit(text + sys.argv[1] if text else 0)"
+"""Program of a process that outlives a rank, and says why it ended, if it was ended in the middle of a call."""
 
 
 class RollCall:
@@ -67,6 +69,7 @@ class RollCall:
         self._left = False
         self._noticed = threading.Event()
         self._lock = threading.RLock()
+        self._last_words = self._open_last_words()
         threading.Thread(target=self._attend, name="roll call", daemon=True).start()
 
     # --- the main thread's side
@@ -182,12 +185,25 @@ class RollCall:
                 for rank, at in heard.items():
                     if now - at > self._silent_s:
                         self._miss(rank, f"it gave no sign of life for {self._silent_s:g} s")
+        if self.lost is None:  # all others have left
+            faulthandler.cancel_dump_traceback_later()
+
+    def _open_last_words(self) -> IO[bytes]:
+        """Whatever is written there goes to stderr when this process has ended, and what that means after it."""
+        text = (
+            f"error: rank {self._rank} waited in a call that lets no other thread run, as for a GPU where another rank is gone"
+            "; the same command goes on from the newest checkpoint"
+        )
+        words = [sys.executable, "-I", "-S", "-c", _LAST_WORDS, text]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C is not for it
+        assert process.stdin is not None
+        return process.stdin
 
     def _live_on(self) -> None:
         """Let this process be ended, with the traceback of each thread, where this is not called again in time."""
         with self._lock:
             if not self._left:
-                faulthandler.dump_traceback_later(self._silent_s + self._grace_s, exit=True, file=_STDERR)
+                faulthandler.dump_traceback_later(self._silent_s + self._grace_s, exit=True, file=self._last_words)
 
     def _miss(self, rank: int, how: str) -> None:
         if rank not in self._parted:

@@ -8,6 +8,8 @@ import functools
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -338,8 +340,25 @@ def wait_after_the_end(ranks: Ranks) -> str:
     return "done"
 
 
+def wait_after_the_others(ranks: Ranks) -> str:
+    """The same call of a rank whose others have nothing left to do."""
+    roll_call = ranks.roll_call
+    assert roll_call is not None
+    roll_call._silent_s, roll_call._grace_s = 2.0, 0.0
+    if ranks.rank == 1:
+        roll_call.leave()
+        os._exit(0)
+    time.sleep(3)
+    ctypes.PyDLL(None).sleep(4)
+    return "done"
+
+
 def test_a_rank_that_has_left_may_take_its_time() -> None:
     assert run_ranks(wait_after_the_end, 2) == ["done"] * 2
+
+
+def test_a_rank_that_the_others_have_left_may_take_its_time() -> None:
+    assert run_ranks(wait_after_the_others, 2, lost=[1])[0] == "done"
 
 
 def test_what_is_kept_is_said_once() -> None:
@@ -353,3 +372,22 @@ def test_what_is_kept_is_said_once() -> None:
 def test_a_call_that_stops_all_threads_keeps_no_process() -> None:
     with pytest.raises(AssertionError, match="rank 0 died"):
         run_ranks(wait_within_a_call, 2)
+
+
+def test_what_was_ended_within_a_call_is_said_after_its_traceback() -> None:
+    waiting = """
+import ctypes, socket, time
+from vla_train.trainer.roll_call import RollCall
+ours, theirs = socket.socketpair()
+RollCall(0, {1: ours}, silent_s=2.0, grace_s=0.0)
+time.sleep(1.5)
+ctypes.PyDLL(None).pause()
+"""
+    ended = subprocess.run([sys.executable, "-c", waiting], stderr=subprocess.PIPE, text=True, check=False)
+    *traceback, last = ended.stderr.splitlines()
+    assert 'File "<string>", line 7 in <module>' in "".join(traceback)
+    assert last == (
+        "error: rank 0 waited in a call that lets no other thread run, as for a GPU where another rank is gone; "
+        "the same command goes on from the newest checkpoint"
+    )
+    assert ended.returncode == 1
