@@ -39,7 +39,7 @@ class EnvConfig:
     instruction: str | None = None
     """What the policy is told to do, for envs whose observation has no "instruction"."""
     success: str = "auto"
-    """auto: info["success"] or ["is_success"]; info:KEY; terminated: ended by itself, last reward positive; return: reached."""
+    """auto: info["success"] or "is_success"; info:KEY; return: reached; terminated: ended, last (chunk's) reward positive."""
     success_return: float = 1.0
     """Return (sum of an episode's rewards) from which it counts as a success, with env.success return."""
     max_episode_steps: int | None = None

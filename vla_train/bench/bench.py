@@ -34,6 +34,7 @@ from vla_train.bench.report import (
 from vla_train.display import Display
 from vla_train.envs.workers import close_workers, make_workers
 from vla_train.errors import RunError
+from vla_train.files import replace_file
 from vla_train.interruption import Interruption
 from vla_train.pipeline.episodes import PromptStream
 from vla_train.pipeline.policy_contract import require_fit
@@ -122,7 +123,7 @@ class Bench:
                 self._display.line("interrupted: nothing was written")
                 raise SystemExit(130) from None
         if self._config.json is not None:
-            self._config.json.write_text(json.dumps(to_json(results, self._config), indent=1) + "\n")
+            replace_file(self._config.json, json.dumps(to_json(results, self._config), indent=1).encode() + b"\n")
             self._display.line(f"written to {escape(str(self._config.json))}")
         return results
 

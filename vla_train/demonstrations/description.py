@@ -3,19 +3,24 @@
 Versions: v3 (several episodes to a file, tables in parquet) and v2.0 / v2.1 (one file per episode, tables as JSON lines).
 """
 
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vla_train.demonstrations import layout
-from vla_train.demonstrations.parquet import column_names, count_rows, read_columns, require_pyarrow
+from vla_train.demonstrations.parquet import column_names, count_rows, read_columns, read_integers, require_pyarrow
 
 _ACTIONS = (layout.ACTION, "actions")
 _STATES = (layout.STATE, "state")
 _ORIGIN = ("success", "suite", "task_id", "init_state_id")
+_WHOSE = ("episode_index", "frame_index")
+"""Columns by which a row says whose it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,12 +47,16 @@ class VideoPlace:
     file: Path
     begin_s: float
     """Time of the first picture in the file."""
+    end_s: float | None = None
+    """Time after the last one; None where the dataset does not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodePlace:
     """Where its frames lie."""
 
+    number: int
+    """What rows call the episode."""
     file: Path
     first_row: int
     videos: Mapping[str, VideoPlace]
@@ -120,9 +129,6 @@ def describe(folder: Path) -> Description:
         raise ValueError(f"{folder}: {layout.INFO}, or a table beside it, lacks {error}: the dataset is damaged") from None
     except ValueError as error:
         raise ValueError(str(error) if str(folder) in str(error) else f"{folder} is damaged: {layout.INFO}: {error}") from None
-    for episode in rows:
-        if not isinstance(episode.length, int) or episode.length < 1:
-            raise ValueError(f"{folder} is damaged: episode {episode.index} has the length {episode.length!r}")
     fps = info.get("fps")
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
         raise ValueError(f"{folder}: {layout.INFO} must say how many frames per second there are (fps), got {fps!r}")
@@ -133,6 +139,7 @@ def describe(folder: Path) -> Description:
     vectors = [vector.column for vector in (action, state) if vector is not None]
     pictures = [camera.column for camera in cameras.values() if not camera.is_video]
     _check_files(folder, rows, places, {*vectors, *pictures})
+    _check_videos(folder, rows, places, fps=fps)
     provenance = _read_provenance(folder)
     conventions, settings = _mapping(provenance, "conventions", folder), _mapping(provenance, "settings", folder)
     env = _mapping(settings, "env", folder)
@@ -192,71 +199,149 @@ _Episodes = tuple[list[DemonstratedEpisode], list[EpisodePlace]]
 
 
 def _version_3(folder: Path, info: Mapping[str, Any], videos: list[str]) -> _Episodes:
-    wanted = {"tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index", "episode_index", *_ORIGIN}
-    wanted |= {f"videos/{column}/{name}" for column in videos for name in ("chunk_index", "file_index", "from_timestamp")}
+    whole = ["dataset_from_index", "data/chunk_index", "data/file_index"]
+    whole += [f"videos/{column}/{name}" for column in videos for name in ("chunk_index", "file_index")]
+    wanted = {"episode_index", "tasks", "length", *_ORIGIN, *whole}
+    wanted |= {f"videos/{column}/{name}" for column in videos for name in ("from_timestamp", "to_timestamp")}
     rows: list[dict[str, Any]] = []
     for file in sorted((folder / "meta/episodes").glob("*/*.parquet")):
         rows += read_columns(file, [name for name in column_names(file) if name in wanted])
-    _check_count(folder, len(rows), info)
-    rows = sorted(rows, key=lambda row: row["episode_index"])[: info["total_episodes"]]
-    episodes, places = [], []
+    rows, episodes = _checked(folder, rows, info, whole=whole)
+    places = []
     begins: dict[Path, int] = {}
-    for index, row in enumerate(rows):
+    for row in rows:
         file = folder / info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         begin = begins.setdefault(file, row["dataset_from_index"])
         in_videos = {}
         for column in videos:
             at = {name: row[f"videos/{column}/{name}"] for name in ("chunk_index", "file_index")}
-            video = folder / info["video_path"].format(video_key=column, **at)
-            in_videos[column] = VideoPlace(video, row[f"videos/{column}/from_timestamp"])
-        places.append(EpisodePlace(file, row["dataset_from_index"] - begin, in_videos))
-        origin = {name: row.get(name) for name in _ORIGIN}
-        episodes.append(DemonstratedEpisode(index=index, task=row["tasks"][0], length=row["length"], **origin))
+            begin_s, end_s = float(row[f"videos/{column}/from_timestamp"]), row.get(f"videos/{column}/to_timestamp")
+            in_videos[column] = VideoPlace(folder / info["video_path"].format(video_key=column, **at), begin_s, end_s)
+        places.append(EpisodePlace(row["episode_index"], file, row["dataset_from_index"] - begin, in_videos))
     return episodes, places
 
 
 def _version_2(folder: Path, info: Mapping[str, Any], videos: list[str]) -> _Episodes:
-    rows = sorted(_json_lines(folder / "meta/episodes.jsonl"), key=lambda row: row["episode_index"])
-    _check_count(folder, len(rows), info)
-    episodes, places = [], []
-    for index, row in enumerate(rows[: info["total_episodes"]]):
+    rows, episodes = _checked(folder, list(_json_lines(folder / "meta/episodes.jsonl")), info)
+    places = []
+    for row in rows:
         number = row["episode_index"]
         at = {"episode_chunk": number // info["chunks_size"], "episode_index": number}
         in_videos = {column: VideoPlace(folder / info["video_path"].format(video_key=column, **at), 0.0) for column in videos}
-        places.append(EpisodePlace(folder / info["data_path"].format(**at), 0, in_videos))
-        episodes.append(DemonstratedEpisode(index=index, task=row["tasks"][0], length=row["length"]))
+        places.append(EpisodePlace(number, folder / info["data_path"].format(**at), 0, in_videos))
     return episodes, places
+
+
+def _checked(
+    folder: Path, rows: list[dict[str, Any]], info: Mapping[str, Any], *, whole: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], list[DemonstratedEpisode]]:
+    """The rows of as many episodes as the dataset counts, in their order, with whole numbers; and what they say."""
+    try:
+        for row, name in itertools.product(rows, ("episode_index", *whole)):
+            row[name] = _whole(row, name)
+        rows = sorted(rows, key=lambda row: row["episode_index"])
+        for row, following in itertools.pairwise(rows):
+            if row["episode_index"] == following["episode_index"]:
+                raise ValueError(f"episode {row['episode_index']} is described twice")
+        counted = rows[: info["total_episodes"]]
+        episodes = [_episode(index, row) for index, row in enumerate(counted)]
+    except ValueError as error:
+        raise ValueError(f"{folder} is damaged: {error}") from None
+    if len(counted) < info["total_episodes"]:
+        counts = f"{layout.INFO} counts {info['total_episodes']} episodes, {len(counted)} are there"
+        raise ValueError(f"{folder} is half-written: {counts}")
+    return counted, episodes
+
+
+def _episode(index: int, row: Mapping[str, Any]) -> DemonstratedEpisode:
+    tasks, length = row["tasks"], row["length"]
+    told = {tasks} if isinstance(tasks, str) else set(tasks)
+    if len(told) != 1 or not all(isinstance(task, str) and task for task in told):
+        raise ValueError(f"episode {index} has the tasks {tasks!r}, where one instruction for all of it is read")
+    if length is None or _whole(row, "length") < 1:
+        raise ValueError(f"episode {index} has the length {length!r}")
+    return DemonstratedEpisode(index=index, task=told.pop(), length=_whole(row, "length"), **_origin(row))
+
+
+def _origin(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a dataset may say of an episode, and of what kind it is."""
+    success, suite = row.get("success"), row.get("suite")
+    if success not in (None, False, True):  # 0 and 1 are those
+        raise ValueError(f"success is {success!r}, where true and false are read")
+    if not isinstance(suite, str | None):
+        raise ValueError(f"suite is {suite!r}, and no name")
+    numbers = {name: None if row.get(name) is None else _whole(row, name) for name in ("task_id", "init_state_id")}
+    return {"success": None if success is None else bool(success), "suite": suite, **numbers}
+
+
+def _whole(row: Mapping[str, Any], name: str) -> int:
+    """A number of a table, which pandas may have made a float."""
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise ValueError(f"{name} is {value!r}, and no whole number")
+    return int(value)
 
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
     try:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)
+        for line in file.read_text(encoding="utf-8").split("\n"):  # `splitlines` knows more ends, which JSON may hold
+            if line.strip():
+                yield json.loads(line)
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is missing or damaged ({error})") from None
 
 
-def _check_count(folder: Path, found: int, info: Mapping[str, Any]) -> None:
-    if found < info["total_episodes"]:
-        raise ValueError(f"{folder} is half-written: {layout.INFO} counts {info['total_episodes']} episodes, {found} are there")
-
-
 def _check_files(folder: Path, episodes: list[DemonstratedEpisode], places: list[EpisodePlace], columns: set[str]) -> None:
-    """Refuse a dataset whose files are not all there, as long as they should be."""
-    ends: dict[Path, int] = {}
+    """Refuse a dataset whose files are not all there, as long as they should be, with the rows where they should be."""
+    held: dict[Path, list[int]] = {}
     for episode, place in zip(episodes, places, strict=True):
-        ends[place.file] = max(ends.get(place.file, 0), place.first_row + episode.length)
-    for file, end in ends.items():
-        rows, there = count_rows(file)
+        held.setdefault(place.file, []).append(episode.index)
+    for file, indices in held.items():
+        name, (rows, there) = file.relative_to(folder), count_rows(file)
+        end = max(places[index].first_row + episodes[index].length for index in indices)
         if rows < end:
-            raise ValueError(f"{folder} is half-written: {file.relative_to(folder)} has {rows} rows, not {end}")
+            raise ValueError(f"{folder} is half-written: {name} has {rows} rows, not {end}")
         if missing := columns - there:
-            name = file.relative_to(folder)
             raise ValueError(f"{folder} is damaged: {layout.INFO} names the column {min(missing)}, {name} does not have it")
-    for place in places:
+        if there.issuperset(_WHOSE):
+            told = np.stack([read_integers(file, column) for column in _WHOSE], axis=1)
+            wrong = _misplaced(told, [(places[index], episodes[index].length) for index in indices])
+            if wrong is not None:
+                whose = "is of another episode than the dataset says, or of another place in it"
+                raise ValueError(f"{folder} is damaged: row {wrong} of {name} {whose}")
+
+
+def _misplaced(told: np.ndarray, held: Sequence[tuple[EpisodePlace, int]]) -> int | None:
+    """The first row of a file that is another one than episodes of these places and lengths want; None if none is.
+
+    Args:
+        told: (rows, 2) episode and frame, as each row says.
+    """
+    of_none = np.ones(len(told), bool)
+    for place, length in held:
+        if place.first_row < 0:
+            return 0
+        own = slice(place.first_row, place.first_row + length)
+        wrong = (told[own] != np.stack([np.full(length, place.number), np.arange(length)], axis=1)).any(axis=1)
+        if wrong.any():
+            return place.first_row + int(wrong.argmax())
+        of_none[own] = False
+    left = np.flatnonzero(of_none & np.isin(told[:, 0], [place.number for place, _ in held]))
+    return int(left[0]) if len(left) else None
+
+
+def _check_videos(folder: Path, episodes: list[DemonstratedEpisode], places: list[EpisodePlace], *, fps: float) -> None:
+    """Refuse a dataset whose videos are not all there, or shorter than their episodes as far as it says so."""
+    for episode, place in zip(episodes, places, strict=True):
         for video in place.videos.values():
+            name = video.file.relative_to(folder)
             if not video.file.exists():
-                raise ValueError(f"{folder} is half-written: {video.file.relative_to(folder)} is missing")
+                raise ValueError(f"{folder} is half-written: {name} is missing")
+            if video.end_s is not None and (video.end_s - video.begin_s) * fps < episode.length - 0.5:
+                raise ValueError(
+                    f"{folder} is damaged: episode {episode.index} has {episode.length} frames, but only "
+                    f"{video.begin_s:g} s to {video.end_s:g} s of {name}"
+                )
 
 
 def _mapping(of: Mapping[str, Any], name: str, folder: Path) -> Mapping[str, Any]:

@@ -149,16 +149,39 @@ def read_vectors(file: Path, column: str, *, dim: int) -> np.ndarray:
     Raises:
         ValueError: It holds something else, or the file is no complete parquet file.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    with _open(file) as opened:
-        values = opened.read([column]).column(column).combine_chunks()
-    is_list = hasattr(values, "flatten")
+    values = _read_column(file, column)
+    kind = values.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    of = kind.value_type if is_list else kind
+    if not (pa.types.is_integer(of) or pa.types.is_floating(of) or pa.types.is_boolean(of)):
+        raise ValueError(f"{file}: {column} holds {kind}, and no numbers")
     lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False) if is_list else np.ones(len(values), int)
     numbers = values.flatten() if is_list else values
     if (lengths != dim).any():
         raise ValueError(f"{file}: {column} does not hold {dim} numbers in each row")
     return numbers.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(values), dim)
+
+
+def read_integers(file: Path, column: str) -> np.ndarray:
+    """(rows,) int64; -1 where there is none.
+
+    Raises:
+        ValueError: It holds something else, or the file is no complete parquet file.
+    """
+    import pyarrow as pa
+
+    values = _read_column(file, column)
+    if not pa.types.is_integer(values.type):
+        raise ValueError(f"{file}: {column} holds {values.type}, and no whole numbers")
+    return values.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _read_column(file: Path, column: str) -> Any:
+    with _open(file) as opened:
+        return opened.read([column]).column(column).combine_chunks()
 
 
 def read_pictures(file: Path, column: str, row_group: int) -> list[bytes]:
@@ -171,12 +194,15 @@ def read_pictures(file: Path, column: str, row_group: int) -> list[bytes]:
 
     with _open(file) as opened:
         values = opened.read_row_group(row_group, [column]).column(column).combine_chunks()
-    files = values.field("bytes") if pa.types.is_struct(values.type) else values
+    is_struct = pa.types.is_struct(values.type)
+    files = values.field("bytes") if is_struct and values.type.get_field_index("bytes") >= 0 else values
     if not (pa.types.is_binary(files.type) or pa.types.is_large_binary(files.type)):
         raise ValueError(f"{file}: {column} holds {files.type}, and no pictures")
     pictures = files.to_pylist()
-    if any(picture is None for picture in pictures):
-        raise ValueError(f"{file}: {column} names files of pictures instead of holding them")
+    if None in pictures:
+        named = is_struct and values.type.get_field_index("path") >= 0 and values[pictures.index(None)]["path"].is_valid
+        what = "names files of pictures instead of holding them" if named else "lacks a picture"
+        raise ValueError(f"{file}: {column} {what}")
     return pictures
 
 

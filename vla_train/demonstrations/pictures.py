@@ -41,10 +41,12 @@ def decode_picture(file: bytes) -> np.ndarray:
     """(H, W, 3) uint8, from PNG or JPEG.
 
     Raises:
-        ValueError: It is damaged.
+        ValueError: It is damaged, or has more than 8 bits a pixel and channel.
     """
     try:
         with Image.open(BytesIO(file)) as image:
+            if image.mode[0] in "IF":  # to convert them would cut values off
+                raise ValueError(f"a picture has the mode {image.mode}: pictures of 8 bits are read")
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"a picture is damaged ({error})") from None

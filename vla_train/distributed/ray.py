@@ -17,6 +17,7 @@ A worker that fails is restarted by the rollout, like any other.
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -45,6 +46,7 @@ except ImportError as error:
 
 SIM_RESOURCE = "sim"
 TRAIN_ROLLOUT_RESOURCE = "train_rollout"
+_CONNECT_S = 10.0
 
 _logger = logging.getLogger(__name__)
 
@@ -59,12 +61,24 @@ def connect() -> None:
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        _require_listener(os.environ.get("RAY_ADDRESS", ""))
         ray.init(logging_level=logging.WARNING)
-    except (ConnectionError, OSError, RuntimeError, ray.exceptions.RayError) as error:
+    except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         asked = "; Ray 2.59 and later ask for a token (docs/pipeline.md)" if os.environ.get("RAY_ADDRESS") else ""
         raise WorkerError(f"no Ray cluster can be joined or started (RAY_ADDRESS): {error}{asked}") from None
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own, which ends the process, in the place of any other
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself would look for minutes, and hear no signal meanwhile.
+
+    Raises:
+        OSError: Nothing answers at HOST:PORT; addresses of other kinds are Ray's to understand.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 def placement(resource: str, count: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from vla_train.config import EnvConfig
 from vla_train.types import IMAGE, INSTRUCTION, ArraySpec, on_host
 
 RENDER = "render"
@@ -56,9 +57,16 @@ def read_array(observation: Any, key: str, *, image_key: str, tensors: bool = Fa
     return observation if tensors and getattr(observation, "is_cuda", False) else on_host(observation)
 
 
-def has_instruction(space: gym.Space[Any]) -> bool:
-    """Whether the env itself says what to do."""
-    return isinstance(space, gym.spaces.Dict) and isinstance(space.spaces.get(INSTRUCTION), gym.spaces.Text)
+def has_instruction(space: gym.Space[Any], config: EnvConfig) -> bool:
+    """Whether the env itself says what to do, or the config.
+
+    Raises:
+        ValueError: Both do.
+    """
+    own = isinstance(space, gym.spaces.Dict) and isinstance(space.spaces.get(INSTRUCTION), gym.spaces.Text)
+    if own and config.instruction is not None:
+        raise ValueError(f"{config.id} says itself what to do: leave env.instruction out")
+    return own or config.instruction is not None
 
 
 def read_instruction(observation: Any, default: str | None) -> Any:

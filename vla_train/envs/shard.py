@@ -114,9 +114,11 @@ def action_bounds(space: gym.Space[Any], env_id: str) -> tuple[np.ndarray, np.nd
     """
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
         raise ValueError(f"{env_id}: actions must be a vector of continuous numbers (Box of shape (A,)), got {space}")
-    if not space.is_bounded():
+    with np.errstate(over="ignore"):  # a bound beyond float32 is none
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    if not np.isfinite([low, high]).all():
         raise ValueError(f"{env_id}: actions must be bounded on both sides, got {space}")
-    return space.low.astype(np.float32), space.high.astype(np.float32)
+    return low, high
 
 
 def check_instructions(instructions: Sequence[str], slots: Sequence[int]) -> None:

@@ -77,7 +77,7 @@ class SingleEnvsShard(EnvShard):
             action_high=high,
             task_ids=(0,),
             num_init_states={},
-            has_instruction=self._config.instruction is not None or has_instruction(env.observation_space),
+            has_instruction=has_instruction(env.observation_space, self._config),
             suite=None,
             max_episode_steps=limit,
             whole_resets=False,

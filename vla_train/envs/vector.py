@@ -97,7 +97,7 @@ class VectorShard(EnvShard):
             action_high=high,
             task_ids=tuple(getattr(unwrapped, "task_ids", (0,))),
             num_init_states=dict(getattr(unwrapped, "num_init_states", {})),
-            has_instruction=self._config.instruction is not None or has_instruction(env.single_observation_space),
+            has_instruction=has_instruction(env.single_observation_space, self._config),
             suite=getattr(unwrapped, "suite", None),
             max_episode_steps=limit,
             whole_resets=self._whole_resets,

@@ -135,6 +135,8 @@ class SftRun:
         self._closing.callback(policies.close)
         policy = require_supervised(policies.trained, config.policy)
         require_readable(config.data, dataset, policy, env)
+        for key in set(policy.observation_keys).intersection(dataset.image_keys):
+            data.images(train[0], key, [0])  # what cannot be read at all is found out before there is a run
         self._policy = policies.sampler
         self.rollout = Rollout(config.rollout, policy=self._policy, workers=workers, timeline=Timeline(), seed=config.seed)
         self.trainer = Trainer(
@@ -360,11 +362,16 @@ class SftRun:
 
 
 def _fingerprint(data: Demonstrations, train: list[int], validation: list[int]) -> dict[str, Any]:
-    """What tells other episodes apart, as JSON: the order of samples and the bins of actions depend on them."""
+    """What tells other episodes apart, as JSON: the order of samples and the bins of actions depend on them.
+
+    Pictures are not looked at: reading them all takes minutes.
+    """
     digest = hashlib.sha256()
     digest.update(repr((train, validation)).encode())
     for index in train + validation:
-        digest.update(data.actions(index).tobytes())
+        digest.update(data.episodes[index].task.encode())
+        for numbers in (data.actions(index), data.states(index)):
+            digest.update(b"" if numbers is None else numbers.tobytes())
     return {"episodes": len(train), "digest": digest.hexdigest()}
 
 

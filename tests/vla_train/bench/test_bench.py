@@ -134,6 +134,11 @@ def test_it_takes_the_options_of_train() -> None:
         (["--seconds", "0"], "seconds must be positive, got 0.0"),
         (["--json", "no/such/folder/file"], "json must be a file in a folder that exists, got no/such/folder/file"),
         (["--json", "/"], "json must be a file in a folder that exists, got /"),
+        (
+            ["--json", "/proc/bench.json"],
+            "json: /proc/bench.json cannot be written (No such file or directory): choose another",
+        ),
+        (["--json", __file__], "holds something else than results of bench: choose another"),
         (["--rollout.group-size", "1"], "rollout.group_size must be at least 2, got 1"),
         (["--recipe", "nope"], "unknown recipe 'nope'"),
         (["--recipe", "one-gpu"], "name one with --policy.checkpoint"),

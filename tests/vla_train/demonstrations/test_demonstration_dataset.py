@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
+import imageio_ffmpeg
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ import small_demonstrations as small
 from PIL import Image
 
 from vla_train.demonstrations.dataset import DemonstrationDataset
+from vla_train.demonstrations.videos import decode_video
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +183,35 @@ def write_video(file: Path, frames: np.ndarray, *, fps: int) -> None:
     iio.imwrite(file, frames, fps=fps, codec="libx264", macro_block_size=2, output_params=["-crf", "1"])
 
 
+@pytest.mark.parametrize("pause", [0, 1], ids=["whole milliseconds", "and a pause of a frame"])
+def test_frames_of_a_video_are_as_they_are_stored_whatever_their_times(pause: int, tmp_path: Path):
+    """ffmpeg would give some twice and leave others out, to have a constant rate."""
+    frames = np.broadcast_to(np.arange(0, 240, 4, np.uint8)[:, None, None, None], (60, 32, 32, 3))
+    plain, video = tmp_path / "plain/video.mp4", tmp_path / "video.mp4"
+    write_video(plain, frames, fps=30)
+    times = ["-vf", f"setpts=(N+{pause}*gte(N\\,50))/(30*TB)", "-fps_mode", "passthrough", "-video_track_timescale", "1000"]
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(plain)]
+    subprocess.run([*ffmpeg, *times, "-crf", "1", str(video)], check=True)
+    for begin in (0, 1, 46):
+        read = decode_video(video, begin_s=begin / 30, num_frames=9, fps=30)
+        assert np.abs(read.astype(int) - frames[begin : begin + 9]).max() <= 2
+
+
+def test_a_video_of_another_rate_or_too_short_for_its_episode_is_refused(with_video: Path):
+    change_info(with_video, fps=10)
+    with pytest.raises(ValueError, match=r"file-000.mp4 has 20 frames per second, where meta/info.json says 10$"):
+        DemonstrationDataset(with_video).images(0, "image", [0])
+    change_info(with_video, fps=20)
+    table = with_video / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(table).to_pylist()
+    for row, missing in zip(rows, (0, 2, 0, 0, 0, 0), strict=True):
+        end = (row["dataset_from_index"] + row["length"] - missing) / 20
+        row["videos/observation.images.image/to_timestamp"] = end
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    with pytest.raises(ValueError, match=r"is damaged: episode 1 has 4 frames, but only 0.15 s to 0.25 s of videos/"):
+        DemonstrationDataset(with_video)
+
+
 def test_frames_of_a_video_are_those_of_the_episode(with_video: Path):
     dataset = DemonstrationDataset(with_video)
     assert dataset.image_shapes == {"image": (32, 32, 3)}
@@ -339,6 +371,105 @@ def rewrite(file: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     pq.write_table(change(pq.read_table(file)), file)
 
 
+def rewrite_rows(file: Path, change: Callable[[list[dict[str, Any]]], Any]) -> None:
+    rows = pq.read_table(file).to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows), file)
+
+
+def lengthen(rows: list[dict[str, Any]]) -> None:
+    rows[0]["length"] += 2
+
+
+def shorten(rows: list[dict[str, Any]]) -> None:
+    rows[0]["length"] -= 1
+
+
+def renumber(rows: list[dict[str, Any]]) -> None:
+    for row, number in zip(rows, range(5, -1, -1), strict=True):
+        row["episode_index"] = number
+
+
+@pytest.mark.parametrize("change", [lengthen, shorten, renumber, lambda rows: rows.pop(0)])
+def test_rows_that_say_that_they_are_of_another_episode_are_refused(change: Callable[[Any], Any], copied: Path):
+    rewrite_rows(copied / "meta/episodes/chunk-000/file-000.parquet", change)
+    change_info(copied, total_episodes=5)
+    with pytest.raises(ValueError, match=r"is damaged: row \d+ of data/chunk-000/file-000.parquet is of another episode than"):
+        DemonstrationDataset(copied)
+
+
+def test_rows_in_another_order_are_refused(of_version_2: Path):
+    file = of_version_2 / "data/chunk-000/episode_000001.parquet"
+    rewrite(file, lambda table: table.append_column("frame_index", pa.array(range(len(table)))))
+    DemonstrationDataset(of_version_2)
+    rewrite(file, lambda table: table.take([0, 2, 1, *range(3, len(table))]))
+    with pytest.raises(ValueError, match=r"is damaged: row 1 of data/chunk-000/episode_000001.parquet is of another episode"):
+        DemonstrationDataset(of_version_2)
+
+
+def test_an_episode_that_is_described_twice_is_refused(copied: Path):
+    rewrite_rows(copied / "meta/episodes/chunk-000/file-000.parquet", lambda rows: rows.append(rows[1]))
+    with pytest.raises(ValueError, match=r"is damaged: episode 1 is described twice$"):
+        DemonstrationDataset(copied)
+
+
+@pytest.mark.parametrize("tasks", [["open", "close"], [], [None], [3], [""], ""])
+def test_an_episode_without_one_instruction_is_refused(tasks: object, of_version_2: Path):
+    file = of_version_2 / "meta/episodes.jsonl"
+    first, *others = file.read_text().splitlines()
+    file.write_text("\n".join([json.dumps(json.loads(first) | {"tasks": tasks}), *others]))
+    with pytest.raises(
+        ValueError, match=r"is damaged: episode 0 has the tasks .*, where one instruction for all of it is read"
+    ):
+        DemonstrationDataset(of_version_2)
+
+
+def test_an_instruction_may_stand_by_itself_and_hold_any_character(of_version_2: Path):
+    told = "open\u2028the drawer"
+    file = of_version_2 / "meta/episodes.jsonl"
+    first, *others = file.read_text().splitlines()
+    row = json.dumps(json.loads(first) | {"tasks": told}, ensure_ascii=False)
+    file.write_text("\n".join([row, *others]), encoding="utf-8")
+    assert DemonstrationDataset(of_version_2).episodes[0].task == told
+
+
+def test_what_a_table_says_of_an_episode_is_of_its_kind(copied: Path):
+    table = copied / "meta/episodes/chunk-000/file-000.parquet"
+
+    def say(**values: Any) -> None:
+        rewrite_rows(table, lambda rows: [row.update(values) for row in rows])
+
+    say(success=0, task_id=3.0)
+    episode = DemonstrationDataset(copied).episodes[0]
+    assert (episode.success, episode.task_id) == (False, 3)
+    assert isinstance(episode.task_id, int)
+    rewrite_rows(table, lambda rows: [row.update(dataset_from_index=float(row["dataset_from_index"])) for row in rows])
+    np.testing.assert_array_equal(DemonstrationDataset(copied).actions(2), small.demonstration(2).actions)
+    for wrong, said in (
+        ({"success": "failure"}, "success is 'failure'"),
+        ({"task_id": "3"}, "task_id is '3'"),
+        ({"suite": 5}, "suite is 5"),
+    ):
+        say(**{"success": True, "task_id": 3, "suite": None} | wrong)
+        with pytest.raises(ValueError, match=rf"{copied} is damaged: {said}, "):
+            DemonstrationDataset(copied)
+
+
+def test_pictures_of_more_than_eight_bits_and_missing_ones_are_refused(of_version_2: Path):
+    deep = BytesIO()
+    Image.fromarray(np.full((small.SIDE, small.SIDE), 30_000, np.uint16)).save(deep, "PNG")
+    for picture, said in (
+        ({"bytes": deep.getvalue(), "path": None}, r"mode I;16: pictures of 8 bits"),
+        (None, "image lacks a picture"),
+    ):
+        rewrite_rows(
+            of_version_2 / "data/chunk-000/episode_000001.parquet",
+            lambda rows, picture=picture: rows[0].update(image=picture),
+        )
+        with pytest.raises(ValueError, match=said):
+            DemonstrationDataset(of_version_2).images(1, "image", [0])
+
+
 @pytest.mark.parametrize("column", ["actions", "state", "image"])
 def test_a_file_that_lacks_a_column_is_named_whichever_it_is(column: str, of_version_2: Path):
     rewrite(of_version_2 / "data/chunk-000/episode_000002.parquet", lambda table: table.drop_columns([column]))
@@ -374,10 +505,21 @@ def test_pictures_may_be_stored_without_a_path(kind: pa.DataType, of_version_2: 
     np.testing.assert_array_equal(DemonstrationDataset(of_version_2).images(1, "image", [0]), expected)
 
 
-def test_a_column_that_holds_no_pictures_is_named(of_version_2: Path):
-    def words(table: pa.Table) -> pa.Table:
-        return table.set_column(table.column_names.index("image"), "image", pa.array(["picture"] * len(table)))
+def test_a_column_that_holds_no_pictures_or_no_numbers_is_named(of_version_2: Path):
+    def words(column: str) -> Callable[[pa.Table], pa.Table]:
+        return lambda table: table.set_column(table.column_names.index(column), column, pa.array(["word"] * len(table)))
 
-    rewrite(of_version_2 / "data/chunk-000/episode_000001.parquet", words)
+    for column in ("image", "actions"):
+        rewrite(of_version_2 / "data/chunk-000/episode_000001.parquet", words(column))
+    dataset = DemonstrationDataset(of_version_2)
     with pytest.raises(ValueError, match=r"episode_000001.parquet: image holds string, and no pictures"):
-        DemonstrationDataset(of_version_2).images(1, "image", [0])
+        dataset.images(1, "image", [0])
+    with pytest.raises(ValueError, match=r"episode_000001.parquet: actions holds string, and no numbers"):
+        dataset.actions(1)
+    nested = pa.array([{"joint": 0.5}] * small.length_of(1))
+    rewrite(
+        of_version_2 / "data/chunk-000/episode_000001.parquet",
+        lambda table: table.set_column(table.column_names.index("actions"), "actions", nested),
+    )
+    with pytest.raises(ValueError, match=r"actions holds struct<joint: double>, and no numbers"):
+        DemonstrationDataset(of_version_2).actions(1)

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -167,3 +168,22 @@ if __name__ == "__main__":
     assert "Traceback" not in errors
     with np.load(tmp_path / "state.npz", allow_pickle=False) as state:
         assert len(state["specs"]) > 0, "nothing was under way"
+
+
+def test_an_address_at_which_no_cluster_is_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself looks for minutes, and hears no signal meanwhile; of some addresses it says only that they are wrong."""
+
+    def init(**options: object) -> None:
+        raise ValueError("Invalid address format: foo")
+
+    from vla_train.distributed.ray import connect
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        silent = f"127.0.0.1:{taken.getsockname()[1]}"
+        for address, said in {silent: "Connection refused", "foo": "Invalid address format: foo"}.items():
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            with pytest.raises(WorkerError, match=rf"no Ray cluster can be joined or started \(RAY_ADDRESS\): .*{said}"):
+                connect()

@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from vla_train.config import EnvConfig
 from vla_train.envs.observations import array_specs, has_instruction, read_array, read_instruction
 from vla_train.types import ArraySpec
 
@@ -51,12 +52,15 @@ def test_a_plain_array_is_an_image_if_it_looks_like_one_and_else_the_state(space
 
 def test_an_instruction_that_is_no_text_is_an_array_like_any_other() -> None:
     tokens = gym.spaces.Dict({"instruction": gym.spaces.MultiDiscrete([9, 9]), "agent_pos": STATE})
-    assert not has_instruction(tokens)
+    assert not has_instruction(tokens, EnvConfig())
+    assert has_instruction(tokens, EnvConfig(instruction="go on"))
     assert read_instruction(tokens.sample(), "go on") == "go on"
     for said in (3, np.int64(3), np.array([1, 2]), np.array([[1, 2], [3, 4]]), None):
         assert read_instruction({"instruction": said}, None) is None
     assert set(array_specs(tokens, image_key="image")) == {"instruction", "agent_pos"}
     texts = gym.spaces.Dict({"instruction": gym.spaces.Text(9)})
-    assert has_instruction(texts)
+    assert has_instruction(texts, EnvConfig())
+    with pytest.raises(ValueError, match=r"Some-v0 says itself what to do: leave env\.instruction out"):
+        has_instruction(texts, EnvConfig(id="Some-v0", instruction="go on"))
     for said in ("open it", ("open it", ""), np.array(["open it", "close it"])):
         assert read_instruction({"instruction": said}, "go on") is said

@@ -55,3 +55,5 @@ def test_what_is_observed_after_the_end_means_nothing_and_before_it_must_be_numb
 def test_actions_of_whole_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Some-v0: actions must be a vector of continuous numbers"):
         action_bounds(gym.spaces.Box(0, 10, (2,), np.int32), "Some-v0")
+    with pytest.raises(ValueError, match="Some-v0: actions must be bounded on both sides"):
+        action_bounds(gym.spaces.Box(-1e300, 1e300, (2,), np.float64), "Some-v0")  # infinite in float32

@@ -13,6 +13,7 @@ from vla_train.envs.shard import EnvFaultError, EnvShard
 from vla_train.pipeline.episode_recorder import EpisodeRecorder
 
 LENGTH, CHUNK_SIZE = 6, 2
+ANSWERS = {"nan": float("nan"), "text": "False", "minus": -1, "one": 1.0, "zero": np.int64(0), "array": np.array([True])}
 
 
 class PlannedEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -23,13 +24,23 @@ class PlannedEnv(gym.Env[np.ndarray, np.ndarray]):
         key: What in `info` tells of success; none if empty.
         succeeds_at: The one step at which it is true.
         only_at_end: Whether `info` tells only when the episode ends.
+        answer: What it says, instead of true and false.
     """
 
     observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
 
-    def __init__(self, *, falls_at: int | None = None, key: str = "", succeeds_at: int = -1, only_at_end: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        falls_at: int | None = None,
+        key: str = "",
+        succeeds_at: int = -1,
+        only_at_end: bool = False,
+        answer: Any = None,
+    ) -> None:
         self._falls_at, self._key, self._succeeds_at, self._only_at_end = falls_at, key, succeeds_at, only_at_end
+        self._answer = answer
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         self._steps = 0
@@ -39,7 +50,8 @@ class PlannedEnv(gym.Env[np.ndarray, np.ndarray]):
         self._steps += 1
         falls = self._steps == self._falls_at
         told = self._key and (falls or self._steps == LENGTH or not self._only_at_end)
-        info = {self._key: self._steps == self._succeeds_at} if told else {}
+        says = ANSWERS.get(self._answer, self._steps == self._succeeds_at)
+        info = {self._key: says} if told else {}
         return np.zeros(1, np.float32), 1.0, falls, False, info
 
 
@@ -97,6 +109,19 @@ def test_another_key_of_info_may_tell_even_if_only_at_the_end(vectorised: bool) 
     assert outcome("info:solved", vectorised, key="solved", succeeds_at=4, falls_at=4, only_at_end=True)
     with pytest.raises(EnvFaultError, match=r"ended without info\['solved'\]"):
         outcome("info:solved", vectorised, key="success")
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+@pytest.mark.parametrize(("answer", "wanted"), [("one", True), ("zero", False), ("array", True)])
+def test_a_success_may_be_a_number_of_one_or_zero(answer: str, wanted: bool, vectorised: bool) -> None:
+    assert outcome("auto", vectorised, key="success", answer=answer) is wanted
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+@pytest.mark.parametrize(("answer", "said"), [("nan", "nan"), ("text", "False"), ("minus", "-1")])
+def test_what_is_no_answer_is_no_success(answer: str, said: str, vectorised: bool) -> None:
+    with pytest.raises(EnvFaultError, match=rf"info\['success'\] is {said}: true, false, 1 and 0 tell of success"):
+        outcome("auto", vectorised, key="success", answer=answer)
 
 
 @pytest.mark.parametrize("vectorised", [False, True])

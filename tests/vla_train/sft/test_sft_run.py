@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rank_processes import run_ranks
@@ -306,8 +308,28 @@ def test_a_run_does_not_go_on_with_other_demonstrations(make_sft: MakeSft, tmp_p
         sft(more)
     shutil.rmtree(data)
     write_reach_demonstrations(data, num_episodes=3)
+    table = data / "meta/episodes/chunk-000/file-000.parquet"
+    told = pq.read_table(table)
+    other = pa.array([["do something else"]] * 3)
+    pq.write_table(told.set_column(told.column_names.index("tasks"), "tasks", other), table)
+    with pytest.raises(ValueError, match=r"learnt from 3 episodes of .*growing, which has others now \(3 to learn from\)"):
+        sft(more)
+    pq.write_table(told, table)
     sft(more)
     assert list_checkpoints(config.output)[-1].name == "step_000004"
+
+
+def test_pictures_that_cannot_be_read_are_found_out_before_there_is_a_run(make_sft: MakeSft, tmp_path: Path) -> None:
+    data = write_reach_demonstrations(tmp_path / "cut", num_episodes=3)
+    file = data / "data/chunk-000/file-000.parquet"
+    rows = pq.read_table(file)
+    name = next(name for name in rows.column_names if "image" in name)
+    pictures = pa.array([{"bytes": b"none", "path": None}] * len(rows))
+    pq.write_table(rows.set_column(rows.column_names.index(name), name, pictures), file)
+    config = replace(make_sft(steps=3), data=data)
+    with pytest.raises(ValueError, match="a picture is damaged"):
+        sft(config)
+    assert not config.output.exists()
 
 
 def test_rows_that_cannot_be_read_at_the_first_step_leave_nothing_to_go_on_from(
