@@ -23,7 +23,7 @@ class BenchConfig(TrainConfig):
         super().__post_init__()
         check_positive(self, "", "seconds")
         if self.json is not None:
-            fits = self.json.absolute().parent.is_dir() and not self.json.is_dir()
+            fits = self.json.absolute().parent.is_dir() and (self.json.is_file() or not self.json.exists())
             require(fits, f"json must be a file in a folder that exists, got {self.json}")
             require(_is_own(self.json), f"json: {self.json} holds something else than results of bench: choose another")
             try:

@@ -134,6 +134,7 @@ def test_it_takes_the_options_of_train() -> None:
         (["--seconds", "0"], "seconds must be positive, got 0.0"),
         (["--json", "no/such/folder/file"], "json must be a file in a folder that exists, got no/such/folder/file"),
         (["--json", "/"], "json must be a file in a folder that exists, got /"),
+        (["--json", "/dev/null"], "json must be a file in a folder that exists, got /dev/null"),
         (
             ["--json", "/proc/bench.json"],
             "json: /proc/bench.json cannot be written (No such file or directory): choose another",

@@ -1,6 +1,8 @@
 """Demonstrations that need no env: noise in small pictures, and numbers."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,3 +55,9 @@ def write_dataset(folder: Path, num_episodes: int) -> Path:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file, by its path inside the folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def change_info(folder: Path, **changes: Any) -> None:
+    """Let a dataset say something else of itself."""
+    file = folder / "meta/info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
